@@ -1,0 +1,60 @@
+# make run      the whole workflow on the built-in parts: no key, no GPU, no hub (2 to 4 minutes)
+# make test     all tests            make check    style and types
+# make install  the environment alone, for python -m jobs.<job>
+# make          these lines
+
+PYTHON ?= python3
+VENV ?= .venv
+python := $(VENV)/bin/python
+torch := $(shell sed -n 's/^torch==//p' constraints.txt)
+
+.PHONY: help install run test check format settings-table constraints clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+install: $(VENV)/.installed
+
+run: export DISTILL_RUN ?= builtin
+run: export DISTILL_DATA__SOURCE ?= builtin
+run: export DISTILL_TEACHER__BASE_URL ?= builtin
+run: export DISTILL_STUDENT__MODEL ?= builtin
+run: $(VENV)/.installed
+	$(python) -m jobs.pipeline
+
+test: $(VENV)/.installed
+	$(python) -m pytest
+
+check: $(VENV)/.installed
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.installed
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+# Puts the table of settings into the README.
+settings-table: $(VENV)/.installed
+	$(python) -m common.environment
+
+# Pins the newest versions that resolve together.
+constraints:
+	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	docker/install-torch build/constraints/bin/python $(torch) cpu
+	build/constraints/bin/python -m pip install --quiet '.[dev]'
+	{ sed -n '/^#/p' constraints.txt; \
+	  build/constraints/bin/python -m pip freeze --exclude distill | sed 's/+cpu$$//'; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+$(VENV)/.installed: pyproject.toml constraints.txt docker/install-torch
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: $(PYTHON) is older than Python 3.11; set PYTHON=python3.11 or newer"; exit 1; }
+	@echo "installing into $(VENV) (a few minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@docker/install-torch $(python) $(torch)
+	@$(python) -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,171 @@
+"""The stand-in teacher: an OpenAI-compatible HTTP server on loopback that corrects by rules.
+
+It is no language model. It answers the last user message (or the text before the last [/INST] of a
+completions prompt) with `correction.correct`, which knows the text alone and is sometimes wrong.
+`python -m common.builtin.teacher --port 8001` serves until its standard input ends.
+"""
+
+import argparse
+import asyncio
+import json
+import math
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from aiohttp import web
+
+from common.builtin.correction import correct
+from common.errors import DistillError
+
+MODEL = "stand-in"
+_DEFAULT_REQUESTS_PER_MINUTE = 120_000
+
+
+class StandIn:
+    """The server's state: its answer function and what is left of this minute's quota."""
+
+    def __init__(
+        self,
+        answer: Callable[[str], str] = correct,
+        requests_per_minute: int = _DEFAULT_REQUESTS_PER_MINUTE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`answer` maps a text to a response."""
+        self._answer, self._limit, self._clock = answer, requests_per_minute, clock
+        self._left, self._window_start = requests_per_minute, clock()
+        self.served = 0
+
+    def make_app(self) -> web.Application:
+        """The server, to be run by aiohttp."""
+        app = web.Application(client_max_size=16 << 20)
+        app.router.add_get("/v1/models", self._list_models)
+        app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_post("/v1/completions", self._complete)
+        return app
+
+    async def _list_models(self, request: web.Request) -> web.Response:
+        del request
+        return web.json_response({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+
+    async def _complete(self, request: web.Request) -> web.Response:
+        headers = self._take_quota()
+        if "retry-after" in headers:
+            return _refuse(429, "rate_limit_exceeded", "the request quota is used up", headers)
+        try:
+            body = json.loads(await request.read())
+            is_chat = request.path.endswith("/chat/completions")
+            prompt = body["messages"][-1]["content"] if is_chat else body["prompt"]
+            if not isinstance(prompt, str):
+                raise TypeError("the prompt is no text")
+            int(body.get("max_tokens") or 0)
+        except (ValueError, KeyError, IndexError, TypeError):
+            message = "messages, prompt or max_tokens is missing or of the wrong kind"
+            return _refuse(400, "invalid_request", message, headers)
+        if body.get("model") != MODEL:
+            return _refuse(404, "model_not_found", f"no model {body.get('model')!r}", headers)
+        text = prompt if is_chat else _last_instruction(prompt)
+        content = make_completion(text, self._answer(text), body, is_chat, len(str(body)))
+        self.served += 1
+        return web.json_response(content, headers=headers)
+
+    def _take_quota(self) -> dict[str, str]:
+        now = self._clock()
+        if now - self._window_start >= 60:
+            self._left, self._window_start = self._limit, now
+        reset = self._window_start + 60 - now
+        allowed = self._left > 0
+        self._left -= allowed
+        headers = {
+            "x-ratelimit-limit-requests": str(self._limit),
+            "x-ratelimit-remaining-requests": str(self._left),
+            "x-ratelimit-reset-requests": f"{reset:.3f}s",
+        }
+        return headers if allowed else headers | {"retry-after": str(math.ceil(reset))}
+
+
+def make_completion(
+    text: str, response: str, body: dict[str, Any], is_chat: bool, prompt_characters: int
+) -> dict[str, Any]:
+    """A response body as the API describes it; a token is taken to be four characters."""
+    limit = 4 * int(body.get("max_tokens") or 4096)
+    finish_reason = "stop" if len(response) <= limit else "length"
+    response = response[:limit]
+    content = {"message": {"role": "assistant", "content": response}}
+    prompt_tokens, completion_tokens = prompt_characters // 4, len(response) // 4 + 1
+    return {
+        "id": f"stand-in-{uuid.uuid4().hex[:12]}",
+        "object": "chat.completion" if is_chat else "text_completion",
+        "created": int(time.time()),
+        "model": body["model"],
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": finish_reason,
+                **(content if is_chat else {"text": response}),
+            }
+        ],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        },
+    }
+
+
+def _last_instruction(prompt: str) -> str:
+    before_end = prompt.rstrip().removesuffix("[/INST]")
+    return before_end.split("[INST]")[-1].split("<</SYS>>")[-1].strip()
+
+
+def _refuse(status: int, code: str, message: str, headers: dict[str, str]) -> web.Response:
+    error = {"error": {"message": message, "type": "stand_in_error", "code": code}}
+    return web.json_response(error, status=status, headers=headers)
+
+
+@contextmanager
+def running_stand_in() -> Iterator[str]:
+    """Starts the server in a process of its own; gives its URL; stops it at the end.
+
+    The server also stops when this process dies, however it dies: its standard input ends then.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "common.builtin.teacher"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C in the terminal is for the job
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        url = process.stdout.readline().strip()
+        if not url:
+            raise DistillError("the stand-in teacher did not start")
+        yield url
+    finally:
+        process.stdin.close()
+        process.wait(timeout=10)
+        process.stdout.close()
+
+
+async def _serve(port: int, requests_per_minute: int) -> None:
+    app = StandIn(requests_per_minute=requests_per_minute).make_app()
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port)
+    await site.start()
+    print(f"http://127.0.0.1:{runner.addresses[0][1]}/v1", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await runner.cleanup()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=0, help="0: any free one, which is printed")
+    parser.add_argument("--requests-per-minute", type=int, default=_DEFAULT_REQUESTS_PER_MINUTE)
+    arguments = parser.parse_args()
+    asyncio.run(_serve(arguments.port, arguments.requests_per_minute))

@@ -1,0 +1,55 @@
+"""Runs a job as a command: settings in, one clear line on failure, an exit code out."""
+
+import argparse
+import logging
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from common.environment import describe_choices, describe_default, list_settings, load_settings
+from common.errors import DistillError, StoppedError
+from common.settings import Settings
+
+
+def run_job(main: Callable[[Settings], None], doc: str | None, sections: Sequence[str]) -> None:
+    """Runs `main` with the settings of the environment and exits; `--help` lists `sections`."""
+    _parse_arguments(doc or "", sections)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    for noisy in ("httpx2", "httpx", "aiobotocore", "botocore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # libraries' remarks on each other
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    try:
+        main(load_settings())
+    except (DistillError, StoppedError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    except OSError as error:  # a disk, a store or a cluster that fails in the middle
+        reason = (str(error).splitlines() or [""])[0]
+        print(f"error: {type(error).__name__}: {reason}; run again", file=sys.stderr, flush=True)
+        sys.exit(DistillError.exit_code)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    del frame
+    signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
+    raise StoppedError(number)
+
+
+def _parse_arguments(doc: str, sections: Sequence[str]) -> None:
+    rows = []
+    for name, field, _ in list_settings(sections):
+        default = describe_default(field)
+        rows.append(
+            f"  {name}{f' [{default}]' if default else ''}\n      {describe_choices(field)}"
+        )
+    argparse.ArgumentParser(
+        prog=f"python -m {getattr(sys.modules['__main__'].__spec__, 'name', 'jobs')}",
+        description=doc,
+        epilog="environment variables [default]:\n" + "\n".join(rows),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()

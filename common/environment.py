@@ -1,0 +1,131 @@
+"""Reads the settings from the environment, and describes them.
+
+Precedence: the environment, `.env` in the working folder, secret files (one value a file, named
+like the variable, in /run/secrets or $DISTILL_SECRETS_DIR), the defaults in `common.settings`. The
+names that other software knows (OPENAI_API_KEY, OPENAI_BASE_URL, AWS_*, HF_*, RAY_ADDRESS) may
+stand in the same places and mean what they always mean.
+
+`python -m common.environment` puts the table of settings into the README.
+"""
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from dotenv import dotenv_values
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from common.errors import SettingsError
+from common.settings import PREFIX, Section, Settings
+
+_FOREIGN = ("OPENAI_", "AWS_", "HF_", "RAY_ADDRESS")
+_SECRETS_DIR = "DISTILL_SECRETS_DIR"
+
+
+def load_settings() -> Settings:
+    """Reads the settings.
+
+    Raises:
+        SettingsError: a DISTILL_ variable is unknown, or a value is of the wrong type or range.
+    """
+    load_environment()
+    known = {name for name, _, _ in list_settings()} | {_SECRETS_DIR}
+    for name in sorted(os.environ):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            nearest = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)[0]
+            raise SettingsError(f"unknown setting {name}; the nearest known one is {nearest}")
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError("; ".join(map(_explain, error.errors()))) from None
+
+
+def load_environment() -> None:
+    """Puts `.env` and the secret files into the environment, where it lacks them.
+
+    Raises:
+        SettingsError: one of them cannot be read.
+    """
+    try:
+        _set_missing({name: value or "" for name, value in dotenv_values(".env").items()})
+        _set_missing(_read_secret_files())
+    except (UnicodeDecodeError, OSError) as error:
+        raise SettingsError(f".env or a secret file cannot be read: {error}") from None
+
+
+def _set_missing(values: dict[str, str]) -> None:
+    """Sets what the environment lacks; an empty variable counts as not set."""
+    os.environ.update({n: value for n, value in values.items() if value and not os.environ.get(n)})
+
+
+def _read_secret_files() -> dict[str, str]:
+    folder = Path(os.environ.get(_SECRETS_DIR, "/run/secrets"))
+    if _SECRETS_DIR in os.environ and not folder.is_dir():
+        raise SettingsError(f"{_SECRETS_DIR}={str(folder)!r} is not a folder")
+    files = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    return {
+        path.name.upper(): path.read_text("utf-8").strip()
+        for path in files
+        if path.name.upper().startswith((PREFIX, *_FOREIGN))
+    }
+
+
+def _explain(error: Any) -> str:
+    name = PREFIX + "__".join(str(part) for part in error["loc"] if isinstance(part, str)).upper()
+    has_secret = "API_KEY" in name or "@" in str(error["input"])
+    value = "" if has_secret else f"={error['input']!r}"
+    reason = error["msg"].removeprefix("Value error, ")
+    return f"{name}{value}: {reason[0].lower()}{reason[1:]}"
+
+
+def list_settings(sections: Sequence[str] = ()) -> Iterator[tuple[str, FieldInfo, str]]:
+    """Variable name, field and section of every setting (of the named sections, if any)."""
+    for name, field in Settings.model_fields.items():
+        if sections and name not in sections:
+            continue
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            for inner, inner_field in kind.model_fields.items():
+                yield f"{PREFIX}{name}__{inner}".upper(), inner_field, name
+        else:
+            yield f"{PREFIX}{name}".upper(), field, ""
+
+
+def describe_default(field: FieldInfo) -> str:
+    """The default as it would stand in the environment; empty where there is none."""
+    if field.default_factory is not None or field.default is None:
+        return ""
+    value = field.default
+    return ",".join(value) if isinstance(value, list) else str(value)
+
+
+def describe_choices(field: FieldInfo) -> str:
+    """The description, and the values to choose from where there are few."""
+    choices = [str(c) for c in get_args(field.annotation) if isinstance(c, str)]
+    suffix = f" One of {', '.join(choices)}." if choices else ""
+    return (field.description or "") + suffix
+
+
+def make_table() -> str:
+    """The README's table of settings, in Markdown."""
+    lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    for name, field, _ in list_settings():
+        default = describe_default(field)
+        shown = f"`{default}`" if default else ""
+        lines.append(f"| `{name}` | {shown} | {describe_choices(field)} |")
+    return "\n".join(lines)
+
+
+def put_table(readme: Path) -> None:
+    """Replaces what stands between the README's two `settings` marks by the table."""
+    start, end = "<!-- settings -->", "<!-- /settings -->"
+    before, rest = readme.read_text("utf-8").split(start)
+    after = rest.split(end)[1]
+    readme.write_text(f"{before}{start}\n{make_table()}\n{end}{after}", "utf-8")
+
+
+if __name__ == "__main__":
+    put_table(Path("README.md"))

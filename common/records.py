@@ -1,0 +1,91 @@
+"""The rows that jobs pass to each other, and their Arrow schemas."""
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Example:
+    """An unlabelled text; `id` is the hash of the text alone."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class LabelRow:
+    """What became of an example.
+
+    `status` is ok (then `label` is set), failed (no usable response: `error` says why) or filtered
+    (a response that a label rule rejects: `error` names the rule). `message` is for people.
+    """
+
+    id: str
+    text: str
+    status: str
+    label: str | None = None
+    error: str | None = None
+    message: str | None = None
+    response: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    attempts: int = 0
+    seconds: float = 0.0
+
+
+EXAMPLE_SCHEMA = pa.schema({"id": pa.string(), "text": pa.string()})
+
+LABEL_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "text": pa.string(),
+        "status": pa.string(),
+        "label": pa.string(),
+        "error": pa.string(),
+        "message": pa.string(),
+        "response": pa.string(),
+        "finish_reason": pa.string(),
+        "prompt_tokens": pa.int64(),
+        "completion_tokens": pa.int64(),
+        "attempts": pa.int64(),
+        "seconds": pa.float64(),
+    }
+)
+
+PREDICTION_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "text": pa.string(),
+        "references": pa.list_(pa.string()),
+        "prediction": pa.string(),
+        "error": pa.string(),
+        "tokens": pa.int64(),
+        "seconds": pa.float64(),
+    }
+)
+"""`tokens` are those of the response; `seconds` the row's share of its batch. A task's group
+columns stand beside these."""
+
+
+def hash_text(text: str) -> str:
+    """The id of an example: the first half of the SHA-256 of its text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def make_label_table(rows: list[LabelRow]) -> pa.Table:
+    """Rows as a table of `LABEL_SCHEMA`."""
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=LABEL_SCHEMA)
+
+
+def count_by_status(rows: list[LabelRow]) -> dict[str, int]:
+    """Rows by status; all three are there, also at 0."""
+    return {s: sum(row.status == s for row in rows) for s in ("ok", "failed", "filtered")}
+
+
+def get_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """A table's rows as dictionaries."""
+    return list(table.to_pylist())

@@ -1,0 +1,258 @@
+"""All settings, in one model: the environment variable DISTILL_<SECTION>__<FIELD> sets a field.
+
+`common.environment` reads them.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "DISTILL_"
+BUILTIN = "builtin"
+"""The value of a setting that asks for the part which comes with the project."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    # The published reference experiment. Its number of epochs was not published.
+    "reference": {
+        "lora_rank": 8,
+        "lora_alpha": 8,
+        "lora_dropout": 0.1,
+        "target_modules": ["q_proj", "v_proj"],
+        "learning_rate": 2e-4,
+        "warmup_steps": 100,
+        "weight_decay": 0.05,
+        "batch_size": 8,
+        "max_grad_norm": 0.3,
+    },
+    # For the built-in student: 2 M parameters learn at a far higher rate than 1 B do.
+    "builtin": {"learning_rate": 3e-3, "epochs": 4, "batch_size": 16},
+}
+
+
+class Section(BaseModel):
+    """A group of settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class StorageSettings(Section):
+    """Where runs are kept."""
+
+    root: str = Field("runs", description="Folder or s3://bucket/prefix that holds all runs.")
+
+    @property
+    def absolute_root(self) -> str:
+        """The root as every process finds it, wherever it was started."""
+        return self.root if "://" in self.root else str(Path(self.root).expanduser().absolute())
+
+
+class DataSettings(Section):
+    """The examples."""
+
+    source: str = Field(
+        "juancavallotti/multilingual-gec",
+        description="`builtin`, a Hugging Face data set, or a file, folder or s3 URL of parquet, "
+        "jsonl or csv. A folder's files belong to a split by name: train*, test*.",
+    )
+    test_source: str | None = Field(
+        None, description="The same for the test split, where `source` has none."
+    )
+    train_limit: int = Field(
+        5000, ge=0, description="Examples to label, chosen by content hash; 0: all."
+    )
+    test_limit: int = Field(
+        0, ge=0, description="Test rows to evaluate on, chosen likewise; 0: all."
+    )
+    text_column: str | None = Field(None, description="Column of the text; empty: the task's.")
+    reference_column: str | None = Field(
+        None,
+        description="Column of the reference answer, read only to evaluate; empty: the task's.",
+    )
+    text_prefix: Annotated[str, StringConstraints(strip_whitespace=False)] | None = Field(
+        None, description="Prefix to take off every text; empty: the task's."
+    )
+
+
+class TeacherSettings(Section):
+    """The big model, and how it may be called."""
+
+    base_url: str = Field(
+        default_factory=lambda: os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1",
+        validate_default=True,
+        description="OpenAI-compatible API, with its /v1, or `builtin`: a rule-based stand-in. "
+        "Default: OPENAI_BASE_URL, else OpenAI's.",
+    )
+    model: str = Field("", description="Model name, as the API knows it.")
+    api_key: SecretStr = Field(
+        default_factory=lambda: SecretStr(os.environ.get("OPENAI_API_KEY", "")),
+        validate_default=True,
+        description="Key of the API. Default: OPENAI_API_KEY.",
+    )
+    endpoint: Literal["chat", "completions"] = Field(
+        "chat", description="/chat/completions, or the legacy /completions."
+    )
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="Request quota of the whole job; empty: none known."
+    )
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="Token quota of the whole job; empty: none known."
+    )
+    max_concurrency: int = Field(64, ge=1, description="Calls in flight, over all actors.")
+    timeout_seconds: float = Field(60, gt=0, description="Time limit of one call.")
+    max_attempts: int = Field(
+        6, ge=1, description="Calls for one example before it fails; a 429 does not count."
+    )
+    max_tokens: int = Field(512, ge=1, description="Length limit of a response, in tokens.")
+    temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature.")
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        if url != BUILTIN and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
+            raise ValueError("should be an http(s) URL such as http://localhost:8000/v1")
+        if "@" in urlsplit(url).netloc or urlsplit(url).query:
+            raise ValueError(
+                "should hold no user, password or query; the key is DISTILL_TEACHER__API_KEY"
+            )
+        return url.rstrip("/")
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_key(cls, key: SecretStr) -> SecretStr:
+        text = key.get_secret_value().strip()  # files and secrets often end in a newline
+        if not (text.isascii() and (text.isprintable() or not text)):
+            raise ValueError("should be one line of ASCII characters")
+        return SecretStr(text)
+
+    @model_validator(mode="after")
+    def _name_stand_in(self) -> "TeacherSettings":
+        if self.base_url == BUILTIN and self.model != "stand-in":
+            return self.model_copy(update={"model": "stand-in"})
+        return self
+
+
+class LabelSettings(Section):
+    """The label job."""
+
+    actors: int = Field(2, ge=1, description="Ray actors that share the calls.")
+    max_failure_rate: float = Field(
+        0.1, ge=0, le=1, description="Share of failed rows above which the job fails."
+    )
+
+
+class StudentSettings(Section):
+    """The small model."""
+
+    model: str = Field(
+        "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+        description="`builtin`, a Hugging Face model, or a local folder.",
+    )
+    quantization: Literal["nf4", "none"] = Field(
+        "nf4", description="Of the base weights, in training and in evaluation alike."
+    )
+    max_tokens: int = Field(
+        512, ge=8, description="Prompt and label together; longer rows are dropped, and counted."
+    )
+
+
+class TrainSettings(Section):
+    """The train job. A preset sets the fields below it; any of them can be set on top."""
+
+    preset: Literal["default", "reference", "builtin"] = Field(
+        "default", description="`builtin` is taken by itself for the built-in student."
+    )
+    epochs: float = Field(3, gt=0, allow_inf_nan=False, description="Passes over the labels.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the order, dropout and LoRA's start.")
+    batch_size: int = Field(8, ge=1, description="Examples per update.")
+    learning_rate: float = Field(2e-4, gt=0, description="Peak of the cosine schedule.")
+    warmup_steps: int = Field(20, ge=0, description="Updates of linear warm-up.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
+    lora_rank: int = Field(16, ge=1, description="LoRA's rank r.")
+    lora_alpha: int = Field(32, ge=1, description="LoRA's alpha; its scale is alpha / r.")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="LoRA's dropout.")
+    target_modules: Annotated[list[str], NoDecode] = Field(
+        ["all-linear"],
+        min_length=1,
+        description="Modules that LoRA adapts, by comma; `all-linear`: all.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apply_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return PRESETS.get(str(given.get("preset", "default")), {}) | given
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _split_names(cls, names: str | list[str]) -> list[str]:
+        return (
+            names if isinstance(names, list) else [n.strip() for n in names.split(",") if n.strip()]
+        )
+
+
+class EvaluateSettings(Section):
+    """The evaluate job."""
+
+    batch_tokens: int = Field(
+        8192, ge=64, description="Prompt and response tokens of one generation batch."
+    )
+    max_new_tokens: int = Field(256, ge=1, description="Length limit of a student's response.")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, by section."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        str_strip_whitespace=True,
+    )
+
+    run: str = Field("default", description="Name of the run: its folder under the storage root.")
+    task: str = Field("gec", description="Built-in task, or path or s3 URL of a task file.")
+    storage: StorageSettings = Field(default_factory=StorageSettings)
+    data: DataSettings = Field(default_factory=DataSettings)
+    teacher: TeacherSettings = Field(default_factory=TeacherSettings)
+    label: LabelSettings = Field(default_factory=LabelSettings)
+    student: StudentSettings = Field(default_factory=StudentSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
+    evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+
+    def describe(self, sections: Sequence[str]) -> dict[str, Any]:
+        """The settings of some sections, without secrets."""
+        secrets: Any = {"teacher": {"api_key"}}
+        return self.model_dump(mode="json", include=set(sections), exclude=secrets)
+
+    @field_validator("run")
+    @classmethod
+    def _check_run(cls, run: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
+            raise ValueError("should be letters, digits, dots, dashes and underscores")
+        return run
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prefer_builtin_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
+        student, train = given.get("student") or {}, given.get("train") or {}
+        if isinstance(student, dict) and student.get("model") == BUILTIN:
+            return given | {"train": {"preset": BUILTIN} | train}
+        return given

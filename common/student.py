@@ -1,0 +1,235 @@
+"""The student: its tokenizer, its prompt, its weights, and how it answers.
+
+Training and evaluation build their tokens here, so that both see the very same prompt.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from common.errors import InputError
+from common.manifest import Fingerprint
+from common.settings import BUILTIN, Settings
+from common.tasks import Task
+
+_BUILTIN_FOLDER = Path(__file__).parent / "builtin" / "student"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Response:
+    """A system's answer; `tokens` counts its tokens, `seconds` is its share of its batch."""
+
+    text: str
+    tokens: int
+    seconds: float
+    error: str | None = None
+
+
+def find_student(settings: Settings) -> str:
+    """The name or folder that transformers loads the student from."""
+    name = settings.student.model
+    return str(_BUILTIN_FOLDER) if name == BUILTIN else name
+
+
+def check_student(settings: Settings, task: Task) -> None:
+    """Makes sure that the student's configuration and tokenizer can be used.
+
+    Raises:
+        InputError: they cannot.
+    """
+    try:
+        AutoConfig.from_pretrained(find_student(settings))
+    except Exception as error:  # a damaged folder makes errors of many kinds
+        _refuse(settings, error)
+    folder = Path(find_student(settings))
+    if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
+        _refuse(settings, FileNotFoundError("the folder has no weights"))
+    encode_prompt(load_tokenizer(settings), task, "a text")
+
+
+def fingerprint_student(settings: Settings, task: Task) -> Fingerprint:
+    """What a trained adapter needs to find again when it is used."""
+    return {
+        "student.prompt": task.student.prompt,
+        **{f"student.{key}": value for key, value in settings.student.model_dump().items()},
+    }
+
+
+def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
+    """The student's tokenizer, with a padding token.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(find_student(settings), padding_side="left")
+    except Exception as error:  # a damaged folder makes errors of many kinds
+        _refuse(settings, error)
+    if tokenizer.eos_token_id is None:
+        _refuse(settings, ValueError("its tokenizer has no end-of-sequence token"))
+    if tokenizer.pad_token_id is None:
+        # Padding is masked in attention and loss: the end-of-sequence token is still learned.
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def load_student(settings: Settings) -> Any:
+    """The base student on the GPU, if there is one, in the precision of the settings.
+
+    Raises:
+        InputError: it cannot be loaded.
+    """
+    transformers_logging.disable_progress_bar()
+    on_gpu = torch.cuda.is_available()
+    dtype = _compute_dtype()
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            find_student(settings),
+            dtype=dtype,
+            quantization_config=quantization if settings.student.quantization == "nf4" else None,
+            device_map={"": 0 if on_gpu else "cpu"},
+            output_loading_info=True,
+        )
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # a damaged folder makes errors of many kinds
+        _refuse(settings, error)
+    model, found = loaded
+    unfit = [*sorted(found["missing_keys"]), *map(str, found["mismatched_keys"])]
+    if unfit:
+        _refuse(settings, ValueError(f"its weights do not fit its config.json: {unfit[0]}"))
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # On CPUs with AVX512-BF16 a forward without gradient repacks the weights for bf16;
+            # later backward passes then give no gradient, and results differ from other machines'.
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """The student with a LoRA adapter; `disable_adapter()` gives the base back."""
+    return PeftModel.from_pretrained(model, str(folder))
+
+
+def _compute_dtype() -> torch.dtype:
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float32
+
+
+def _refuse(settings: Settings, error: Exception) -> Any:
+    reason = " ".join(str(error).split())[:300]
+    raise InputError(
+        f"DISTILL_STUDENT__MODEL={settings.student.model!r} cannot be loaded: {reason}; it may be "
+        "'builtin', a folder with a transformers model, or a model of the Hugging Face hub"
+    ) from None
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, task: Task, text: str) -> list[int]:
+    """The prompt's tokens: in the chat template, if the student has one, else as plain text."""
+    prompt = task.make_student_prompt(text)
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": prompt}]
+        rendered = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        # The template has written the special tokens that it wants.
+        return list(tokenizer(rendered, add_special_tokens=False).input_ids)
+    ids = list(tokenizer(f"{prompt}\n").input_ids)
+    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
+
+
+def encode_example(
+    tokenizer: PreTrainedTokenizerBase, task: Task, text: str, label: str
+) -> dict[str, list[int]]:
+    """Prompt, label and end-of-sequence token; the loss covers the label and that token only."""
+    prompt = encode_prompt(tokenizer, task, text)
+    answer = [*tokenizer(label, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+
+
+def generate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_tokens: int,
+) -> list[Response]:
+    """Greedy responses of a base student or one with an adapter, in the order of the prompts.
+
+    Prompts are batched by length, the longest first, so that too large a batch shows at once; a
+    batch holds at most `batch_tokens` tokens of prompts and responses.
+    """
+    model.eval()
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=_end_tokens(model, tokenizer),
+    )
+    responses: dict[int, Response] = {}
+    started, logged = time.monotonic(), time.monotonic()
+    for batch in make_batches([len(p) + max_new_tokens for p in prompts], batch_tokens):
+        batch_started = time.monotonic()
+        padded = tokenizer.pad({"input_ids": [prompts[i] for i in batch]}, return_tensors="pt")
+        with torch.inference_mode():
+            output = model.generate(**padded.to(model.device), generation_config=config)
+        seconds = (time.monotonic() - batch_started) / len(batch)
+        answers = output[:, padded["input_ids"].shape[1] :]
+        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+        for i, text, ids in zip(batch, texts, answers, strict=True):
+            tokens = int((ids != tokenizer.pad_token_id).sum())
+            responses[i] = Response(text.strip(), tokens, seconds)
+        if time.monotonic() - logged > 10:
+            logged = time.monotonic()
+            rate = len(responses) / (logged - started)
+            left = (len(prompts) - len(responses)) / rate
+            log.info(
+                "evaluate: %d of %d, %.1f rows/s, %.0f s left",
+                len(responses),
+                len(prompts),
+                rate,
+                left,
+            )
+    return [responses[i] for i in range(len(prompts))]
+
+
+def make_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Groups of indices, longest first; a group's size times its longest is at most the limit."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    while order:
+        size = max(1, batch_tokens // lengths[order[0]])
+        yield order[:size]
+        order = order[size:]
+
+
+def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    known = model.generation_config.eos_token_id
+    more = known if isinstance(known, list) else [known]
+    return sorted({tokenizer.eos_token_id, *(token for token in more if token is not None)})

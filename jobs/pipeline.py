@@ -1,0 +1,49 @@
+"""Runs everything in order: `python -m jobs.pipeline` (label, train, evaluate, report).
+
+Whatever can be wrong with the input is looked for first, before the teacher is paid for anything.
+A rerun goes on where the last one stopped.
+"""
+
+import logging
+
+from common.command import run_job
+from common.data import load_examples, load_test_rows
+from common.manifest import read_manifest
+from common.settings import Settings
+from common.storage import RunStorage
+from common.student import check_student
+from common.tasks import load_task
+from jobs import evaluate, label, report, train
+
+SECTIONS = ()
+
+log = logging.getLogger(__name__)
+
+
+def main(settings: Settings) -> None:
+    """Distils.
+
+    Raises:
+        DistillError: the first that a job raises.
+    """
+    if read_manifest(RunStorage(settings), label.STEP) is None:
+        check_inputs(settings)
+    for job in (label, train, evaluate, report):
+        log.info("== %s", job.__name__.removeprefix("jobs."))
+        job.main(settings)
+
+
+def check_inputs(settings: Settings) -> None:
+    """Looks for what the later jobs would miss.
+
+    Raises:
+        InputError: there is no test split, no reference column, or no such student.
+    """
+    task = load_task(settings.task)
+    examples, test = load_examples(settings, task), load_test_rows(settings, task)
+    check_student(settings, task)
+    log.info("inputs: %d examples to label, %d test rows", len(examples.rows), len(test.rows))
+
+
+if __name__ == "__main__":
+    run_job(main, __doc__, SECTIONS)

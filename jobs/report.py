@@ -1,0 +1,59 @@
+"""Writes the report that a person looks at: `python -m jobs.report`.
+
+Reads metrics, predictions and manifests of a run; writes <root>/<run>/report.html, a single file
+that needs no network.
+"""
+
+import logging
+from typing import Any
+
+from common.command import run_job
+from common.errors import InputError
+from common.evaluation import METRICS_FILE, format_table
+from common.manifest import read_manifest
+from common.records import get_rows
+from common.report import render_report
+from common.settings import Settings
+from common.storage import RunStorage
+
+SECTIONS = ("run", "storage")
+REPORT_FILE = "report.html"
+PREDICTIONS = "predictions"
+
+log = logging.getLogger(__name__)
+
+
+def main(settings: Settings) -> None:
+    """Renders the report of a run, and prints the main table and the report's path.
+
+    Raises:
+        InputError: the run has not been evaluated.
+    """
+    storage = RunStorage(settings)
+    if not storage.exists(METRICS_FILE):
+        raise InputError(
+            f"{storage.url}/{METRICS_FILE} does not exist; run python -m jobs.evaluate first, with "
+            "the same DISTILL_RUN and DISTILL_STORAGE__ROOT"
+        )
+    metrics = storage.read_json(METRICS_FILE)
+    tables = {
+        system: get_rows(storage.read_table(f"{PREDICTIONS}/{system}.parquet"))
+        for system in metrics["systems"]
+    }
+    manifests = {
+        step: read_manifest(storage, step) or {} for step in ("labels", "adapter", PREDICTIONS)
+    }
+    history = _read_history(storage)
+    html = render_report(settings.run, metrics, tables, manifests, history)
+    storage.write_bytes(REPORT_FILE, html.encode())
+    print(format_table(metrics))
+    print(f"report: {storage.url}/{REPORT_FILE}")
+
+
+def _read_history(storage: RunStorage) -> list[dict[str, Any]]:
+    name = "adapter/history.json"
+    return list(storage.read_json(name)) if storage.exists(name) else []
+
+
+if __name__ == "__main__":
+    run_job(main, __doc__, SECTIONS)

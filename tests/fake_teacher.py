@@ -1,0 +1,98 @@
+"""A real HTTP server on loopback whose answers a test decides."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from aiohttp import web
+
+Answer = Callable[[str, int], "str | web.StreamResponse | Exception"]
+
+
+class FakeTeacher:
+    """`answer(text, call_number)` gives a response text, a whole response, or an exception.
+
+    ConnectionResetError breaks the connection; TimeoutError never answers.
+    """
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+        self.bodies: list[dict[str, Any]] = []
+        self.url = ""
+        self.in_flight = self.most_in_flight = 0
+        self.seconds = 0.0
+
+    async def complete(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        self.bodies.append(body)
+        number = len(self.bodies)
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        await asyncio.sleep(self.seconds)
+        self.in_flight -= 1
+        text = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+        result = self.answer(text, number)
+        if isinstance(result, str):
+            return web.json_response(make_body(result, chat="messages" in body))
+        if isinstance(result, ConnectionResetError):
+            assert request.transport is not None
+            request.transport.abort()
+        if isinstance(result, TimeoutError):
+            await asyncio.sleep(3600)
+        if isinstance(result, Exception):
+            return web.Response(status=500)
+        return result
+
+
+def make_body(text: str, chat: bool = True, finish_reason: str = "stop") -> dict[str, Any]:
+    content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    choice = {"index": 0, "finish_reason": finish_reason, **content}
+    return {"choices": [choice], "usage": usage, "model": "big"}
+
+
+def refuse(
+    status: int, message: str, code: str | None = None, headers: dict[str, str] | None = None
+) -> web.Response:
+    error = {"error": {"message": message, "code": code}}
+    return web.Response(
+        status=status, text=json.dumps(error), headers=headers, content_type="application/json"
+    )
+
+
+@contextmanager
+def running_teacher(answer: Answer) -> Iterator[FakeTeacher]:
+    teacher = FakeTeacher(answer)
+    loop = asyncio.new_event_loop()
+
+    async def models(request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "big"}]})
+
+    async def site(request: web.Request) -> web.Response:
+        return web.Response(text="<html>a web site</html>", content_type="text/html")
+
+    async def start() -> web.AppRunner:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", teacher.complete)
+        app.router.add_post("/v1/completions", teacher.complete)
+        app.router.add_get("/v1/models", models)
+        app.router.add_get("/site/models", site)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return runner
+
+    runner = loop.run_until_complete(start())
+    teacher.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield teacher
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(timeout=10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(timeout=10)
+        loop.close()

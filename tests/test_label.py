@@ -1,0 +1,205 @@
+import json
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from aiohttp import web
+
+from commands import run_job, start_job
+from fake_teacher import make_body, refuse, running_teacher
+
+
+@pytest.fixture
+def texts(tmp_path) -> Path:
+    path = tmp_path / "examples.jsonl"
+    lines = [json.dumps({"text": f"Text number {i}."}) for i in range(600)]
+    path.write_text("\n".join([*lines, lines[0], json.dumps({"text": " "})]), "utf-8")
+    return path
+
+
+def describe(source: Path, url: str) -> dict[str, object]:
+    return {
+        "DATA__SOURCE": source,
+        "DATA__TEXT_COLUMN": "text",
+        "TEACHER__BASE_URL": url,
+        "TEACHER__MODEL": "big",
+    }
+
+
+def label(folder: Path, source: Path, url: str, **more):
+    return run_job("label", folder, **describe(source, url), **more)
+
+
+def read_labels(folder: Path) -> list[dict]:
+    files = sorted((folder / "runs/default/labels").glob("*.parquet"))
+    return [row for file in files for row in pq.read_table(file).to_pylist()]
+
+
+def test_every_example_ends_as_one_row(tmp_path, texts):
+    def answer(text, call):
+        number = int(text.split()[-1].rstrip("."))
+        if number % 100 == 1:
+            return refuse(400, "blocked by policy", "content_policy_violation")
+        if number % 100 == 2:
+            return "Sure, here is the sentence: " + text
+        if number % 100 == 3 and call % 2:
+            return refuse(500, "try again")
+        return text.upper()
+
+    with running_teacher(answer) as teacher:
+        done = label(tmp_path, texts, teacher.url)
+        assert done.returncode == 0, done.stderr
+        rows = read_labels(tmp_path)
+        assert Counter(row["status"] for row in rows) == {"ok": 588, "failed": 7, "filtered": 6}
+        assert len({row["id"] for row in rows}) == len(rows) == 601
+        assert all(row["label"] == row["text"].upper() for row in rows if row["status"] == "ok")
+        assert all(row["label"] is None for row in rows if row["status"] != "ok")
+        errors = Counter(row["error"] for row in rows if row["error"])
+        assert errors == {"content_policy": 6, "pattern": 6, "empty_text": 1}
+        assert "inputs 601, ok 588, failed 7, filtered 6, duplicates 1" in done.stderr
+
+        calls = len(teacher.bodies)
+        again = label(tmp_path, texts, teacher.url)
+        assert again.returncode == 0
+        assert "already done" in again.stderr
+        assert len(teacher.bodies) == calls
+
+        other = label(tmp_path, texts, teacher.url, TEACHER__TEMPERATURE=0.5)
+        assert other.returncode == 3
+        assert "teacher.temperature was 0.0 and is 0.5" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), (signal.SIGINT, 130)],
+)
+def test_what_was_answered_before_a_stop_is_not_asked_again(tmp_path, texts, number, code):
+    def answer(text, call):
+        if call == 300:
+            process.send_signal(number)
+        return text.upper()
+
+    limit = {"TEACHER__MAX_CONCURRENCY": 16}
+    with running_teacher(answer) as teacher:
+        teacher.seconds = 0.02
+        process = start_job("label", tmp_path, **describe(texts, teacher.url), **limit)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == code, errors
+        calls = -1
+        while calls != len(teacher.bodies):  # after SIGKILL the actors live on for a moment
+            calls = len(teacher.bodies)
+            time.sleep(1)
+        assert read_labels(tmp_path) == []
+
+        done = label(tmp_path, texts, teacher.url, **limit)
+        assert done.returncode == 0, done.stderr
+        assert len(read_labels(tmp_path)) == 601
+        assert len(teacher.bodies) <= 600 + 16
+        assert teacher.most_in_flight <= 16
+
+
+def test_a_refusal_stops_the_job_and_leaves_no_labels(tmp_path, texts):
+    with running_teacher(lambda text, call: refuse(401, "wrong key")) as teacher:
+        done = label(tmp_path, texts, teacher.url, TEACHER__API_KEY="very-secret")
+    assert done.returncode == 4
+    assert "401 wrong key" in done.stderr
+    assert "very-secret" not in done.stderr + done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_too_many_failures_fail_the_job_and_keep_what_was_paid_for(tmp_path, texts):
+    broken = True
+
+    def answer(text, call):
+        return refuse(500, "broken") if broken and "5" in text else text
+
+    with running_teacher(answer) as teacher:
+        done = label(tmp_path, texts, teacher.url, TEACHER__MAX_ATTEMPTS=1)
+        assert done.returncode == 1
+        assert "DISTILL_LABEL__MAX_FAILURE_RATE=0.1" in done.stderr
+        assert "server_error" in done.stderr
+        calls, broken = len(teacher.bodies), False
+        again = label(tmp_path, texts, teacher.url)
+        assert again.returncode == 0
+        assert len(teacher.bodies) - calls == sum("5" in f"{i}" for i in range(600))
+        assert Counter(row["status"] for row in read_labels(tmp_path)) == {"ok": 600, "failed": 1}
+
+
+def test_an_answer_that_cannot_be_parsed_is_asked_for_again(tmp_path, texts):
+    broken = True
+
+    def answer(text, call):
+        return web.json_response({"choices": []}) if broken else text
+
+    with running_teacher(answer) as teacher:
+        limits = {"DATA__TRAIN_LIMIT": 2, "TEACHER__MAX_ATTEMPTS": 1}
+        assert label(tmp_path, texts, teacher.url, **limits).returncode == 1
+        broken = False
+        assert label(tmp_path, texts, teacher.url, **limits).returncode == 0
+        assert {row["status"] for row in read_labels(tmp_path)} == {"ok"}
+
+
+def test_legacy_completions_get_llama_2_markers(tmp_path, texts):
+    with running_teacher(lambda text, call: " a label") as teacher:
+        done = label(
+            tmp_path, texts, teacher.url, TEACHER__ENDPOINT="completions", DATA__TRAIN_LIMIT=3
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(teacher.bodies) == 3
+        prompt = teacher.bodies[0]["prompt"]
+    assert prompt.startswith("[INST] <<SYS>>\n")
+    assert prompt.endswith(" [/INST]")
+    assert {row["label"] for row in read_labels(tmp_path)} == {"a label"}
+
+
+def test_a_cut_answer_is_no_label(tmp_path, texts):
+    body = make_body("Half a sen", finish_reason="length")
+    with running_teacher(lambda text, call: web.json_response(body)) as teacher:
+        done = label(tmp_path, texts, teacher.url, DATA__TRAIN_LIMIT=2, LABEL__MAX_FAILURE_RATE=1)
+    assert done.returncode == 0, done.stderr
+    assert {(row["status"], row["error"]) for row in read_labels(tmp_path)} == {
+        ("failed", "length")
+    }
+
+
+BAD_INPUT = [
+    ({"DATA__SUORCE": "x"}, 2, "the nearest known one is DISTILL_DATA__SOURCE"),
+    ({"TEACHER__BASE_URL": "localhost:8000"}, 2, "DISTILL_TEACHER__BASE_URL='localhost:8000'"),
+    ({"TEACHER__TIMEOUT_SECONDS": "soon"}, 2, "DISTILL_TEACHER__TIMEOUT_SECONDS='soon'"),
+    ({"TEACHER__MODEL": "", "TEACHER__BASE_URL": "http://a/v1"}, 2, "DISTILL_TEACHER__MODEL"),
+    ({"TASK": "gce"}, 2, "nearest is 'gec'"),
+    ({"TASK": "./no-such-task.toml"}, 3, "no-such-task.toml"),
+    ({"TEACHER__BASE_URL": "http://127.0.0.1:9/v1"}, 3, "nothing answers there"),
+    ({"DATA__TEXT_COLUMN": "body"}, 3, "no column 'body'; it has text"),
+    ({"DATA__SOURCE": "empty.jsonl"}, 3, "empty.jsonl"),
+    ({"DATA__SOURCE": "broken.parquet"}, 3, "broken.parquet cannot be read as parquet"),
+    ({"DATA__SOURCE": "missing.csv"}, 3, "'missing.csv' does not exist"),
+    ({"STORAGE__ROOT": "nosuch://bucket"}, 3, "DISTILL_STORAGE__ROOT='nosuch://bucket'"),
+]
+
+
+@pytest.mark.parametrize(("settings", "code", "message"), BAD_INPUT)
+def test_bad_input_is_one_clear_line_and_nothing_is_written(
+    tmp_path, texts, settings, code, message
+):
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 this is no parquet PAR1")
+    before = sorted(tmp_path.iterdir())
+    done = run_job("label", tmp_path, **(describe(texts, "builtin") | settings))
+    assert done.returncode == code, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert message in lines[-1]
+    assert len(lines) == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_help_lists_the_settings_of_the_job(tmp_path):
+    done = run_job("label", tmp_path, "--help")
+    assert done.returncode == 0
+    assert "DISTILL_TEACHER__MODEL" in done.stdout
+    assert "DISTILL_TRAIN__EPOCHS" not in done.stdout
+    assert run_job("label", tmp_path, "--nonsense").returncode == 2

@@ -1,0 +1,61 @@
+import pytest
+
+from common.errors import InputError
+from common.manifest import (
+    hash_content,
+    is_done,
+    read_manifest,
+    require_manifest,
+    write_manifest,
+)
+
+FINGERPRINT = {"examples": "3 of abc", "teacher.model": "big", "seed": 0}
+
+
+def test_a_step_without_manifest_is_not_done(storage):
+    storage.write_bytes("labels/part-00000.parquet", b"half")
+    assert read_manifest(storage, "labels") is None
+    assert not is_done(storage, "labels", FINGERPRINT)
+
+
+def test_a_written_manifest_marks_the_step_as_done(storage):
+    written = write_manifest(storage, "labels", FINGERPRINT, counts={"ok": 3}, files=["a"])
+    assert is_done(storage, "labels", FINGERPRINT)
+    assert read_manifest(storage, "labels") == require_manifest(storage, "labels", "x") == written
+    assert written["counts"] == {"ok": 3}
+    assert not is_done(storage, "adapter", FINGERPRINT)
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        (FINGERPRINT | {"seed": 1}, "seed was 0 and is 1;"),
+        (FINGERPRINT | {"more": "x"}, "more was None and is 'x';"),
+        ({"seed": 0, "teacher.model": "big"}, "examples was '3 of abc' and is None;"),
+    ],
+)
+def test_another_fingerprint_is_an_error_that_names_what_changed(storage, now, told):
+    write_manifest(storage, "labels", FINGERPRINT)
+    with pytest.raises(InputError, match=told) as caught:
+        is_done(storage, "labels", now)
+    message = str(caught.value)
+    assert message.count(" was ") == 2  # the one change, and "was made from something else"
+    assert f"{storage.url}/labels" in message
+    assert "DISTILL_RUN" in message
+    assert "\n" not in message
+
+
+def test_a_fingerprint_that_json_changes_in_kind_only_is_the_same(storage):
+    write_manifest(storage, "labels", {"teacher": ("url", "model"), "rate": 1.0})
+    assert is_done(storage, "labels", {"teacher": ["url", "model"], "rate": 1})
+
+
+def test_a_step_that_is_required_names_the_command(storage):
+    with pytest.raises(InputError, match=r"labels.*python -m jobs\.label") as caught:
+        require_manifest(storage, "labels", "python -m jobs.label")
+    assert storage.url in str(caught.value)
+
+
+def test_the_hash_depends_on_content_and_not_on_order():
+    assert hash_content({"a": 1, "b": ["ü"]}) == hash_content({"b": ["ü"], "a": 1})
+    assert len({hash_content(c) for c in ({"a": 1}, {"a": 2}, {"a": "1"}, ["a", 1], "a", "")}) == 6

@@ -1,0 +1,177 @@
+"""Whole runs, from examples to report."""
+
+import json
+import random
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from commands import run_job
+from fake_teacher import running_teacher
+
+SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "multilingual_gec"
+
+
+def test_the_built_in_parts_distil(tmp_path):
+    settings = {
+        "DATA__SOURCE": "builtin",
+        "TEACHER__BASE_URL": "builtin",
+        "STUDENT__MODEL": "builtin",
+        "DATA__TRAIN_LIMIT": 600,
+        "DATA__TEST_LIMIT": 120,
+        "TRAIN__EPOCHS": 3,
+    }
+    done = run_job("pipeline", tmp_path, **settings)
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs/default"
+    metrics = json.loads((run / "metrics.json").read_text())
+    scores = {name: system["exact_match"] for name, system in metrics["systems"].items()}
+    assert {score["n"] for score in scores.values()} == {120}
+    assert scores["distilled"]["value"] > scores["base"]["value"] + 0.1
+    assert scores["teacher"]["value"] > scores["distilled"]["value"]
+    assert set(metrics["systems"]["base"]["groups"]["lang"]) == {"de", "en", "es", "fr"}
+    assert "distilled" in done.stdout
+    assert f"report: {run}/report.html" in done.stdout
+    assert (run / "report.html").read_text().startswith("<!doctype html>")
+    for system in ("copy", "teacher", "base", "distilled"):
+        table = pq.read_table(run / f"predictions/{system}.parquet")
+        assert table.num_rows == 120
+        assert {"text", "references", "prediction", "lang"} <= set(table.column_names)
+    labels = pq.read_table(run / "labels/part-00000.parquet")
+    assert not {"sentence", "reference", "references"} & set(labels.column_names)
+
+    again = run_job("pipeline", tmp_path, **settings)
+    assert again.returncode == 0
+    assert again.stderr.count("already done") == 3
+
+    (run / "predictions/manifest.json").unlink()
+    for name, value, told in (
+        ("STUDENT__QUANTIZATION", "none", "student.quantization was 'nf4' and is 'none'"),
+        ("TEACHER__TEMPERATURE", 1, "teacher.temperature was 0.0 and is 1.0"),
+    ):
+        other = run_job("evaluate", tmp_path, **settings, **{name: value})
+        assert other.returncode == 3
+        assert told in other.stderr.splitlines()[-1]
+
+
+TASK = """
+name = "sentiment"
+metrics = ["exact_match"]
+[columns]
+text = "review"
+reference = "mood"
+[teacher]
+system = "Is the review positive or negative? Answer with one word."
+[student]
+prompt = "Mood:\\n{text}"
+[label_rules]
+lower_case = true
+allowed = ["positive", "negative"]
+"""
+
+
+def test_another_task_runs_from_its_file_alone(tmp_path):
+    rng = random.Random(0)
+    words = {"positive": ["good", "lovely", "fine"], "negative": ["bad", "awful", "sad"]}
+
+    def make_rows(count):
+        for i in range(count):
+            mood = rng.choice(sorted(words))
+            yield {"review": f"The film {i} was {rng.choice(words[mood])}.", "mood": mood}
+
+    (tmp_path / "sentiment.toml").write_text(TASK)
+    (tmp_path / "reviews").mkdir()
+    for split, count in (("train", 300), ("test", 60)):
+        lines = [json.dumps(row) for row in make_rows(count)]
+        (tmp_path / f"reviews/{split}.jsonl").write_text("\n".join(lines))
+
+    def answer(text, call):
+        return "Negative." if any(word in text for word in words["negative"]) else "positive"
+
+    with running_teacher(answer) as teacher:
+        done = run_job(
+            "pipeline",
+            tmp_path,
+            RUN="moods",
+            TASK="./sentiment.toml",
+            DATA__SOURCE="reviews",
+            TEACHER__BASE_URL=teacher.url,
+            TEACHER__MODEL="big",
+            STUDENT__MODEL="builtin",
+            TRAIN__EPOCHS=3,
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(teacher.bodies) == len({json.dumps(body) for body in teacher.bodies}) <= 360
+    metrics = json.loads((tmp_path / "runs/moods/metrics.json").read_text())
+    values = {name: s["exact_match"]["value"] for name, s in metrics["systems"].items()}
+    assert values["teacher"] == 1
+    assert values["base"] < 0.1
+    assert values["distilled"] > 0.8
+
+
+def test_what_evaluation_would_miss_is_found_before_the_teacher_is_asked(tmp_path):
+    rows = pa.table({"modified": ["a text", "another"]})
+    (tmp_path / "data").mkdir()
+    pq.write_table(rows, tmp_path / "data/train.parquet")
+
+    def refused(**settings):
+        with running_teacher(lambda text, call: text) as teacher:
+            done = run_job(
+                "pipeline",
+                tmp_path,
+                DATA__SOURCE="data",
+                TEACHER__BASE_URL=teacher.url,
+                TEACHER__MODEL="big",
+                **settings,
+            )
+            assert done.returncode == 3, done.stderr
+            assert teacher.bodies == []
+            assert not (tmp_path / "runs").exists()
+        return done.stderr.splitlines()[-1]
+
+    assert "no file whose name starts with 'test'" in refused(STUDENT__MODEL="builtin")
+    pq.write_table(rows, tmp_path / "data/test.parquet")
+    assert "no column 'sentence'" in refused(STUDENT__MODEL="builtin")
+    full = rows.append_column("sentence", pa.array(["A text.", "Another."]))
+    pq.write_table(full.slice(1), tmp_path / "data/test.parquet")
+    pq.write_table(full.slice(0, 1), tmp_path / "data/train.parquet")
+    assert "DISTILL_STUDENT__MODEL='./nowhere'" in refused(STUDENT__MODEL="./nowhere")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real sentences are not beside the checkout")
+def test_real_sentences_run_by_settings_alone(tmp_path):
+    done = run_job(
+        "pipeline",
+        tmp_path,
+        DATA__SOURCE=SHARED,
+        DATA__TRAIN_LIMIT=60,
+        DATA__TEST_LIMIT=30,
+        TEACHER__BASE_URL="builtin",
+        STUDENT__MODEL="builtin",
+        TRAIN__EPOCHS=1,
+        EVALUATE__MAX_NEW_TOKENS=64,
+    )
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "runs/default/metrics.json").read_text())
+    assert metrics["systems"]["teacher"]["exact_match"]["n"] == 30
+
+
+def test_a_run_lives_on_an_object_store(tmp_path, bucket):
+    done = run_job(
+        "pipeline",
+        tmp_path,
+        STORAGE__ROOT=f"{bucket}/some/prefix",
+        DATA__SOURCE="builtin",
+        DATA__TRAIN_LIMIT=40,
+        DATA__TEST_LIMIT=20,
+        TEACHER__BASE_URL="builtin",
+        STUDENT__MODEL="builtin",
+        TRAIN__EPOCHS=1,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"report: {bucket}/some/prefix/default/report.html" in done.stdout
+    assert fsspec.filesystem("s3").exists(f"{bucket}/some/prefix/default/report.html")
+    assert not (tmp_path / "runs").exists()

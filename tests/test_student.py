@@ -1,0 +1,150 @@
+import json
+import shutil
+
+import pytest
+import torch
+from bitsandbytes.nn import Linear4bit
+
+from common.errors import InputError
+from common.student import (
+    check_student,
+    encode_example,
+    encode_prompt,
+    find_student,
+    generate,
+    load_student,
+    load_tokenizer,
+    make_batches,
+)
+from common.tasks import StudentPrompt, Task
+
+TASK = Task(name="copy", student=StudentPrompt(prompt="Say:\n{text}"))
+
+
+@pytest.fixture
+def builtin(settings):
+    return settings(STUDENT__MODEL="builtin")
+
+
+@pytest.fixture
+def tokenizer(builtin):
+    return load_tokenizer(builtin)
+
+
+def test_the_loss_covers_the_label_and_the_end_of_sequence_only(tokenizer):
+    row = encode_example(tokenizer, TASK, "a text", "The label.")
+    learned = [token for token in row["labels"] if token != -100]
+    assert tokenizer.decode(learned) == "The label.</s>"
+    assert row["input_ids"][-len(learned) :] == learned
+    assert len(row["input_ids"]) == len(row["labels"])
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_training_and_evaluation_see_the_same_prompt(tokenizer, template):
+    if not template:
+        tokenizer.chat_template = None
+    prompt = encode_prompt(tokenizer, TASK, "a text")
+    row = encode_example(tokenizer, TASK, "a text", "label")
+    assert row["input_ids"][: len(prompt)] == prompt
+    assert set(row["labels"][: len(prompt)]) == {-100}
+    text = "<|user|>Say:\na text<|assistant|>" if template else "Say:\na text\n"
+    assert tokenizer.decode(prompt) == text
+
+
+@pytest.mark.parametrize("template", ["{{ bos_token }}{{ messages[0]['content'] }}", None])
+def test_a_prompt_begins_with_one_begin_of_sequence_and_does_not_end(tokenizer, template):
+    """Tokenizers of Llama's kind add BOS by themselves, some add EOS too."""
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.bos_token = "<|user|>"
+    ids = [("<|user|>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|user|> $A </s>", special_tokens=ids
+    )
+    tokenizer.chat_template = template
+    prompt = encode_prompt(tokenizer, TASK, "x")
+    assert prompt[0] == tokenizer.bos_token_id
+    assert prompt.count(tokenizer.bos_token_id) == 1
+    assert tokenizer.eos_token_id not in prompt
+    answer = encode_example(tokenizer, TASK, "x", "y")["input_ids"][len(prompt) :]
+    assert answer.count(tokenizer.eos_token_id) == 1
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_greedy_output_of_a_batch_equals_one_at_a_time(settings, quantization):
+    chosen = settings(STUDENT__MODEL="builtin", STUDENT__QUANTIZATION=quantization)
+    tokenizer, model = load_tokenizer(chosen), load_student(chosen)
+    assert any(isinstance(m, Linear4bit) for m in model.modules()) == (quantization == "nf4")
+    texts = [
+        "The old man sees a book.",
+        "Le chat dort.",
+        "Heute",
+        "x",
+        "¿Qué?",
+        "el perro " * 9,
+    ]
+    prompts = [encode_prompt(tokenizer, TASK, text) for text in texts]
+    limits = {"max_new_tokens": 40}
+    together = generate(model, tokenizer, prompts, batch_tokens=10_000, **limits)
+    alone = generate(model, tokenizer, prompts, batch_tokens=1, **limits)
+    assert [r.text for r in together] == [r.text for r in alone]
+    assert [r.tokens for r in together] == [r.tokens for r in alone]
+
+
+def test_a_quantised_student_gives_gradients_after_an_evaluation(builtin):
+    """Where a CPU has AVX512-BF16, bitsandbytes would repack the weights before the second."""
+    model = load_student(builtin)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+    embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
+    after = model(inputs_embeds=embedded).logits
+    torch.testing.assert_close(before, after)
+    after.sum().backward()
+    assert embedded.grad is not None
+    assert embedded.grad.abs().sum() > 0
+
+
+def test_batches_hold_every_row_once_the_longest_first():
+    lengths = [3, 50, 10, 10, 200, 7]
+    batches = list(make_batches(lengths, batch_tokens=100))
+    assert batches[0] == [4]
+    assert sorted(i for batch in batches for i in batch) == list(range(6))
+    assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 100 for b in batches)
+
+
+@pytest.mark.parametrize("name", ["./no-such-folder", "no/such-model"])
+def test_a_student_that_is_not_there_is_named(settings, name):
+    with pytest.raises(InputError, match=r"DISTILL_STUDENT__MODEL='.*no"):
+        load_tokenizer(settings(STUDENT__MODEL=name))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("config.json", "{", "JSON"),
+        ("tokenizer.json", '{"version": "1.0"}', "cannot be loaded"),
+        ("model.safetensors", "junk", "cannot be loaded"),
+        ("layers", 6, "do not fit its config.json"),
+    ],
+)
+def test_a_damaged_student_is_told_in_one_line(settings, builtin, tmp_path, name, content, told):
+    folder = tmp_path / "student"
+    shutil.copytree(find_student(builtin), folder)
+    if name == "layers":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": content}))
+    else:
+        (folder / name).write_text(content)
+    own = settings(STUDENT__MODEL=str(folder))
+    with pytest.raises(InputError, match=told) as raised:
+        load_tokenizer(own)
+        load_student(own)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_without_weights_is_found_before_anything_is_paid_for(settings, builtin, tmp_path):
+    shutil.copytree(find_student(builtin), tmp_path / "student")
+    (tmp_path / "student/model.safetensors").unlink()
+    with pytest.raises(InputError, match="no weights"):
+        check_student(settings(STUDENT__MODEL=str(tmp_path / "student")), TASK)

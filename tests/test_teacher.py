@@ -1,0 +1,259 @@
+import asyncio
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+from aiohttp import web
+
+from common import teacher as teacher_module
+from common.errors import InputError, SettingsError, TeacherRefusedError
+from common.replies import Reply, read_answer
+from common.settings import TeacherSettings
+from common.tasks import Task
+from common.teacher import Teacher, make_key, make_request, parse_retry_after
+from fake_teacher import make_body, refuse, running_teacher
+
+TASK = Task(name="echo")
+
+
+@pytest.fixture(autouse=True)
+def short_backoff(monkeypatch):
+    monkeypatch.setattr(teacher_module, "_BACKOFF_SECONDS", (0.001, 0.01))
+
+
+def make_settings(**values) -> TeacherSettings:
+    return TeacherSettings(**{"base_url": "http://unused/v1", "model": "big", **values})
+
+
+def ask(answer, texts=("hello",), **values) -> tuple[list[Reply], list[dict]]:
+    """Asks for every text at once; gives the replies and the bodies that the server saw."""
+    settings = make_settings(**values)
+
+    async def run(url: str) -> list[Reply]:
+        teacher = Teacher(settings, url)
+        bodies = [make_request(settings, TASK, text) for text in texts]
+        try:
+            calls = [teacher.ask(body, make_key(settings, body)) for body in bodies]
+            return await asyncio.gather(*calls)
+        finally:
+            await teacher.close()
+
+    with running_teacher(answer) as server:
+        return asyncio.run(run(server.url)), server.bodies
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+def test_a_reply_holds_the_answer_and_its_usage(endpoint):
+    (reply,), _ = ask(lambda text, call: f"<{text.strip()}>", endpoint=endpoint)
+    answer = read_answer(reply)
+    assert answer.text == "<hello>"
+    assert (answer.error, answer.finish_reason) == (None, "stop")
+    assert (answer.prompt_tokens, answer.completion_tokens, reply.attempts) == (10, 5, 1)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        lambda: refuse(500, "broken"),
+        lambda: refuse(503, "overloaded"),
+        lambda: refuse(408, "too slow"),
+        lambda: refuse(409, "conflict"),
+        lambda: web.Response(text='{"choices": [{"mess', content_type="application/json"),
+        lambda: web.json_response({"choices": []}),
+        ConnectionResetError,
+    ],
+)
+def test_passing_trouble_is_tried_again(trouble: Callable[[], object]):
+    (reply,), bodies = ask(lambda text, call: "fine" if call == 3 else trouble())
+    assert read_answer(reply).text == "fine"
+    assert (reply.attempts, len(bodies)) == (3, 3)
+
+
+def test_a_call_that_hangs_is_given_up_and_tried_again():
+    (reply,), bodies = ask(
+        lambda text, call: "fine" if call == 2 else TimeoutError(), timeout_seconds=0.3
+    )
+    assert (read_answer(reply).text, len(bodies)) == ("fine", 2)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "error"),
+    [
+        (lambda: refuse(500, "broken"), "server_error"),
+        (ConnectionResetError, "connection"),
+        (TimeoutError, "timeout"),
+        (lambda: web.Response(text="{"), "bad_response"),
+    ],
+)
+def test_attempts_are_bounded(trouble, error):
+    (reply,), bodies = ask(lambda text, call: trouble(), max_attempts=3, timeout_seconds=0.3)
+    assert len(bodies) == 3
+    assert read_answer(reply).error == error
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("content_policy_violation", "content_policy"),
+        ("context_length_exceeded", "context_length"),
+        ("something", "bad_request"),
+    ],
+)
+def test_a_refusal_of_one_row_is_final_for_that_row_only(code, error):
+    def answer(text, call):
+        return refuse(400, "no", code) if text == "bad" else text
+
+    (bad, good), bodies = ask(answer, ["bad", "good"])
+    assert read_answer(bad).error == error
+    assert bad.is_final
+    assert read_answer(good).text == "good"
+    assert len(bodies) == 2
+
+
+def test_a_429_pauses_everyone_and_uses_up_no_attempt():
+    def answer(text, call):
+        return refuse(429, "slow down", headers={"Retry-After": "0.5"}) if call <= 3 else text
+
+    started = time.monotonic()
+    replies, bodies = ask(answer, ["a", "b", "c", "d"], max_attempts=1, max_concurrency=1)
+    assert [read_answer(reply).text for reply in replies] == ["a", "b", "c", "d"]
+    assert {reply.attempts for reply in replies} == {1}
+    assert len(bodies) == 7
+    assert time.monotonic() - started > 1.5
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "word"),
+    [
+        (401, "invalid_api_key", "API_KEY"),
+        (403, None, "permissions"),
+        (402, None, "credit"),
+        (429, "insufficient_quota", "credit"),
+        (404, "model_not_found", "DISTILL_TEACHER__MODEL"),
+    ],
+)
+def test_a_refusal_for_good_stops_the_job(status, code, word):
+    with pytest.raises(TeacherRefusedError, match=word) as raised:
+        ask(lambda text, call: refuse(status, "the model says no", code))
+    assert "the model says no" in str(raised.value)
+    assert raised.value.exit_code == 4
+
+
+def test_a_url_without_the_api_is_bad_input():
+    with pytest.raises(InputError, match="ends in /v1"):
+        ask(lambda text, call: web.Response(status=404, text="<html>not here</html>"))
+
+
+def test_check_names_a_url_where_nothing_answers(monkeypatch):
+    monkeypatch.setattr(teacher_module, "_CHECK_ATTEMPTS", 1)
+
+    async def check():
+        teacher = Teacher(make_settings(base_url="http://127.0.0.1:9/v1"), "http://127.0.0.1:9/v1")
+        try:
+            await teacher.check()
+        finally:
+            await teacher.close()
+
+    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9/v1"):
+        asyncio.run(check())
+
+
+def test_a_teacher_without_a_model_name_is_refused():
+    with pytest.raises(SettingsError, match="DISTILL_TEACHER__MODEL"):
+        Teacher(make_settings(model=""), "http://unused/v1")
+
+
+def test_calls_in_flight_stay_below_the_limit():
+    settings = make_settings(max_concurrency=3)
+
+    async def run(url):
+        teacher = Teacher(settings, url)
+        body = make_request(settings, TASK, "x")
+        try:
+            await asyncio.gather(*(teacher.ask(body, "key") for _ in range(12)))
+        finally:
+            await teacher.close()
+
+    with running_teacher(lambda text, call: text) as server:
+        server.seconds = 0.05
+        asyncio.run(run(server.url))
+        assert server.most_in_flight == 3
+
+
+def test_keys_tell_requests_apart():
+    def key(text="a", sample=0, **values):
+        settings = make_settings(**values)
+        return make_key(settings, make_request(settings, TASK, text), sample)
+
+    keys = [
+        key(),
+        key("b"),
+        key(sample=1),
+        key(model="other"),
+        key(temperature=1.0),
+        key(base_url="http://elsewhere/v1"),
+        key(endpoint="completions"),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key() == key(max_concurrency=1, api_key="secret")
+
+
+def test_retry_after_is_seconds_or_a_date():
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
+    assert parse_retry_after("1.5") == 1.5
+    assert 28 < (parse_retry_after(soon) or 0) <= 30
+    assert parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert parse_retry_after("1e9") == 900
+    assert parse_retry_after("inf") is None
+    assert parse_retry_after("soon") is None
+    assert parse_retry_after(None) is None
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_a_cut_or_filtered_answer_is_typed(reason):
+    body = make_body("half an ans", finish_reason=reason)
+    (reply,), bodies = ask(lambda text, call: web.json_response(body))
+    assert read_answer(reply).error == reason
+    assert len(bodies) == 1
+
+
+def check(settings, url):
+    async def run():
+        teacher = Teacher(settings, url)
+        try:
+            await teacher.check()
+        finally:
+            await teacher.close()
+
+    asyncio.run(run())
+
+
+def test_check_names_a_site_that_is_no_api():
+    with running_teacher(lambda text, call: text) as server:
+        check(make_settings(), server.url)
+        site = server.url.removesuffix("/v1")
+        with pytest.raises(InputError, match="speaks no OpenAI API"):
+            check(make_settings(base_url=site), f"{site}/site")
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_a_site_that_takes_no_posts_is_bad_input(status):
+    with pytest.raises(InputError, match="speaks no OpenAI API"):
+        ask(lambda text, call: web.Response(status=status, text="<html>no</html>"))
+
+
+@pytest.mark.parametrize("message", ["m is not a valid model ID", "The model `m` does not exist"])
+def test_an_unknown_model_told_as_a_bad_request_stops_the_job(message):
+    with pytest.raises(TeacherRefusedError, match="DISTILL_TEACHER__MODEL"):
+        ask(lambda text, call: refuse(400, message))
+
+
+def test_the_time_in_the_queue_is_not_the_teachers():
+    def slow(text, call):
+        time.sleep(0.1)
+        return text
+
+    replies, _ = ask(slow, ["a"] * 6, max_concurrency=1)
+    assert max(reply.seconds for reply in replies) < 0.4
