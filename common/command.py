@@ -1,19 +1,23 @@
 """Runs a job as a command: settings in, one clear line on failure, an exit code out."""
 
 import argparse
+import atexit
+import contextlib
 import logging
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import NoReturn
 
 from common.environment import describe_choices, describe_default, list_settings, load_settings
 from common.errors import DistillError, StoppedError
 from common.settings import Settings
 
 
-def run_job(main: Callable[[Settings], None], doc: str | None, sections: Sequence[str]) -> None:
+def run_job(main: Callable[[Settings], None], doc: str | None, sections: Sequence[str]) -> NoReturn:
     """Runs `main` with the settings of the environment and exits; `--help` lists `sections`."""
     _parse_arguments(doc or "", sections)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
@@ -23,15 +27,39 @@ def run_job(main: Callable[[Settings], None], doc: str | None, sections: Sequenc
         warnings.simplefilter("ignore")  # libraries' remarks on each other
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    _leave(_run(main))
+
+
+def _run(main: Callable[[Settings], None]) -> int:
+    """Runs `main`; gives the exit code."""
     try:
         main(load_settings())
     except (DistillError, StoppedError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     except OSError as error:  # a disk, a store or a cluster that fails in the middle
         reason = (str(error).splitlines() or [""])[0]
-        print(f"error: {type(error).__name__}: {reason}; run again", file=sys.stderr, flush=True)
-        sys.exit(DistillError.exit_code)
+        print(f"error: {type(error).__name__}: {reason}; run again", file=sys.stderr)
+        return DistillError.exit_code
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        return DistillError.exit_code
+    return 0
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process with this very code.
+
+    The interpreter's own end tears down the native libraries (torch, Arrow, Ray), whose threads now
+    and then abort then ("terminate called without an active exception"), and the code would be -6.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a pipe whose reader has left
+            stream.flush()
+    os._exit(code)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
