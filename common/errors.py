@@ -3,7 +3,8 @@
 DistillError               1    may be retried
 ├── SettingsError          2    a wrong or missing setting
 ├── InputError             3    missing or bad input: data, labels, a model, storage
-└── TeacherRefusedError    4    the teacher refuses for good: key, permission, model, credit
+├── TeacherRefusedError    4    the teacher refuses for good: key, permission, model, credit
+└── CostCapError           5    label.max_cost_usd is reached
 
 StoppedError             143    SIGTERM (130: Ctrl-C); outside the tree, as KeyboardInterrupt is
 
@@ -33,6 +34,12 @@ class TeacherRefusedError(DistillError):
     """The teacher refuses every call for a reason that no retry mends."""
 
     exit_code = 4
+
+
+class CostCapError(DistillError):
+    """The next call could cost more than `label.max_cost_usd` leaves."""
+
+    exit_code = 5
 
 
 class StoppedError(BaseException):

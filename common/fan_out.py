@@ -11,7 +11,7 @@ import ray
 
 from common import errors
 from common.errors import DistillError
-from common.labeling import Labeler
+from common.labeler import Labeler
 from common.records import EXAMPLE_SCHEMA, Example, LabelRow, make_label_table
 from common.settings import Settings
 from common.tasks import Task

@@ -120,6 +120,13 @@ class TeacherSettings(Section):
     )
     max_tokens: int = Field(512, ge=1, description="Length limit of a response, in tokens.")
     temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature.")
+    logprobs: int = Field(
+        0, ge=0, le=20, description="Alternatives whose log-probabilities to keep; 0: none."
+    )
+    prices: str | None = Field(
+        None,
+        description="TOML file with prices of models, beside the built-in ones: path or s3 URL.",
+    )
 
     @field_validator("base_url")
     @classmethod
@@ -151,6 +158,18 @@ class LabelSettings(Section):
     """The label job."""
 
     actors: int = Field(2, ge=1, description="Ray actors that share the calls.")
+    samples: int = Field(
+        1, ge=1, description="Responses for each example; the majority's becomes the label."
+    )
+    max_cost_usd: float | None = Field(
+        None, gt=0, description="Dollars that the run may cost in all; empty: no cap."
+    )
+    drain_seconds: float = Field(
+        25, ge=0, description="At SIGTERM, how long calls in flight may take to end."
+    )
+    dry_run: bool = Field(
+        False, description="Print the forecast and stop; as `python -m jobs.label --dry-run`."
+    )
     max_failure_rate: float = Field(
         0.1, ge=0, le=1, description="Share of failed rows above which the job fails."
     )

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from common.data import TestRow
 from common.errors import DistillError
-from common.labeling import Labeler, label_known, open_teacher
+from common.labeler import Labeler, label_known, open_teacher
 from common.records import PREDICTION_SCHEMA, Example, LabelRow
 from common.replies import TRANSIENT_ERRORS
 from common.settings import Settings

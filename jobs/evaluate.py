@@ -10,7 +10,7 @@ from typing import Any
 from common.command import run_job
 from common.data import TestRows, load_test_rows
 from common.evaluation import METRICS_FILE, SYSTEMS, score_systems
-from common.labeling import fingerprint_teacher
+from common.labeler import fingerprint_teacher
 from common.manifest import (
     Fingerprint,
     check_part,

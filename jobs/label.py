@@ -14,7 +14,7 @@ from typing import Any
 from common.command import run_job
 from common.data import Examples, load_examples
 from common.errors import DistillError, InputError
-from common.labeling import Labeler, fingerprint_teacher, label_known, open_teacher
+from common.labeler import Labeler, fingerprint_teacher, label_known, open_teacher
 from common.manifest import Fingerprint, hash_content, is_done, write_manifest
 from common.records import (
     Example,

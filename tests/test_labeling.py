@@ -4,9 +4,10 @@ import pytest
 
 from common.data import TestRow
 from common.errors import DistillError
-from common.labeling import apply_rules, make_label
+from common.labeling import make_label
 from common.records import Example, hash_text, make_label_table
 from common.replies import Reply
+from common.rules import apply_rules
 from common.storage import RunStorage
 from common.systems import ask_teacher
 from common.tasks import LabelRules, Task, load_task
