@@ -1,5 +1,6 @@
 # make run      the whole workflow on the built-in parts: no key, no GPU, no hub (2 to 4 minutes)
 # make test     all tests            make check    style and types
+# make bench-label   the label job against curator, its quotas, its memory (tests/benchmarks)
 # make install  the environment alone, for python -m jobs.<job>
 # make          these lines
 
@@ -8,7 +9,7 @@ VENV ?= .venv
 python := $(VENV)/bin/python
 torch := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: help install run test check format settings-table constraints clean
+.PHONY: help install run test bench-label check format settings-table constraints clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -33,6 +34,9 @@ check: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+bench-label: $(VENV)/.installed
+	$(python) -m tests.benchmarks.label $(ARGS)
 
 # Puts the table of settings into the README.
 settings-table: $(VENV)/.installed

@@ -3,12 +3,14 @@
 import argparse
 import atexit
 import contextlib
+import json
 import logging
 import os
 import signal
 import sys
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import NoReturn
 
@@ -16,18 +18,45 @@ from common.environment import describe_choices, describe_default, list_settings
 from common.errors import DistillError, StoppedError
 from common.settings import Settings
 
+_FORMAT = "%(asctime)s %(message)s"
 
-def run_job(main: Callable[[Settings], None], doc: str | None, sections: Sequence[str]) -> NoReturn:
-    """Runs `main` with the settings of the environment and exits; `--help` lists `sections`."""
-    _parse_arguments(doc or "", sections)
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    for noisy in ("httpx2", "httpx", "aiobotocore", "botocore"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+def run_job(
+    main: Callable[[Settings], None],
+    doc: str | None,
+    sections: Sequence[str],
+    flags: Mapping[str, str] | None = None,
+) -> NoReturn:
+    """Runs `main` with the settings of the environment and exits; `--help` lists `sections`.
+
+    `flags` are command-line flags, each with the variable that it sets to true.
+    """
+    _parse_arguments(doc or "", sections, flags or {})
+    _start_logging()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' remarks on each other
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     _leave(_run(main))
+
+
+def _start_logging() -> None:
+    """Lines for people; JSON lines in a pod, where a log collector reads them."""
+    handler = logging.StreamHandler()
+    in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
+    handler.setFormatter(_JsonLines() if in_pod else logging.Formatter(_FORMAT, "%H:%M:%S"))
+    logging.basicConfig(handlers=[handler], level=logging.INFO)
+    for noisy in ("httpx2", "httpx", "aiobotocore", "botocore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+class _JsonLines(logging.Formatter):
+    """A record as a JSON object: time, level, message, and the record's `figures`, if any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        line = {"time": moment, "level": record.levelname.lower(), "message": record.getMessage()}
+        return json.dumps(line | getattr(record, "figures", {}), ensure_ascii=False)
 
 
 def _run(main: Callable[[Settings], None]) -> int:
@@ -68,16 +97,21 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise StoppedError(number)
 
 
-def _parse_arguments(doc: str, sections: Sequence[str]) -> None:
+def _parse_arguments(doc: str, sections: Sequence[str], flags: Mapping[str, str]) -> None:
     rows = []
     for name, field, _ in list_settings(sections):
         default = describe_default(field)
         rows.append(
             f"  {name}{f' [{default}]' if default else ''}\n      {describe_choices(field)}"
         )
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         prog=f"python -m {getattr(sys.modules['__main__'].__spec__, 'name', 'jobs')}",
         description=doc,
         epilog="environment variables [default]:\n" + "\n".join(rows),
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
+    )
+    for flag, variable in flags.items():
+        parser.add_argument(flag, dest=variable, action="store_true", help=f"sets {variable}")
+    for variable, is_set in vars(parser.parse_args()).items():
+        if is_set:
+            os.environ[variable] = "true"

@@ -1,42 +1,91 @@
 """Fans examples out to actors with Ray Data, on this machine or on the cluster of RAY_ADDRESS."""
 
+import asyncio
+import contextlib
 import logging
 import os
+import queue
 import signal
+import threading
 import time
+import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.util.metrics import Counter, Gauge
 
 from common import errors
-from common.errors import DistillError
-from common.labeler import Labeler
-from common.records import EXAMPLE_SCHEMA, Example, LabelRow, make_label_table
+from common.errors import DistillError, StoppedError
+from common.labeler import Labeler, read_answered
+from common.quota import Lease, Quota, Report, Snapshot, Totals
+from common.records import EXAMPLE_SCHEMA, Example, make_label_table
+from common.replies import Reply
 from common.settings import Settings
+from common.storage import RunStorage
 from common.tasks import Task
 
 _BLOCK_ROWS = 256
-_LOG_SECONDS = 5
-_REFUSED = "refused"
-"""The status of a row on its way to the driver that stops the job."""
+_POLL_SECONDS = 0.25
+_OWNER_SILENCE_SECONDS = 5.0
+"""A driver that is not heard of for so long is dead; calls without it would be lost on the next."""
+_REFUSED_DRAIN_SECONDS = 3.0
+"""After a refusal, how long the calls in flight may take to end."""
 
 log = logging.getLogger(__name__)
 
 
 def label_on_ray(
-    settings: Settings, task: Task, url: str, examples: list[Example]
-) -> dict[str, LabelRow]:
-    """Labels examples by actors on Ray; gives the rows by id.
+    settings: Settings,
+    task: Task,
+    url: str,
+    examples: list[Example],
+    known: dict[str, Reply],
+    quota: Quota,
+    watch: Callable[[Snapshot], None],
+) -> tuple[list[pa.Table], Snapshot]:
+    """Labels examples by actors on Ray; gives their rows, in no order, and what it took.
+
+    `watch` is called a few times a second with the state. If the job is to stop, nothing is
+    called any more, and what is in flight is journaled first.
 
     Raises:
         DistillError: as an actor met it.
     """
     _start_ray()
+    try:
+        name = f"distill-quota-{uuid.uuid4().hex[:8]}"
+        keeper = ray.remote(QuotaKeeper).options(name=name, num_cpus=0).remote(quota)
+        try:
+            return _collect(settings, task, url, examples, known, keeper, watch)
+        except StoppedError:
+            _drain(keeper, settings.label.drain_seconds)
+            raise
+        except DistillError:
+            _drain(keeper, _REFUSED_DRAIN_SECONDS)
+            raise
+    except ray.exceptions.RayError as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise DistillError(f"Ray: {type(error).__name__}: {reason}; run again") from None
+    finally:
+        ray.shutdown()
+
+
+def _collect(
+    settings: Settings,
+    task: Task,
+    url: str,
+    examples: list[Example],
+    known: dict[str, Reply],
+    keeper: Any,
+    watch: Callable[[Snapshot], None],
+) -> tuple[list[pa.Table], Snapshot]:
+    """Runs the data set in a thread, so that this one hears of signals and refusals at once."""
     actors = min(settings.label.actors, settings.teacher.max_concurrency)
     dataset = ray.data.from_arrow(_make_blocks(examples)).map_batches(
         LabelActor,
-        fn_constructor_args=(settings, task, url, 1 / actors),
+        fn_constructor_args=(settings, task, url, keeper, ray.put(known)),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
@@ -46,46 +95,121 @@ def label_on_ray(
         ),
         num_cpus=0.1,
     )
-    rows: dict[str, LabelRow] = {}
-    started = logged = time.monotonic()
-    try:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            for row in batch.to_pylist():
-                if row["status"] == _REFUSED:
-                    raise getattr(errors, row["error"])(row["message"])
-                rows[row["id"]] = LabelRow(**row)
-            if len(rows) == len(examples) or time.monotonic() - logged > _LOG_SECONDS:
-                logged = time.monotonic()
-                rate = len(rows) / (logged - started)
-                log.info("labels: %d of %d, %.0f rows/s", len(rows), len(examples), rate)
-    finally:
-        ray.shutdown()
-    return rows
+    arrived: queue.Queue[pa.Table | BaseException | None] = queue.Queue()
+
+    def iterate() -> None:
+        try:
+            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                arrived.put(batch)
+            arrived.put(None)
+        except BaseException as error:
+            arrived.put(error)
+
+    threading.Thread(target=iterate, daemon=True).start()
+    tables: list[pa.Table] = []
+    while True:
+        snapshot: Snapshot = ray.get(keeper.snapshot.remote())
+        watch(snapshot)
+        if snapshot.failure:
+            name, message = snapshot.failure
+            raise getattr(errors, name)(message)
+        with contextlib.suppress(queue.Empty):
+            batch = arrived.get(timeout=_POLL_SECONDS)
+            if isinstance(batch, ray.exceptions.RayError):
+                raise batch
+            if isinstance(batch, BaseException):
+                raise DistillError(f"Ray Data: {type(batch).__name__}: {batch}") from batch
+            if batch is None:
+                return tables, ray.get(keeper.snapshot.remote())
+            tables.append(batch)
+
+
+def _drain(keeper: Any, seconds: float) -> None:
+    """Waits until no call is in flight, at most for `seconds`."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(ray.exceptions.RayError):
+        ray.get(keeper.stop.remote(("DistillError", "the job is stopping")))
+        while time.monotonic() < deadline:
+            if not ray.get(keeper.snapshot.remote()).in_flight:
+                return
+            time.sleep(_POLL_SECONDS / 5)
+        log.warning("labels: calls were still in flight after %g s, and are lost", seconds)
+
+
+class QuotaKeeper:
+    """The job's quota, where all actors reach it; its figures also as Ray metrics."""
+
+    def __init__(self, quota: Quota) -> None:
+        """Goes on with what the quota knows."""
+        quota.expect_owner(_OWNER_SILENCE_SECONDS)
+        self._quota = quota
+        self._begun: set[str] = set()
+        self._counters = {
+            name: Counter(f"distill_label_{name}", f"{name} of the label job")
+            for name in Totals.__slots__
+        }
+        self._in_flight = Gauge("distill_label_in_flight", "calls in flight")
+        self._told = Totals()
+
+    def renew(self, name: str, report: Report) -> Lease:
+        """See `Quota.renew`."""
+        return self._quota.renew(name, report)
+
+    def snapshot(self) -> Snapshot:
+        """See `Quota.snapshot`."""
+        snapshot = self._quota.snapshot()
+        for name, counter in self._counters.items():
+            if (more := getattr(snapshot.totals, name) - getattr(self._told, name)) > 0:
+                counter.inc(more)
+        self._told = snapshot.totals
+        self._in_flight.set(snapshot.in_flight)
+        return snapshot
+
+    def stop(self, failure: tuple[str, str]) -> None:
+        """See `Quota.stop`."""
+        self._quota.stop(failure)
+
+    def begin(self, block: str) -> bool:
+        """Notes that a block is begun; whether it was begun before, by a worker that is gone."""
+        was_begun = block in self._begun
+        self._begun.add(block)
+        return was_begun
 
 
 class LabelActor:
     """One worker: a labeler with its client, in the actor's event loop."""
 
-    def __init__(self, settings: Settings, task: Task, url: str, share: float) -> None:
-        """See `Labeler`."""
-        self._make = lambda: Labeler(settings, task, url, share)
-        self._labeler: Labeler | None = None
+    def __init__(self, settings: Settings, task: Task, url: str, keeper: Any, known: Any) -> None:
+        """See `Labeler`; `keeper` is the job's, `known` a reference to a dictionary."""
+        self._settings, self._task, self._url = settings, task, url
+        self._keeper, self._known = keeper, known
+        self._opening: asyncio.Task[Labeler] | None = None
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
-        """Labels a block. A refusal becomes a row, which the driver turns into an error again."""
-        self._labeler = self._labeler or self._make()
+        """Labels a block. If the job is to stop, the driver hears of it from the quota."""
+        self._opening = self._opening or asyncio.create_task(self._open())
+        labeler = await self._opening
+        examples = [Example(**row) for row in batch.to_pylist()]
+        if await self._keeper.begin.remote(examples[0].id):
+            labeler.learn(await asyncio.to_thread(read_answered, RunStorage(self._settings)))
         try:
-            rows = await self._labeler.label([Example(**row) for row in batch.to_pylist()])
-        except DistillError as error:
-            name = type(error).__name__
-            rows = [LabelRow("", "", _REFUSED, error=name, message=str(error))]
-        return make_label_table(rows)
+            return make_label_table(await labeler.label(examples))
+        except DistillError:
+            return make_label_table([])
+
+    async def _open(self) -> Labeler:
+        async def renew(name: str, report: Report) -> Lease:
+            lease: Lease = await self._keeper.renew.remote(name, report)
+            return lease
+
+        return Labeler(self._settings, self._task, self._url, renew, await self._known)
 
 
 def _start_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # the data set's thread must not start another Ray
     local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     ray.init(log_to_driver=False, logging_level="ERROR", **local)

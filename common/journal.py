@@ -3,87 +3,210 @@
 Each writer appends to parts of its own, JSON lines named by a random word: on a disk one file that
 is synced for every group of replies, in an object store one small object a group. While a group is
 being written the next one gathers, so that the cost of a write is shared when replies come fast.
+While the storage fails, replies wait in memory. A later job merges an object store's many parts.
 """
 
 import asyncio
+import io
 import json
-import os
+import logging
 import uuid
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 
+from common.errors import DistillError
 from common.replies import Reply, read_answer
 from common.storage import RunStorage
+from common.stores import StorageError
 
 FOLDER = "journal"
 _OBJECT_STORE_SECONDS = 0.1
 """How long a group gathers at least before it becomes an object."""
+_PATIENCE_SECONDS = 600.0
+"""How long a failing storage is waited for."""
+_FIRST_WAIT_SECONDS = 0.1
+_LONGEST_WAIT_SECONDS = 5.0
+_MANY_PARTS = 16
+_MERGED_BYTES = 16 * 2**20
+"""How big a merged part becomes; parts of half this size are left as they are."""
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+log = logging.getLogger(__name__)
 
 
 class JournalWriter:
-    """Appends replies. Use it in one event loop."""
+    """Appends replies. Use it in one event loop.
 
-    def __init__(self, storage: RunStorage) -> None:
+    Attributes:
+        trouble: what is wrong with the storage at the moment, if anything.
+    """
+
+    def __init__(self, storage: RunStorage, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         """Opens nothing: the first reply makes the first part."""
+        self.trouble: str | None = None
         self._storage = storage
-        self._name = uuid.uuid4().hex[:12]
+        self._patience_seconds = patience_seconds
+        self._name = _make_word()
         self._parts = 0
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
-        self._flusher: asyncio.Task[None] | None = None
+        self._failing_since: float | None = None
+        self._flusher: asyncio.Task[DistillError | None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many replies are not durable yet."""
+        return len(self._waiting)
 
     async def append(self, reply: Reply) -> None:
-        """Returns once the reply is durable."""
-        line = json.dumps(asdict(reply), ensure_ascii=False).encode("utf-8", "backslashreplace")
+        """Returns once the reply is durable; cancelling this does not keep it from becoming so.
+
+        Raises:
+            DistillError: the storage has failed for too long, or for good. The reply stays in
+                memory, and is written with the next one or by `drain` if the storage recovers.
+        """
+        line = _encode(vars(reply)).encode("utf-8", "backslashreplace")
         durable = asyncio.get_running_loop().create_future()
         self._waiting.append((line + b"\n", durable))
-        if self._flusher is None or self._flusher.done():
-            self._flusher = asyncio.create_task(self._flush())
+        self._flush()
         await durable
 
-    async def _flush(self) -> None:
+    async def drain(self) -> None:
+        """Returns once everything that was appended is durable.
+
+        Raises:
+            DistillError: as `append` does.
+        """
+        while self._waiting:
+            failure = await asyncio.shield(self._flush())
+            if failure:
+                raise failure
+
+    def _flush(self) -> asyncio.Task[DistillError | None]:
+        if self._flusher is None or self._flusher.done():
+            self._flusher = asyncio.create_task(self._write_all())
+        return self._flusher
+
+    async def _write_all(self) -> DistillError | None:
+        """Writes what waits, group by group; gives the reason if it gives up."""
+        wait = _FIRST_WAIT_SECONDS
         while self._waiting:
             if not self._storage.is_local:
                 await asyncio.sleep(_OBJECT_STORE_SECONDS)
-            group, self._waiting = self._waiting, []
+            group = len(self._waiting)
             try:
-                await asyncio.to_thread(self._write, b"".join(line for line, _ in group))
-            except BaseException as error:
-                self._name = uuid.uuid4().hex[:12]  # what follows half a line would be lost
-                for _, durable in group:
-                    if not durable.done():
-                        durable.set_exception(error)
-                if not isinstance(error, Exception):
-                    raise
-            for _, durable in group:
-                if not durable.done():
-                    durable.set_result(None)
+                lines = b"".join(line for line, _ in self._waiting[:group])
+                await asyncio.to_thread(self._write, lines)
+            except asyncio.CancelledError:
+                self._name = _make_word()  # the thread may still be writing to the old one
+                raise
+            except Exception as error:
+                failure = self._note_failure(error)
+                if failure:
+                    return failure
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+            else:
+                self._note_success(group)
+                wait = _FIRST_WAIT_SECONDS
+        return None
 
     def _write(self, lines: bytes) -> None:
-        if not self._storage.is_local:
-            self._parts += 1
-            name = f"{FOLDER}/{self._name}-{self._parts:06}.jsonl"
-            self._storage.write_bytes(name, lines)
+        if self._storage.is_local:
+            self._storage.append_bytes(f"{FOLDER}/{self._name}.jsonl", lines)
             return
-        path = Path(self._storage.path(f"{FOLDER}/{self._name}.jsonl"))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+        self._parts += 1  # also after a failure: an object that seemed lost may yet arrive
+        name = f"{FOLDER}/{self._name}-{self._parts:06}.jsonl"
+        self._storage.write_bytes(name, lines, attempts=1)
+
+    def _note_success(self, group: int) -> None:
+        for _, durable in self._waiting[:group]:
+            if not durable.done():
+                durable.set_result(None)
+        del self._waiting[:group]
+        if self._failing_since is not None:
+            log.warning("%s/%s can be written again", self._storage.url, FOLDER)
+        self._failing_since = self.trouble = None
+
+    def _note_failure(self, error: Exception) -> DistillError | None:
+        """The end of the patience, if that is reached: every caller that waits is told."""
+        self._name = _make_word()  # what follows half a line would be lost
+        now = asyncio.get_running_loop().time()
+        self.trouble = f"{self.waiting} paid replies wait in memory: {error}"
+        if self._failing_since is None:
+            self._failing_since = now
+            log.warning("%s; trying for %.0f s", self.trouble, self._patience_seconds)
+        is_passing = isinstance(error, StorageError) and error.is_passing
+        if is_passing and now - self._failing_since < self._patience_seconds:
+            return None
+        message = f"{self.trouble}; what is not stored then is paid for again"
+        for _, durable in self._waiting:
+            if not durable.done():
+                durable.set_exception(DistillError(message))
+        return DistillError(message)
 
 
 def read_journal(storage: RunStorage) -> dict[str, Reply]:
-    """All replies by key, an answer before a refusal.
+    """All replies by key, an answer before a refusal."""
+    replies: dict[str, Reply] = {}
+    for reply in iterate_journal(storage):
+        if reply.key not in replies or read_answer(reply).error is None:
+            replies[reply.key] = reply
+    return replies
+
+
+def iterate_journal(storage: RunStorage) -> Iterator[Reply]:
+    """All replies; one may come twice.
 
     A last line that a kill cut off is passed over: it was never durable.
     """
-    replies: dict[str, Reply] = {}
-    for name in storage.list_files(FOLDER):
-        for line in storage.read_bytes(name).splitlines():
-            try:
-                reply = Reply(**json.loads(line))
-            except (ValueError, TypeError):
-                continue
-            if reply.key not in replies or read_answer(reply).error is None:
-                replies[reply.key] = reply
-    return replies
+    for line in _iterate_lines(storage):
+        try:
+            yield Reply(**json.loads(line))
+        except (ValueError, TypeError):
+            continue
+
+
+def _iterate_lines(storage: RunStorage) -> Iterator[bytes]:
+    parts = _list_parts(storage)
+    if not storage.is_local:
+        for content in storage.read_many(parts):
+            yield from io.BytesIO(content)
+        return
+    for name in parts:
+        with Path(storage.path(name)).open("rb") as file:
+            yield from file
+
+
+def _list_parts(storage: RunStorage) -> dict[str, int]:
+    """The names of the parts, and their sizes in bytes."""
+    sizes = storage.list_sizes(FOLDER)
+    return {name: size for name, size in sizes.items() if name.endswith(".jsonl")}
+
+
+def compact_journal(storage: RunStorage) -> None:
+    """Merges an object store's small parts into few big ones, if there are many.
+
+    A crash leaves some replies twice, and loses none. Not while the journal is written to.
+    """
+    parts = {name: n for name, n in _list_parts(storage).items() if n < _MERGED_BYTES // 2}
+    if storage.is_local or len(parts) <= _MANY_PARTS:
+        return
+    names: list[str] = []
+    lines = bytearray()
+    for name, content in zip(parts, storage.read_many(parts), strict=True):
+        names.append(name)
+        lines += content if content.endswith(b"\n") else content + b"\n"
+        if len(lines) >= _MERGED_BYTES:
+            _replace_parts(storage, names, bytes(lines))
+            names, lines = [], bytearray()
+    _replace_parts(storage, names, bytes(lines))
+
+
+def _replace_parts(storage: RunStorage, names: list[str], lines: bytes) -> None:
+    if names:
+        storage.write_bytes(f"{FOLDER}/merged-{_make_word()}.jsonl", lines)
+        storage.remove(*names)
+
+
+def _make_word() -> str:
+    return uuid.uuid4().hex[:12]

@@ -1,14 +1,19 @@
 """Gets labels from the teacher: ask, journal, parse; what the journal holds is not asked again."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 from common.builtin.teacher import running_stand_in
 from common.journal import JournalWriter, read_journal
 from common.labeling import make_label
+from common.leases import Leases, Renew, reach_quota
 from common.manifest import Fingerprint
+from common.prices import find_price, require_price
+from common.quota import Quota
 from common.records import Example, LabelRow
+from common.replies import Reply, read_answer
 from common.settings import BUILTIN, Settings
 from common.storage import RunStorage
 from common.tasks import Task
@@ -18,32 +23,53 @@ from common.teacher import Teacher, make_key, make_request
 class Labeler:
     """Labels examples through one teacher client and one journal writer."""
 
-    def __init__(self, settings: Settings, task: Task, url: str, share: float = 1.0) -> None:
-        """`url` is where the teacher is; `share` is this labeler's part of the job's limits."""
+    def __init__(
+        self,
+        settings: Settings,
+        task: Task,
+        url: str,
+        renew: Renew,
+        known: Mapping[str, Reply] | None = None,
+    ) -> None:
+        """`url` is where the teacher is, `renew` reaches the job's quota.
+
+        `known` replies, by key, are not asked for.
+        """
         self._settings, self._task = settings, task
+        self._known = dict(known or {})
         journal = JournalWriter(RunStorage(settings))
-        self._teacher = Teacher(settings.teacher, url, share, keep=journal.append)
+        self._leases = Leases(renew, trouble=lambda: journal.trouble)
+        self._teacher = Teacher(settings.teacher, url, self._leases, keep=journal.append)
 
     async def label(self, examples: Sequence[Example]) -> list[LabelRow]:
         """Labels examples concurrently, in their order.
 
         Raises:
-            TeacherRefusedError, InputError: the first refusal; the other calls are cancelled.
+            DistillError: the job is to stop; the calls in flight were waited for, and journaled.
         """
-        tasks = []
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._label_one(example)) for example in examples]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
+        calls = (self._label_one(example) for example in examples)
+        rows: list[LabelRow] = []
+        for outcome in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+            rows.append(outcome)
+        await self._leases.flush()
+        return rows
 
     async def _label_one(self, example: Example) -> LabelRow:
         if not example.text.strip():
-            return make_label(example, None, self._task)
+            return make_label(example, [], self._task)
         body = make_request(self._settings.teacher, self._task, example.text)
-        reply = await self._teacher.ask(body, make_key(self._settings.teacher, body))
-        return make_label(example, reply, self._task)
+        keys = make_keys(self._settings, body)
+        replies = await asyncio.gather(*(self._ask(body, key) for key in keys))
+        return make_label(example, replies, self._task)
+
+    async def _ask(self, body: dict[str, object], key: str) -> Reply:
+        return self._known.get(key) or await self._teacher.ask(body, key)
+
+    def learn(self, replies: Mapping[str, Reply]) -> None:
+        """Takes replies that are not to be asked for."""
+        self._known.update(replies)
 
     async def check(self) -> None:
         """See `Teacher.check`."""
@@ -52,6 +78,106 @@ class Labeler:
     async def close(self) -> None:
         """Closes the teacher's connections."""
         await self._teacher.close()
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the journal holds already, parsed again, at no cost.
+
+    `rows` are by id, complete; `replies`, by key, are of examples whose other samples are missing;
+    `cost_usd` was paid for all of the run's replies together, where the price is known.
+    """
+
+    rows: dict[str, LabelRow]
+    replies: dict[str, Reply]
+    cost_usd: float
+
+
+def label_known(
+    settings: Settings, task: Task, storage: RunStorage, examples: Sequence[Example]
+) -> Known:
+    """Labels what the journal has replies for.
+
+    A reply that cannot be parsed does not count, nor a refusal, which costs nothing to ask for
+    again.
+    """
+    journal = read_answered(storage)
+    rows: dict[str, LabelRow] = {}
+    replies: dict[str, Reply] = {}
+    for example in examples if journal else []:
+        keys = make_keys(settings, make_request(settings.teacher, task, example.text))
+        found = {key: journal[key] for key in keys if key in journal}
+        if len(found) == len(keys):
+            rows[example.id] = make_label(example, list(found.values()), task)
+        else:
+            replies |= found
+    return Known(rows, replies, sum_cost(settings, journal.values()))
+
+
+def read_answered(storage: RunStorage) -> dict[str, Reply]:
+    """The journal's usable replies, by key."""
+    return {
+        key: reply
+        for key, reply in read_journal(storage).items()
+        if reply.http_status == 200 and read_answer(reply).error != "bad_response"
+    }
+
+
+def sum_cost(settings: Settings, replies: Iterable[Reply]) -> float:
+    """Dollars paid for replies; 0 where the price is not known."""
+    price = find_price(settings.teacher)
+    if price is None:
+        return 0.0
+    answers = (read_answer(reply) for reply in replies)
+    return sum(price.cost(a.prompt_tokens, a.completion_tokens, a.cached_tokens) for a in answers)
+
+
+def make_keys(settings: Settings, body: dict[str, object]) -> list[str]:
+    """The keys of all samples for one request."""
+    return [make_key(settings.teacher, body, i) for i in range(settings.label.samples)]
+
+
+def make_quota(settings: Settings, spent_usd: float) -> Quota:
+    """The quota of a job.
+
+    Raises:
+        SettingsError: dollars are capped, and the model's price is not known.
+    """
+    teacher, cap = settings.teacher, settings.label.max_cost_usd
+    if cap is not None:
+        require_price(teacher)
+    return Quota(
+        teacher.requests_per_minute,
+        teacher.tokens_per_minute,
+        teacher.max_concurrency,
+        cap,
+        spent_usd,
+    )
+
+
+def label_here(
+    settings: Settings,
+    task: Task,
+    url: str,
+    examples: Sequence[Example],
+    quota: Quota,
+    known: Mapping[str, Reply] | None = None,
+) -> list[LabelRow]:
+    """Labels in this process, without Ray, after a look at whether there is a teacher at all.
+
+    Raises:
+        DistillError: see `Labeler.label` and `Teacher.check`.
+    """
+
+    async def run() -> list[LabelRow]:
+        labeler = Labeler(settings, task, url, reach_quota(quota), known)
+        try:
+            await labeler.check()
+            return await labeler.label(examples)
+        finally:
+            await labeler.close()
+
+    return asyncio.run(run())
 
 
 @contextmanager
@@ -64,25 +190,9 @@ def open_teacher(settings: Settings) -> Iterator[str]:
 
 def fingerprint_teacher(settings: Settings, task: Task) -> Fingerprint:
     """What a label depends on, beside its text."""
-    names = ("base_url", "model", "endpoint", "max_tokens", "temperature")
+    names = ("base_url", "model", "endpoint", "max_tokens", "temperature", "logprobs")
     return {
         "task": f"{task.name} {task.label_fingerprint}",
         **{f"teacher.{name}": getattr(settings.teacher, name) for name in names},
+        "label.samples": settings.label.samples,
     }
-
-
-def label_known(
-    settings: Settings, task: Task, storage: RunStorage, examples: Sequence[Example]
-) -> dict[str, LabelRow]:
-    """The rows, by id, whose replies the journal holds: parsed again, at no cost.
-
-    A reply that cannot be parsed does not count, nor a refusal, which costs nothing to ask for
-    again.
-    """
-    journal = read_journal(storage)
-    rows = {}
-    for example in examples if journal else []:
-        key = make_key(settings.teacher, make_request(settings.teacher, task, example.text))
-        if key in journal and journal[key].http_status == 200:
-            rows[example.id] = make_label(example, journal[key], task)
-    return {id: row for id, row in rows.items() if row.error != "bad_response"}

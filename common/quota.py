@@ -1,68 +1,546 @@
-"""Paces calls: requests and tokens a minute, and the pauses that a server asks for."""
+"""The limits of a whole job: requests and tokens a minute, calls in flight, dollars.
 
-import asyncio
+There is one `Quota` for all workers of a job, wherever they run. A worker tells it in a `Report`
+which calls wait and what became of the earlier ones, and gets a `Lease`: how many calls it may have
+in flight, and when each waiting call may start. Nothing here waits or does I/O.
+
+What the quota knows of the server, from the surest word to the weakest:
+
+1. `x-ratelimit-*` headers: a bucket that is refilled at the server's rate and whose level is
+   set by what the server says is left, less what was granted since. A burst that it allows is used.
+2. The settings' limits, where no header tells a lower one: paced evenly, hardly a burst.
+3. 429s with Retry-After, without such headers: everyone pauses. Between two moments at which the
+   server's quota was used up it let pass as much as came in, so the calls that it accepted between
+   them, over the time between them, are its rate; from then on calls are paced at that.
+4. 429s that say nothing: the number of calls in flight adapts, by additive increase and one
+   multiplicative decrease for each congestion episode (Chiu and Jain, 1989).
+"""
+
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-_BURST_SECONDS = 1.0
-"""How much of the quota may be used at once after a quiet time."""
+HORIZON_SECONDS = 0.12
+"""Calls are granted for so long ahead."""
+_RENEW_SECONDS, _BUSY_SECONDS = 0.04, 0.06
+_HEARTBEAT_SECONDS = 0.5
+_DEAD_SECONDS = 20.0
+"""A worker that is silent for so long is dead: its slots come back, its calls count as paid."""
+_SAFETY = 0.998
+"""The share of a told limit that is used: the server's clock and ours are not the same."""
+_JITTER_SECONDS = 0.02
+"""Calls may arrive so much closer together than they were sent."""
+_FIRST_BURST_SECONDS, _BURST_SECONDS = 0.25, 1.0
+"""How much of a told limit may be used at once at first, and after a quiet time."""
+_INCREASE, _DECREASE = 0.1, 0.7
+"""Calls that the window grows by for each window of answers, and its factor for each episode."""
+_PROBE_SECONDS, _SEARCH_STEP, _PROBE_STEP = 1.0, 1.1, 1.02
+"""A learned rate is raised by a step after so long without a 429; twice as long after each 429."""
+_RELIABLE_CALLS, _LONGEST_PROBE_SECONDS = 50, 30.0
+_PAUSE_SECONDS = 0.5, 30.0
+_RETRY_MARGIN = 1.01
+"""A quota that comes back at a moment is not asked for just before it."""
+_NO_USD = 1e-9
+_STRIKES, _STRIKE_CALLS = 5, 3
+"""After so many 429s in a row with fewer answers between, the headers are not believed."""
+
+
+@dataclass(slots=True)
+class Headers:
+    """What a response's `x-ratelimit-*` headers say; None where they say nothing."""
+
+    requests_limit: float | None = None
+    requests_remaining: float | None = None
+    requests_reset_seconds: float | None = None
+    tokens_limit: float | None = None
+    tokens_remaining: float | None = None
+    tokens_reset_seconds: float | None = None
+
+
+@dataclass(slots=True)
+class Grant:
+    """The permission for one call to start, `delay_seconds` from now.
+
+    `requests` and `tokens` are what the job has been granted up to this call.
+    """
+
+    delay_seconds: float
+    requests: float
+    tokens: float
+
+
+@dataclass(slots=True)
+class Totals:
+    """What was done, added up."""
+
+    calls: int = 0
+    retries: int = 0
+    answered: int = 0
+    throttled: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+    call_seconds: float = 0.0
+
+    def add(self, other: "Totals") -> None:
+        """Adds another's."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+
+@dataclass(slots=True)
+class Report:
+    """What a worker tells. What happened is since its last report."""
+
+    waiting: list[tuple[float, float]] = field(default_factory=list)
+    """Of each call that wants to start, in order: estimated tokens, dollars in the worst case."""
+    demand: int = 0
+    """Calls that want to start, also those that are not in `waiting`."""
+    in_flight: int = 0
+    totals: Totals = field(default_factory=Totals)
+    token_correction: float = 0.0
+    """Tokens used beyond the estimates; negative where less was used."""
+    released_usd: float = 0.0
+    """What was reserved for the calls that have ended."""
+    returned: tuple[int, float, float] = (0, 0.0, 0.0)
+    """Grants that were not used: calls, tokens, dollars."""
+    headers: tuple[Headers, Grant | None, float] | None = None
+    """The latest call's that had any, with its grant and the seconds since it was sent."""
+    throttles: list[tuple[float, float | None]] = field(default_factory=list)
+    """Of each 429: the seconds since its call was sent, and its Retry-After in seconds."""
+    failure: tuple[str, str] | None = None
+    """The name and message of the error that should stop the job."""
+    trouble: str | None = None
+    """What the worker is waiting for, as the storage."""
+
+
+@dataclass(slots=True)
+class Lease:
+    """What a worker may do until it reports again, at the latest after `renew_seconds`."""
+
+    slots: int
+    grants: list[Grant] | None
+    """For the first calls of `waiting`; None: any call may start while there are slots."""
+    renew_seconds: float
+    pause_seconds: float = 0.0
+    failure: tuple[str, str] | None = None
+    """Nothing starts any more."""
+
+
+@dataclass
+class Snapshot:
+    """The state of a job, for people."""
+
+    totals: Totals
+    in_flight: int
+    slots: int
+    requests_per_minute: float | None
+    tokens_per_minute: float | None
+    pause_seconds: float
+    failure: tuple[str, str] | None
+    trouble: str | None
+    active_seconds: float
+    """From the first worker's first report to the last answer."""
 
 
 class _Bucket:
-    """A leaky bucket that may go into debt: taking is immediate, waiting comes before the next."""
+    """A token bucket, as the moment `empty_at` at which it was or will be empty.
 
-    def __init__(self, per_minute: float | None, clock: Callable[[], float]) -> None:
-        self._rate = per_minute / 60 if per_minute else None
-        self._clock = clock
-        self._ready_at = float("-inf")
+    Taking is immediate, and may leave a debt; whoever takes waits for `delay` then.
+    """
 
-    def wait_seconds(self) -> float:
-        return max(0.0, self._ready_at - self._clock())
+    def __init__(self, rate: float, burst: float, first_burst: float, now: float) -> None:
+        """`rate` is in units a second, the bursts in units."""
+        self.rate, self.burst = rate, burst
+        self.empty_at = now - first_burst / rate
 
-    def take(self, amount: float) -> None:
-        if self._rate is not None:
-            start = max(self._ready_at, self._clock() - _BURST_SECONDS)
-            self._ready_at = start + amount / self._rate
+    def delay(self, amount: float, now: float) -> float:
+        """Until the amount is there; one larger than the bucket waits until that is full."""
+        return max(0.0, self.empty_at + min(amount, self.burst) / self.rate - now)
+
+    def take(self, amount: float, now: float) -> None:
+        self.empty_at = max(self.empty_at, now - self.burst / self.rate) + amount / self.rate
+
+    def set_level(self, level: float, now: float) -> None:
+        self.empty_at = now - level / self.rate
+
+    def set_rate(self, rate: float, now: float) -> None:
+        level = (now - self.empty_at) * self.rate
+        self.rate = rate
+        self.set_level(level, now)
+
+
+class _Limit:
+    """One kind of limit, requests or tokens: what the settings say, and what the headers say."""
+
+    def __init__(self, told_per_minute: float | None, reserve_calls: float, now: float) -> None:
+        self._reserve_calls = reserve_calls
+        self._told: _Bucket | None = None
+        self._server: _Bucket | None = None
+        self._server_limit: float | None = None
+        self.granted = self._typical = 0.0
+        if told_per_minute:
+            rate = told_per_minute / 60 * _SAFETY
+            first, burst = rate * _FIRST_BURST_SECONDS, rate * _BURST_SECONDS
+            self._told = _Bucket(rate, burst, first, now)
+
+    @property
+    def is_taught(self) -> bool:
+        return self._server is not None
+
+    @property
+    def per_minute(self) -> float | None:
+        """The lower of the limits that are known."""
+        told = self._told.rate * 60 / _SAFETY if self._told else None
+        known = [limit for limit in (told, self._server_limit) if limit is not None]
+        return min(known) if known else None
+
+    def _buckets(self) -> list[_Bucket]:
+        """The told limit counts unless the server itself tells of one that is no higher."""
+        if self._server is None:
+            return [self._told] if self._told else []
+        assert self._server_limit is not None
+        told_is_lower = self._told is not None and self._told.rate * 61 < self._server_limit
+        return [b for b in (self._server, self._told if told_is_lower else None) if b]
+
+    def delay(self, amount: float, now: float) -> float:
+        return max((bucket.delay(amount, now) for bucket in self._buckets()), default=0.0)
+
+    def take(self, amount: float, now: float) -> None:
+        self.granted += amount
+        self._typical += (amount - self._typical) / 16 if self._typical else amount
+        self.correct(amount, now)
+
+    def give_back(self, amount: float, now: float) -> None:
+        self.granted -= amount
+        self.correct(-amount, now)
+
+    def correct(self, amount: float, now: float) -> None:
+        """Counts what was used beyond the estimates."""
+        for bucket in (self._told, self._server):
+            if bucket:
+                bucket.take(amount, now)
+
+    def teach(
+        self,
+        limit: float | None,
+        remaining: float | None,
+        reset_seconds: float | None,
+        granted_then: float,
+        age_seconds: float,
+        now: float,
+    ) -> None:
+        """Headers of a call that was sent `age_seconds` ago, when `granted_then` were granted."""
+        if limit is None or remaining is None or limit < 1:
+            return
+        rate = limit / 60
+        if reset_seconds and remaining < limit:  # a limit by the day is refilled more slowly
+            rate = min(rate, (limit - remaining) / reset_seconds)
+        if self._server is None:
+            self._server = _Bucket(rate, 1.0, 0.0, now)
+        self._server_limit = limit
+        self._server.burst = max(self._server.burst, remaining + 1)
+        self._server.set_rate(rate, now)
+        reserve = min(self._typical * self._reserve_calls + rate * _JITTER_SECONDS, limit / 10)
+        level = remaining - reserve + rate * age_seconds
+        level = min(level, self._server.burst) - (self.granted - granted_then)
+        self._server.set_level(level, now)
+
+    def forget_server(self) -> None:
+        self._server = self._server_limit = None
+
+
+class _LearnedRate:
+    """A request rate learned from 429s, see the module's third point."""
+
+    def __init__(self) -> None:
+        self._anchor: float | None = None
+        self._accepted = 0.0
+        self._first_at = float("inf")
+        self._bucket: _Bucket | None = None
+        self._burst_seconds = _BURST_SECONDS
+        self._probe_at, self._probe_seconds = 0.0, _PROBE_SECONDS
+
+    @property
+    def per_minute(self) -> float | None:
+        return self._bucket.rate * 60 if self._bucket else None
+
+    @property
+    def is_active(self) -> bool:
+        return self._bucket is not None
+
+    def accept(self, calls: int, now: float) -> None:
+        self._accepted += calls
+        if self._bucket and now >= self._probe_at:
+            is_reliable = self._probe_seconds > _PROBE_SECONDS
+            step = _PROBE_STEP if is_reliable else _SEARCH_STEP
+            self._bucket.set_rate(self._bucket.rate * step, now)
+            self._probe_at = now + self._probe_seconds
+
+    def use_up(self, in_flight: int, now: float) -> None:
+        """The server's quota is used up, with so many calls accepted and not yet answered."""
+        accepted = max(1.0, self._accepted + in_flight)
+        if self._anchor is None:
+            # Its rate is lower than what it let pass so far, a burst included: a guess.
+            rate = accepted / max(now - self._first_at, 0.1) / 2
+            self._bucket = _Bucket(rate, 1, -1, now)
+            self._anchor, self._accepted = now, -in_flight
+        elif (elapsed := now - self._anchor) > 0:
+            assert self._bucket is not None
+            rate = accepted / elapsed
+            self._bucket.set_rate(rate, now)
+            if accepted < 5:  # the server allows no burst
+                self._burst_seconds /= 2
+            self._bucket.burst = max(1.0, rate * self._burst_seconds)
+            self._bucket.set_level(-1, now)  # one call less, to stay clear of the edge
+            if accepted > _RELIABLE_CALLS:  # the older half counts for half
+                self._anchor, self._accepted = now - elapsed / 2, accepted / 2 - in_flight
+                self._probe_seconds = min(_LONGEST_PROBE_SECONDS, self._probe_seconds * 2)
+        self._probe_at = now + self._probe_seconds
+
+    def delay(self, now: float) -> float:
+        return self._bucket.delay(1, now) if self._bucket else 0.0
+
+    def take(self, now: float) -> None:
+        if self._bucket:
+            self._bucket.take(1, now)
+        self._first_at = min(self._first_at, now)
+
+
+@dataclass
+class _Worker:
+    last_seen: float
+    slots: int = 0
+    in_flight: int = 0
+    demand: int = 0
+    reserved_usd: float = 0.0
+    trouble: str | None = None
 
 
 class Quota:
-    """The limits of one worker. `share` of the job's limits is its own."""
+    """The one place that knows the job's limits. Times inside are seconds since it was made."""
 
     def __init__(
         self,
-        requests_per_minute: int | None,
-        tokens_per_minute: int | None,
-        share: float = 1.0,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        max_concurrency: int = 64,
+        max_cost_usd: float | None = None,
+        spent_usd: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Limits are those of the whole job; None: no limit known."""
+        """A limit of None is not known.
+
+        `spent_usd` was spent before, and counts against `max_cost_usd`.
+        """
         self._clock = clock
-        self._requests = _Bucket(requests_per_minute and requests_per_minute * share, clock)
-        self._tokens = _Bucket(tokens_per_minute and tokens_per_minute * share, clock)
-        self._paused_until = float("-inf")
+        self._epoch = clock()
+        self._requests = _Limit(requests_per_minute, reserve_calls=0.5, now=0.0)
+        self._tokens = _Limit(tokens_per_minute, reserve_calls=1.0, now=0.0)
+        self._learned = _LearnedRate()
+        self._max_slots, self._window = max_concurrency, float(max_concurrency)
+        self._max_cost_usd, self._spent_usd = max_cost_usd, spent_usd
+        self._owner_silence_seconds, self._owner_seen = float("inf"), 0.0
+        self._workers: dict[str, _Worker] = {}
+        self._totals = Totals()
+        self._paused_until = self._episode_start = float("-inf")
+        self._answered_in_episode = self._pauses_in_a_row = self._strikes = 0
+        self._failure: tuple[str, str] | None = None
+        self._joined_at: float | None = None
+        self._answered_at = 0.0
 
-    def try_acquire(self, tokens: float) -> float:
-        """Takes one request and `tokens`, and returns 0; or returns the seconds to wait."""
-        wait = max(
-            self._requests.wait_seconds(),
-            self._tokens.wait_seconds(),
-            self._paused_until - self._clock(),
+    def __getstate__(self) -> dict[str, Any]:
+        """For another machine, whose clock shows another time, and other workers."""
+        return self.__dict__ | {"_epoch": self._now(), "_workers": {}, "_joined_at": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._epoch = self._clock() - state["_epoch"]
+
+    def _now(self) -> float:
+        return self._clock() - self._epoch
+
+    def renew(self, name: str, report: Report) -> Lease:
+        """Takes a worker's report, and gives it a new lease."""
+        now = self._now()
+        worker = self._workers.setdefault(name, _Worker(now))
+        worker.last_seen = now
+        if self._joined_at is None:
+            self._joined_at = now
+        self._bury_the_dead(now)
+        self._absorb(worker, report, now)
+        pause = max(0.0, self._paused_until - now)
+        owner_is_silent = now - self._owner_seen > self._owner_silence_seconds
+        worker.slots = self._share_slots(worker)
+        if self._failure or owner_is_silent:
+            worker.slots = worker.in_flight
+            return Lease(0, [], _HEARTBEAT_SECONDS, 0.0, self._failure)
+        if pause:
+            return Lease(worker.slots, [], min(pause, _HEARTBEAT_SECONDS), pause)
+        if self._is_open:
+            return Lease(worker.slots, None, _HEARTBEAT_SECONDS)
+        grants, wait = self._grant(worker, report.waiting, now)
+        renew = min(max(wait, _RENEW_SECONDS), _BUSY_SECONDS)
+        return Lease(worker.slots, grants, renew if report.demand else _HEARTBEAT_SECONDS)
+
+    def expect_owner(self, silence_seconds: float) -> None:
+        """From now on, nothing is granted while nobody has taken a snapshot for so long."""
+        self._owner_silence_seconds, self._owner_seen = silence_seconds, self._now()
+
+    def stop(self, failure: tuple[str, str]) -> None:
+        """Lets nothing start any more. The first reason stays."""
+        self._failure = self._failure or failure
+
+    def snapshot(self) -> Snapshot:
+        """The state of the job; also the sign that the job's owner is alive."""
+        now = self._now()
+        self._owner_seen = now
+        self._bury_the_dead(now)
+        requests = [self._requests.per_minute, self._learned.per_minute]
+        troubles = (worker.trouble for worker in self._workers.values() if worker.trouble)
+        return Snapshot(
+            Totals(**asdict(self._totals)),
+            self._in_flight,
+            int(self._window),
+            min((limit for limit in requests if limit is not None), default=None),
+            self._tokens.per_minute,
+            max(0.0, self._paused_until - now),
+            self._failure,
+            next(troubles, None),
+            max(0.0, self._answered_at - self._joined_at) if self._joined_at is not None else 0.0,
         )
-        if wait > 0:
-            return wait
-        self._requests.take(1)
-        self._tokens.take(tokens)
-        return 0.0
 
-    async def acquire(self, tokens: float) -> None:
-        """Waits until one request of about `tokens` may be sent."""
-        while (wait := self.try_acquire(tokens)) > 0:
-            await asyncio.sleep(wait)
+    @property
+    def _is_open(self) -> bool:
+        return (
+            self._requests.per_minute is None
+            and self._tokens.per_minute is None
+            and not self._learned.is_active
+            and self._max_cost_usd is None
+        )
 
-    def settle(self, estimated_tokens: float, used_tokens: float) -> None:
-        """Corrects the token count once the server has told it."""
-        self._tokens.take(used_tokens - estimated_tokens)
+    @property
+    def _in_flight(self) -> int:
+        return sum(worker.in_flight for worker in self._workers.values())
 
-    def pause(self, seconds: float) -> None:
-        """Nothing is sent for `seconds`: the server said so."""
-        self._paused_until = max(self._paused_until, self._clock() + seconds)
+    def _absorb(self, worker: _Worker, report: Report, now: float) -> None:
+        worker.in_flight, worker.demand = report.in_flight, report.demand
+        worker.trouble = report.trouble
+        self._totals.add(report.totals)
+        self._spent_usd += report.totals.cost_usd
+        requests, tokens, usd = report.returned
+        worker.reserved_usd = max(0.0, worker.reserved_usd - report.released_usd - usd)
+        self._requests.give_back(requests, now)
+        self._tokens.give_back(tokens, now)
+        self._tokens.correct(report.token_correction, now)
+        answered = report.totals.answered
+        self._learned.accept(answered, now)
+        if answered:
+            self._answered_at = now
+            self._answered_in_episode += answered
+            self._pauses_in_a_row = 0
+            self._window = min(self._max_slots, self._window + _INCREASE * answered / self._window)
+        if report.headers is not None and self._strikes < _STRIKES:
+            self._read_headers(*report.headers, now)
+        for age_seconds, retry_after in report.throttles:
+            self._throttle(now - age_seconds, retry_after, now)
+        if report.failure:
+            self.stop(report.failure)
+
+    def _read_headers(self, h: Headers, grant: Grant | None, age: float, now: float) -> None:
+        requests = grant.requests if grant else self._requests.granted - self._in_flight
+        tokens = grant.tokens if grant else self._tokens.granted
+        self._requests.teach(
+            h.requests_limit,
+            h.requests_remaining,
+            h.requests_reset_seconds,
+            requests,
+            age,
+            now,
+        )
+        self._tokens.teach(
+            h.tokens_limit, h.tokens_remaining, h.tokens_reset_seconds, tokens, age, now
+        )
+
+    def _throttle(self, sent_at: float, retry_after: float | None, now: float) -> None:
+        """A 429. Those of calls that were sent before the episode began belong to it."""
+        if retry_after is not None:
+            self._paused_until = max(self._paused_until, now + retry_after * _RETRY_MARGIN)
+        if sent_at < self._episode_start:
+            return
+        is_taught = self._requests.is_taught or self._tokens.is_taught
+        if self._answered_in_episode >= _STRIKE_CALLS:
+            self._strikes = 0
+        elif is_taught:
+            self._strikes += 1
+            if self._strikes >= _STRIKES:
+                self._requests.forget_server()
+                self._tokens.forget_server()
+        self._episode_start, self._answered_in_episode = now, 0
+        if retry_after is None:
+            first, longest = _PAUSE_SECONDS
+            pause = min(longest, first * 2**self._pauses_in_a_row)
+            self._paused_until = max(self._paused_until, now + pause)
+            self._pauses_in_a_row += 1
+            if not is_taught:
+                self._window = max(1.0, self._window * _DECREASE)
+        elif not is_taught:
+            self._learned.use_up(self._in_flight, now)
+
+    def _share_slots(self, worker: _Worker) -> int:
+        """A fair share, or more where others leave some; all together never above the window."""
+        if not worker.demand:
+            return worker.in_flight
+        others = [other for other in self._workers.values() if other is not worker]
+        window = int(self._window)
+        share = max(1, window // (len(others) + 1))
+        claimed = sum(max(share, o.in_flight) if o.demand else o.in_flight for o in others)
+        held = sum(max(other.slots, other.in_flight) for other in others)
+        return max(0, min(max(share, window - claimed), window - held))
+
+    def _grant(
+        self, worker: _Worker, waiting: list[tuple[float, float]], now: float
+    ) -> tuple[list[Grant], float]:
+        """Grants for the calls that may start within the horizon; the time to the next."""
+        grants: list[Grant] = []
+        wait = 0.0
+        for tokens, usd in waiting:
+            wait = max(
+                self._requests.delay(1, now),
+                self._tokens.delay(tokens, now),
+                self._learned.delay(now),
+            )
+            if wait > HORIZON_SECONDS:
+                break
+            if not self._reserve(worker, usd):
+                wait = _RENEW_SECONDS
+                break
+            self._requests.take(1, now)
+            self._tokens.take(tokens, now)
+            self._learned.take(now)
+            grants.append(Grant(wait, self._requests.granted, self._tokens.granted))
+        return grants, wait - HORIZON_SECONDS / 2
+
+    def _reserve(self, worker: _Worker, usd: float) -> bool:
+        if self._max_cost_usd is not None:
+            reserved = sum(other.reserved_usd for other in self._workers.values())
+            if self._spent_usd + reserved + usd > self._max_cost_usd:
+                if reserved < _NO_USD:
+                    self.stop(("CostCapError", self._explain_cap(usd)))
+                return False
+        worker.reserved_usd += usd
+        return True
+
+    def _explain_cap(self, usd: float) -> str:
+        return (
+            f"DISTILL_LABEL__MAX_COST_USD={self._max_cost_usd:g} is reached: "
+            f"${self._spent_usd:.4f} are spent, and the next call may cost up to ${usd:.4f}; "
+            "raise it to go on from here"
+        )
+
+    def _bury_the_dead(self, now: float) -> None:
+        for name, worker in list(self._workers.items()):
+            if now - worker.last_seen > _DEAD_SECONDS:
+                self._spent_usd += worker.reserved_usd  # its calls may have been paid for
+                del self._workers[name]

@@ -1,7 +1,8 @@
 """The rows that jobs pass to each other, and their Arrow schemas."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +22,8 @@ class LabelRow:
 
     `status` is ok (then `label` is set), failed (no usable response: `error` says why) or filtered
     (a response that a label rule rejects: `error` names the rule). `message` is for people.
+    `agreement` is the share of the samples that gave this label. The last four columns are kept
+    where log-probabilities were asked for and offered, one item a token of the response.
     """
 
     id: str
@@ -31,10 +34,17 @@ class LabelRow:
     message: str | None = None
     response: str | None = None
     finish_reason: str | None = None
+    agreement: float | None = None
+    samples: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     completion_tokens: int = 0
     attempts: int = 0
     seconds: float = 0.0
+    tokens: list[str] | None = None
+    token_logprobs: list[float | None] | None = None
+    top_tokens: list[list[str]] | None = None
+    top_logprobs: list[list[float]] | None = None
 
 
 EXAMPLE_SCHEMA = pa.schema({"id": pa.string(), "text": pa.string()})
@@ -49,12 +59,20 @@ LABEL_SCHEMA = pa.schema(
         "message": pa.string(),
         "response": pa.string(),
         "finish_reason": pa.string(),
+        "agreement": pa.float64(),
+        "samples": pa.int64(),
         "prompt_tokens": pa.int64(),
+        "cached_tokens": pa.int64(),
         "completion_tokens": pa.int64(),
         "attempts": pa.int64(),
         "seconds": pa.float64(),
+        "tokens": pa.list_(pa.string()),
+        "token_logprobs": pa.list_(pa.float32()),
+        "top_tokens": pa.list_(pa.list_(pa.string())),
+        "top_logprobs": pa.list_(pa.list_(pa.float32())),
     }
 )
+"""`cached_tokens` are those of `prompt_tokens` that the provider had in its cache."""
 
 PREDICTION_SCHEMA = pa.schema(
     {
@@ -78,12 +96,13 @@ def hash_text(text: str) -> str:
 
 def make_label_table(rows: list[LabelRow]) -> pa.Table:
     """Rows as a table of `LABEL_SCHEMA`."""
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=LABEL_SCHEMA)
+    return pa.Table.from_pylist([vars(row) for row in rows], schema=LABEL_SCHEMA)
 
 
-def count_by_status(rows: list[LabelRow]) -> dict[str, int]:
-    """Rows by status; all three are there, also at 0."""
-    return {s: sum(row.status == s for row in rows) for s in ("ok", "failed", "filtered")}
+def count_by_status(table: pa.Table) -> dict[str, int]:
+    """Rows of a label table by status; all three are there, also at 0."""
+    counts = Counter(table["status"].to_pylist())
+    return {status: counts[status] for status in ("ok", "failed", "filtered")}
 
 
 def get_rows(table: pa.Table) -> list[dict[str, Any]]:

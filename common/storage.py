@@ -1,15 +1,21 @@
 """A run's folder, on the local disk or in an object store.
 
-Every write is whole or not at all: an object store puts an object in one step; on a disk the bytes
-go to a hidden file beside the target, are synced, and take its name.
+Every write is whole or not at all, see `common.stores`. What an object store fails at is tried
+again for some seconds.
 """
 
+import errno
 import io
 import json
+import logging
 import os
-import uuid
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,10 +23,25 @@ from fsspec.core import url_to_fs
 
 from common.errors import InputError
 from common.settings import Settings
+from common.stores import Disk, ObjectStore, StorageError, explain_failure
+
+_ATTEMPTS = 4
+"""How often an object store is asked."""
+_WAIT_SECONDS = 0.5
+"""How long to wait before the second time; twice as long before each further one."""
+_READERS = 16
+"""How many objects are read at a time; more gain nothing, for the client itself is what is busy."""
+_READ_AHEAD_BYTES = 32 * 2**20
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class RunStorage:
-    """The folder `<root>/<run>`; names are relative to it, with slashes."""
+    """The folder `<root>/<run>`; names are relative to it, with slashes.
+
+    Every method raises a StorageError where the disk or the object store fails.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Opens the storage root without writing.
@@ -30,17 +51,19 @@ class RunStorage:
         """
         root = settings.storage.absolute_root
         try:
-            self._fs, path = url_to_fs(
-                root, **({"use_listings_cache": False} if "://" in root else {})
-            )
+            fs, path = url_to_fs(root, **_client_options(root))
         except (ValueError, ImportError) as error:
             raise InputError(f"DISTILL_STORAGE__ROOT={root!r} cannot be opened: {error}") from None
-        self.is_local = "file" in self._fs.protocol
-        self._path = f"{path.rstrip('/')}/{settings.run}"
+        self.is_local = "file" in fs.protocol
         self.url = f"{root.rstrip('/')}/{settings.run}"
+        self._path = str(fs._strip_protocol(f"{path.rstrip('/')}/{settings.run}"))
+        self._store: Disk | ObjectStore
         if not self.is_local:
-            self._check_bucket(root, path)
+            fs.retries = 1  # s3fs's own, up to some minutes for one call
+            self._store = ObjectStore(fs)
+            self._check_bucket(fs, root, path)
         else:
+            self._store = Disk()
             self._check_folder(Path(path))
 
     @staticmethod
@@ -50,17 +73,21 @@ class RunStorage:
             reason = "is no folder" if not existing.is_dir() else "cannot be written to"
             raise InputError(f"DISTILL_STORAGE__ROOT={str(root)!r}: {str(existing)!r} {reason}")
 
-    def _check_bucket(self, root: str, path: str) -> None:
+    def _check_bucket(self, fs: Any, root: str, path: str) -> None:
         bucket = path.split("/")[0]
         try:
-            if not (self._fs.exists(path) or self._fs.exists(bucket)):
-                raise FileNotFoundError("there is no such bucket")
-        except Exception as error:  # botocore's errors share no root with OSError
-            raise InputError(
-                f"DISTILL_STORAGE__ROOT={root!r}: the bucket {bucket!r} cannot be read "
-                f"({type(error).__name__}: {error}); check its name, the AWS_* variables and "
-                "AWS_ENDPOINT_URL"
-            ) from None
+            if self._try("read", "", lambda _: bool(fs.exists(path) or fs.exists(bucket))):
+                return
+            reason = "there is no such bucket"
+        except StorageError as error:
+            refused = getattr(error.__cause__, "errno", None) == errno.EINVAL
+            if error.is_passing and not refused:
+                raise
+            reason = f"{type(error.__cause__).__name__}: {error.__cause__}"
+        raise InputError(
+            f"DISTILL_STORAGE__ROOT={root!r}: the bucket {bucket!r} cannot be read ({reason}); "
+            "check its name, the AWS_* variables and AWS_ENDPOINT_URL"
+        )
 
     def path(self, name: str = "") -> str:
         """The path of a name on the file system, without protocol."""
@@ -68,39 +95,90 @@ class RunStorage:
 
     def exists(self, name: str) -> bool:
         """Whether a file of this name is there."""
-        return bool(self._fs.isfile(self.path(name)))
+        return self._try("read", name, self._store.exists)
 
     def list_files(self, folder: str) -> list[str]:
         """The names of all files below a folder, sorted; empty where there is no such folder."""
-        paths = self._fs.find(self.path(folder))
-        offset = len(str(self._fs._strip_protocol(self.path()))) + 1
-        return sorted(str(p)[offset:] for p in paths if not Path(p).name.startswith("."))
+        return list(self.list_sizes(folder))
+
+    def list_sizes(self, folder: str) -> dict[str, int]:
+        """The same with their sizes in bytes."""
+        sizes = self._try("listed", folder, self._store.find)
+        return {path[len(self._path) + 1 :]: sizes[path] for path in sorted(sizes)}
 
     def read_bytes(self, name: str) -> bytes:
-        """The content of a file."""
-        return bytes(self._fs.cat_file(self.path(name)))
+        """The content of a file.
 
-    def write_bytes(self, name: str, content: bytes) -> None:
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        return self._try("read", name, self._store.read)
+
+    def read_many(self, sizes: Mapping[str, int]) -> Iterator[bytes]:
+        """The contents of files whose names and sizes are given, in order, read some at a time."""
+        names = deque(sizes)
+        ahead: deque[tuple[int, Future[bytes]]] = deque()
+        with ThreadPoolExecutor(_READERS) as pool:
+            while names or ahead:
+                room = _READ_AHEAD_BYTES - sum(size for size, _ in ahead)
+                if names and len(ahead) < 2 * _READERS and (not ahead or sizes[names[0]] <= room):
+                    name = names.popleft()
+                    ahead.append((sizes[name], pool.submit(self.read_bytes, name)))
+                else:
+                    yield ahead.popleft()[1].result()
+
+    def write_bytes(self, name: str, content: bytes, attempts: int | None = None) -> None:
         """Writes a file, replacing one of that name."""
-        if not self.is_local:
-            self._fs.pipe_file(self.path(name), content)
-            return
-        target = Path(self.path(name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        self._try("written", name, lambda path: self._store.write(path, content), attempts)
 
-    def remove(self, name: str) -> None:
-        """Removes a file."""
-        self._fs.rm_file(self.path(name))
+    def create_bytes(self, name: str, content: bytes) -> bool:
+        """Writes a file unless there is one of that name; whether it did.
+
+        Of several that try at the same time, one does. The content must be the caller's own.
+        """
+        return self._try("written", name, lambda path: self._store.create(path, content))
+
+    def append_bytes(self, name: str, content: bytes) -> None:
+        """Adds to the end of a file on a local disk. After a failure, begin another file."""
+        assert isinstance(self._store, Disk), self.url
+        store = self._store
+        self._try("written", name, lambda path: store.append(path, content))
+
+    def remove(self, *names: str) -> None:
+        """Removes files that may be there."""
+        paths = [self.path(name) for name in names]
+        self._try("removed", " ".join(names[:1]), lambda _: self._store.remove(*paths))
+
+    def _try(
+        self, verb: str, name: str, operation: Callable[[str], T], attempts: int | None = None
+    ) -> T:
+        """What the operation gives for the name's path; a store is asked again if need be."""
+        last = 1 if self.is_local else attempts or _ATTEMPTS
+        for attempt in range(1, last + 1):
+            try:
+                return operation(self.path(name))
+            except Exception as error:  # botocore's errors share no root with OSError
+                if isinstance(error, FileNotFoundError) and verb == "read":
+                    raise
+                place = f"{self.url}/{name}".rstrip("/")
+                failure = explain_failure(f"{place} cannot be {verb}", error, self.is_local)
+                if attempt == last or not failure.is_passing:
+                    raise failure from error
+            log.warning("%s; trying again", failure)
+            time.sleep(_WAIT_SECONDS * 2 ** (attempt - 1))
+        raise AssertionError(f"{attempts=}")
+
+    @contextmanager
+    def removing_empty_folder(self, folder: str) -> Iterator[None]:
+        """Removes a folder at the end, and those above it that were not there, if empty."""
+        path = Path(self.path(folder))
+        made = [path, *(p for p in path.parents if self.is_local and not p.exists())]
+        try:
+            yield
+        finally:
+            for place in made if self.is_local else ():
+                with suppress(OSError):
+                    place.rmdir()
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file.
@@ -156,3 +234,13 @@ class RunStorage:
             target = local / Path(name).relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(self.read_bytes(name))
+
+
+def _client_options(root: str) -> dict[str, Any]:
+    """No cache of listings; no retries but one, for connections that lay idle: `_try` does them."""
+    if "://" not in root:
+        return {}
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if root.startswith(("s3://", "s3a://")):
+        options["config_kwargs"] = {"retries": {"mode": "standard", "total_max_attempts": 2}}
+    return options

@@ -1,6 +1,5 @@
 """The systems that are compared, each as a function from test rows to its responses."""
 
-import asyncio
 import logging
 import tempfile
 import time
@@ -12,7 +11,8 @@ import pyarrow as pa
 
 from common.data import TestRow
 from common.errors import DistillError
-from common.labeler import Labeler, label_known, open_teacher
+from common.labeler import label_here, label_known, make_quota, open_teacher
+from common.lock import hold_run
 from common.records import PREDICTION_SCHEMA, Example, LabelRow
 from common.replies import TRANSIENT_ERRORS
 from common.settings import Settings
@@ -43,25 +43,17 @@ def ask_teacher(
     Replies are journaled like the label job's, so that they are paid for once.
     """
     examples = [Example(row.id, row.text) for row in rows]
-    answers = label_known(settings, task, storage, examples)
-    missing = [example for example in examples if example.id not in answers]
-    if missing:
-        with open_teacher(settings) as url:
-            answers |= {a.id: a for a in asyncio.run(_label(settings, task, url, missing))}
+    answers = label_known(settings, task, storage, examples).rows
+    if len(answers) < len(examples):
+        with hold_run(storage, "evaluate"), open_teacher(settings) as url:
+            known = label_known(settings, task, storage, examples)
+            missing = [example for example in examples if example.id not in known.rows]
+            quota = make_quota(settings, known.cost_usd)
+            new = label_here(settings, task, url, missing, quota, known.replies)
+            answers = known.rows | {row.id: row for row in new}
     ordered = [answers[example.id] for example in examples]
     _check_gaps(ordered)
     return [Response(a.label or "", a.completion_tokens, a.seconds, error=a.error) for a in ordered]
-
-
-async def _label(
-    settings: Settings, task: Task, url: str, examples: list[Example]
-) -> list[LabelRow]:
-    labeler = Labeler(settings, task, url)
-    try:
-        await labeler.check()
-        return await labeler.label(examples)
-    finally:
-        await labeler.close()
 
 
 def _check_gaps(answers: list[LabelRow]) -> None:

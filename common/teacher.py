@@ -17,15 +17,24 @@ import math
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 import openai
 
-from common.errors import InputError, SettingsError, TeacherRefusedError
-from common.quota import Quota
-from common.replies import Reply, read_answer, read_provider_message
+from common.errors import DistillError, InputError, SettingsError, TeacherRefusedError
+from common.leases import Call, Leases, Outcome
+from common.prices import find_price
+from common.quota import Headers, Totals
+from common.replies import (
+    Answer,
+    Reply,
+    read_answer,
+    read_provider_code,
+    read_provider_message,
+)
 from common.settings import TeacherSettings
 from common.tasks import Task
 
@@ -39,6 +48,13 @@ _UNKNOWN_MODEL = re.compile(
 """How servers that answer 400 say that there is no such model."""
 _CHARACTERS_PER_TOKEN = 3.5
 """A rough guess for the token quota, corrected by every response's usage."""
+_RATE_LIMIT_FIELDS = {
+    f"x-ratelimit-{what}-{kind}".encode(): f"{kind}_{what}{unit}"
+    for kind in ("requests", "tokens")
+    for what, unit in (("limit", ""), ("remaining", ""), ("reset", "_seconds"))
+}
+_DURATION_PART = re.compile(r"([\d.]+)(ms|s|m|h|d)")
+_DURATION = re.compile(r"((\d+(\.\d*)?|\.\d+)(ms|s|m|h|d))+")
 
 
 def make_request(settings: TeacherSettings, task: Task, text: str) -> dict[str, Any]:
@@ -48,6 +64,10 @@ def make_request(settings: TeacherSettings, task: Task, text: str) -> dict[str, 
         "max_tokens": settings.max_tokens,
         "temperature": settings.temperature,
     }
+    if settings.logprobs and settings.endpoint == "chat":
+        body |= {"logprobs": True, "top_logprobs": settings.logprobs}
+    elif settings.logprobs:
+        body["logprobs"] = settings.logprobs
     if settings.endpoint == "chat":
         return body | {"messages": task.make_messages(text)}
     return body | {
@@ -70,10 +90,10 @@ class Teacher:
         self,
         settings: TeacherSettings,
         url: str,
-        share: float = 1.0,
+        leases: Leases,
         keep: Callable[[Reply], Awaitable[None]] | None = None,
     ) -> None:
-        """`url` is where the API really is; `share` is this client's part of the job's limits.
+        """`url` is where the API really is; `leases` says when a call may start.
 
         `keep` makes a reply durable. A call counts as in flight until it returns, so that a crash
         costs no more replies than `teacher.max_concurrency`.
@@ -83,24 +103,27 @@ class Teacher:
                 "DISTILL_TEACHER__MODEL is not set: name the model as the API at "
                 f"{settings.base_url} knows it"
             )
-        self._settings, self._keep = settings, keep
+        self._settings, self._leases, self._keep = settings, leases, keep
         self._path = "/chat/completions" if settings.endpoint == "chat" else "/completions"
-        slots = max(1, int(settings.max_concurrency * share))
-        self._slots = asyncio.Semaphore(slots)
-        self._quota = Quota(settings.requests_per_minute, settings.tokens_per_minute, share)
-        self._client = openai.AsyncOpenAI(
-            base_url=url,
-            api_key=settings.api_key.get_secret_value() or "none",
-            max_retries=0,
-            http_client=openai.DefaultAioHttpClient(
-                timeout=None,  # the limit is on the whole call, see _send
-                limits=httpx2.Limits(max_connections=slots, max_keepalive_connections=slots),
-            ),
+        self._price = find_price(settings)
+        self._tokens = _TokenEstimate()
+        slots = settings.max_concurrency
+        # The package's own transport and headers; but not its request options, retries and models,
+        # which take more time on this side than all else together (tests/benchmarks/label.py).
+        self._http = openai.DefaultAioHttpClient(
+            timeout=None,  # the limit is on the whole call, see _send
+            limits=httpx2.Limits(max_connections=slots, max_keepalive_connections=slots),
         )
+        key = settings.api_key.get_secret_value() or "none"
+        client = openai.AsyncOpenAI(base_url=url, api_key=key, http_client=self._http)
+        headers = client.default_headers | client.auth_headers
+        self._headers = httpx2.Headers({n: v for n, v in headers.items() if isinstance(v, str)})
+        self._url = url.rstrip("/")
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self._client.close()
+        await self._leases.close()
+        await self._http.aclose()
 
     async def check(self) -> None:
         """Makes sure, without a paid call, that there is an API at the URL that lets us in.
@@ -112,14 +135,13 @@ class Teacher:
         for attempt in range(_CHECK_ATTEMPTS):
             try:
                 async with asyncio.timeout(self._settings.timeout_seconds):
-                    response = await self._client.get("/models", cast_to=httpx2.Response)
-                if not _is_json(response.text):
+                    response = await self._http.get(f"{self._url}/models", headers=self._headers)
+                if response.is_error:
+                    self._stop_if_refused(response.status_code, response.text, is_listing=True)
+                elif not _is_json(response.text):
                     raise InputError(self._explain_url("GET /models", 200, response.text))
-                return
-            except openai.APIStatusError as error:
-                self._stop_if_refused(error)
-                return  # an API without a list of models
-            except (openai.APIConnectionError, httpx2.HTTPError, TimeoutError) as error:
+                return  # an error is that of an API without a list of models
+            except (httpx2.HTTPError, TimeoutError) as error:
                 reason = _describe(error)
             if attempt < _CHECK_ATTEMPTS - 1:
                 await asyncio.sleep(attempt + 0.5)
@@ -133,72 +155,116 @@ class Teacher:
 
         Raises:
             TeacherRefusedError, InputError: no request will ever succeed.
+            DistillError: the job is to stop.
         """
-        started: float | None = None
-        estimate = len(json.dumps(body)) / _CHARACTERS_PER_TOKEN
-        attempts = 0
+        worst_usd = self._price.worst_cost(body, self._settings.max_tokens) if self._price else 0.0
+        size, content = count_characters(body), json.dumps(body).encode()
+        attempts = calls = 0
+        first_sent_at = 0.0
         while True:
-            async with self._slots:
-                await self._quota.acquire(estimate)
-                started = started or time.monotonic()  # not before: rows queue for a slot
-                reply, retry_after = await self._send(body, key, attempts + 1, started)
+            call = await self._leases.acquire(self._tokens.guess(size), worst_usd, again=calls > 0)
+            calls += 1
+            first_sent_at = first_sent_at or call.sent_at
+            totals = Totals(calls=1, retries=int(calls > 1))
+            outcome = Outcome(totals, call.tokens)
+            try:
+                sent = await self._send(content)
+                waited = asyncio.get_running_loop().time() - first_sent_at
+                reply = Reply(key, sent.status, sent.text, attempts + 1, waited)
+                answer = read_answer(reply)
+                self._count(outcome, call, reply, answer, sent, size)
                 if reply.http_status == 200 and self._keep is not None:
                     await self._keep(reply)
-            if reply.http_status == 200:
-                answer = read_answer(reply)
-                self._quota.settle(estimate, answer.prompt_tokens + answer.completion_tokens)
-                if answer.error != "bad_response":
-                    return reply
-            elif reply.is_final:
+            except DistillError as error:
+                self._leases.fail(error)
+                raise
+            finally:
+                self._leases.settle(call, outcome)
+            if reply.http_status == 200 and answer.error != "bad_response":
                 return reply
-            if reply.http_status == 429:
-                self._quota.pause(retry_after if retry_after is not None else _jitter(attempts))
-            else:
+            if reply.http_status != 200 and reply.is_final:
+                return reply
+            if reply.http_status != 429:
                 attempts += 1
                 if attempts >= self._settings.max_attempts:
                     return reply
-                await asyncio.sleep(_jitter(attempts) if retry_after is None else retry_after)
-            if time.monotonic() - started > _MAX_WAIT_SECONDS:
+                await asyncio.sleep(
+                    _jitter(attempts) if sent.retry_after is None else sent.retry_after
+                )
+            if waited > _MAX_WAIT_SECONDS:
                 return reply
 
-    async def _send(
-        self, body: dict[str, Any], key: str, attempt: int, started: float
-    ) -> tuple[Reply, float | None]:
-        """One request: the reply, and the seconds that the server asks to wait, if it does."""
-        retry_after = None
+    def _count(
+        self, outcome: Outcome, call: Call, reply: Reply, answer: Answer, sent: "_Sent", size: int
+    ) -> None:
+        """What the quota needs to know of a call."""
+        totals, status = outcome.totals, reply.http_status
+        outcome.headers = sent.headers
+        totals.call_seconds = asyncio.get_running_loop().time() - call.sent_at
+        if status == 200:
+            totals.answered = 1
+            totals.prompt_tokens, totals.completion_tokens = (
+                answer.prompt_tokens,
+                answer.completion_tokens,
+            )
+        elif status != 0:
+            outcome.used_tokens = 0.0  # refused: nothing was used
+        if answer.prompt_tokens:
+            outcome.used_tokens = answer.prompt_tokens + answer.completion_tokens
+            self._tokens.learn(size, answer.prompt_tokens, answer.completion_tokens)
+            if self._price:
+                totals.cost_usd = self._price.cost(
+                    answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens
+                )
+        elif status in (0, 200):
+            totals.cost_usd = call.usd  # perhaps it was answered, and has to be paid
+        if status == 429:
+            totals.throttled = 1
+            outcome.is_throttled, outcome.retry_after_seconds = True, sent.retry_after
+
+    async def _send(self, content: bytes) -> "_Sent":
+        """One request."""
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
-                response = await self._client.post(self._path, cast_to=httpx2.Response, body=body)
-            status, text = response.status_code, response.text
-        except openai.APIStatusError as error:
-            self._stop_if_refused(error)
-            status, text = error.status_code, error.response.text
-            retry_after = parse_retry_after(error.response.headers.get("retry-after"))
+                response = await self._http.post(
+                    self._url + self._path, content=content, headers=self._headers
+                )
         except TimeoutError:
-            status, text = 0, f"timeout: no answer in {self._settings.timeout_seconds} s"
-        except (openai.APIConnectionError, httpx2.HTTPError) as error:
-            status, text = 0, f"connection: {_describe(error)}"
-        return Reply(key, status, text, attempt, time.monotonic() - started), retry_after
+            return _Sent(0, f"timeout: no answer in {self._settings.timeout_seconds} s")
+        except httpx2.HTTPError as error:
+            return _Sent(0, f"connection: {_describe(error)}")
+        status = response.status_code
+        text = response.content.decode("utf-8", "replace")  # JSON is UTF-8
+        headers = read_headers(response.headers.raw)
+        if status == 200:
+            return _Sent(status, text, headers)
+        self._stop_if_refused(status, text)
+        wait = parse_retry_after(response.headers.get("retry-after"))
+        if status == 429 and wait is not None and wait > _MAX_WAIT_SECONDS:
+            raise DistillError(
+                f"the teacher at {self._settings.base_url} asks to wait {wait:.0f} s (429 "
+                f"{read_provider_message(text)}); run again then"
+            )
+        return _Sent(status, text, headers, wait)
 
-    def _stop_if_refused(self, error: openai.APIStatusError) -> None:
-        message = read_provider_message(error.response.text)
+    def _stop_if_refused(self, status: int, text: str, is_listing: bool = False) -> None:
+        message, code = read_provider_message(text), read_provider_code(text)
         place = f"{self._settings.base_url} (model {self._settings.model!r})"
-        no_credit = error.code in ("insufficient_quota", "billing_hard_limit_reached")
-        if error.status_code in (401, 402, 403) or (error.status_code == 429 and no_credit):
+        no_credit = code in ("insufficient_quota", "billing_hard_limit_reached")
+        if status in (401, 402, 403) or (status == 429 and no_credit):
             raise TeacherRefusedError(
-                f"the teacher at {place} refuses: {error.status_code} {message}; check "
+                f"the teacher at {place} refuses: {status} {message}; check "
                 "DISTILL_TEACHER__API_KEY, the key's permissions and the account's credit"
             )
-        is_model = error.code == "model_not_found" or "model" in message.lower()
-        if self._is_listing(error):
+        if is_listing:
             return
-        if error.status_code in (404, 405, 501) and not is_model:
-            raise InputError(self._explain_url(self._path, error.status_code, message))
-        is_unknown = error.code == "model_not_found" or _UNKNOWN_MODEL.search(message)
-        if error.status_code == 404 or (error.status_code == 400 and is_unknown):
+        is_model = code == "model_not_found" or "model" in message.lower()
+        if status in (404, 405, 501) and not is_model:
+            raise InputError(self._explain_url(self._path, status, message))
+        is_unknown = code == "model_not_found" or _UNKNOWN_MODEL.search(message)
+        if status == 404 or (status == 400 and is_unknown):
             raise TeacherRefusedError(
-                f"the teacher at {place} refuses: {error.status_code} {message}; check "
-                "DISTILL_TEACHER__MODEL"
+                f"the teacher at {place} refuses: {status} {message}; check DISTILL_TEACHER__MODEL"
             )
 
     def _explain_url(self, request: str, status: int, message: str) -> str:
@@ -208,9 +274,65 @@ class Teacher:
             "ends in /v1"
         )
 
-    @staticmethod
-    def _is_listing(error: openai.APIStatusError) -> bool:
-        return error.response.request.method == "GET"
+
+@dataclass(slots=True)
+class _Sent:
+    """What came back for one request. `retry_after` is in seconds."""
+
+    status: int
+    text: str
+    headers: Headers | None = None
+    retry_after: float | None = None
+
+
+class _TokenEstimate:
+    """Guesses the tokens of a call by its characters; learns from every answer."""
+
+    def __init__(self) -> None:
+        self._tokens_per_character = 1 / _CHARACTERS_PER_TOKEN
+        self._completion_tokens = 0.0
+        self._seen = 0
+
+    def guess(self, characters: int) -> float:
+        return characters * self._tokens_per_character + self._completion_tokens
+
+    def learn(self, characters: int, prompt_tokens: int, completion_tokens: int) -> None:
+        self._seen = min(self._seen + 1, 100)
+        rate = prompt_tokens / max(characters, 1)
+        self._tokens_per_character += (rate - self._tokens_per_character) / self._seen
+        self._completion_tokens += (completion_tokens - self._completion_tokens) / self._seen
+
+
+def count_characters(body: dict[str, Any]) -> int:
+    """The characters of a request's prompt."""
+    messages = body.get("messages")
+    return sum(len(m["content"]) for m in messages) if messages else len(body["prompt"])
+
+
+def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> Headers | None:
+    """The `x-ratelimit-*` headers, as OpenAI's API has them; None where there are none."""
+    headers = None
+    for name, value in raw:
+        field = _RATE_LIMIT_FIELDS.get(name.lower())
+        if field:
+            headers = headers or Headers()
+            setattr(headers, field, parse_seconds(value.decode("ascii", "replace")))
+    return headers
+
+
+def parse_seconds(value: str | None) -> float | None:
+    """A number, or a duration such as 6m0s, 1.5s or 20ms, in seconds; None if it is neither."""
+    if value is None:
+        return None
+    try:
+        number = float(value)
+        return number if math.isfinite(number) and number >= 0 else None
+    except ValueError:
+        pass
+    if not _DURATION.fullmatch(value):
+        return None
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    return sum(float(n) * units[unit] for n, unit in _DURATION_PART.findall(value))
 
 
 def parse_retry_after(value: str | None) -> float | None:
@@ -224,7 +346,7 @@ def parse_retry_after(value: str | None) -> float | None:
             seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
         except ValueError:
             return None
-    return min(max(0.0, seconds), _MAX_WAIT_SECONDS) if math.isfinite(seconds) else None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
 
 
 def _is_json(text: str) -> bool:

@@ -2,26 +2,38 @@
 
 Ray Data fans the examples out to actors, which call the teacher and journal every reply before it
 is parsed. A rerun asks only for what the journal lacks; a finished run is left as it is. Writes
-<root>/<run>/labels (one row for each distinct example) and <root>/<run>/journal.
+<root>/<run>/labels (one row for each distinct example) and <root>/<run>/journal. `--dry-run` prints
+what it would take, and spends nothing.
 """
 
-import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
+
+import pyarrow as pa
 
 from common.command import run_job
 from common.data import Examples, load_examples
 from common.errors import DistillError, InputError
-from common.labeler import Labeler, fingerprint_teacher, label_known, open_teacher
-from common.manifest import Fingerprint, hash_content, is_done, write_manifest
-from common.records import (
-    Example,
-    LabelRow,
-    count_by_status,
-    make_label_table,
+from common.forecast import format_forecast, make_forecast
+from common.journal import compact_journal
+from common.labeler import (
+    Known,
+    fingerprint_teacher,
+    label_here,
+    label_known,
+    make_quota,
+    open_teacher,
 )
+from common.labeling import make_label
+from common.lock import hold_run
+from common.manifest import Fingerprint, hash_content, is_done, write_manifest
+from common.prices import find_price
+from common.progress import Progress, summarize_calls
+from common.quota import Snapshot
+from common.records import Example, count_by_status, make_label_table
 from common.replies import TRANSIENT_ERRORS
 from common.settings import Settings
 from common.storage import RunStorage
@@ -38,9 +50,10 @@ def main(settings: Settings) -> None:
     """Labels what is not labelled yet.
 
     Raises:
-        SettingsError, InputError, TeacherRefusedError: see `common.errors`.
-        DistillError: more rows failed than `label.max_failure_rate` allows; all is written. An
-            InputError, if asking again would not help.
+        SettingsError, InputError, TeacherRefusedError, CostCapError: see `common.errors`.
+        DistillError: another job is at work on this run; or more rows failed than
+            `label.max_failure_rate` allows; all is written. An InputError, if asking again would
+            not help.
     """
     started = time.monotonic()
     storage, task = RunStorage(settings), load_task(settings.task)
@@ -49,28 +62,51 @@ def main(settings: Settings) -> None:
     if is_done(storage, STEP, fingerprint):
         log.info("labels: already done, see %s/%s", storage.url, STEP)
         return
+    if settings.label.dry_run:
+        forecast(settings, task, storage, examples)
+        return
+    with hold_run(storage, "label") as lock:
+        known = forecast(settings, task, storage, examples)
+        missing = [e for e in examples.rows if e.id not in known.rows]
+        new, figures = label_new(settings, task, missing, known, lock.check)
+        table = arrange_rows(examples, [make_label_table(list(known.rows.values())), *new])
+        files = write_parts(storage, table)
+        counts = count_by_status(table)
+        seconds = round(time.monotonic() - started, 1)
+        summary = {
+            "inputs": table.num_rows,
+            **counts,
+            "duplicates": examples.duplicates,
+            "reused": len(known.rows),
+            **figures,
+            "seconds": seconds,
+        }
+        log.info("labels: %s", describe_summary(summary), extra={"figures": summary})
+        check_failures(settings, counts, table)
+        for stale in set(storage.list_files(STEP)) - set(files):
+            storage.remove(stale)  # parts of an earlier try that had more
+        lock.check()
+        write_manifest(
+            storage,
+            STEP,
+            fingerprint,
+            files=files,
+            counts=counts,
+            summary=summary,
+            settings=settings.describe(SECTIONS),
+        )
+        compact_journal(storage)
+
+
+def forecast(settings: Settings, task: Task, storage: RunStorage, examples: Examples) -> Known:
+    """What the journal holds already; prints what the rest will take."""
     known = label_known(settings, task, storage, examples.rows)
-    new = label_new(settings, task, [e for e in examples.rows if e.id not in known])
-    rows = [(known | new)[example.id] for example in examples.rows]
-    files = [
-        _write_part(storage, number, rows[start : start + _PART_ROWS])
-        for number, start in enumerate(range(0, len(rows), _PART_ROWS))
-    ]
-    counts = count_by_status(rows)
-    summary = summarize(rows, examples, len(known), time.monotonic() - started)
-    _check_failures(settings, counts, rows)
-    for stale in set(storage.list_files(STEP)) - set(files):
-        storage.remove(stale)  # parts of an earlier try that had more
-    write_manifest(
-        storage,
-        STEP,
-        fingerprint,
-        files=files,
-        counts=counts,
-        summary=summary,
-        settings=settings.describe(SECTIONS),
-    )
-    log.info("labels: %s", ", ".join(f"{name} {value}" for name, value in summary.items()))
+    make_quota(settings, known.cost_usd)  # tells of a cap without a price
+    texts = [e.text for e in examples.rows if e.id not in known.rows and e.text.strip()]
+    if texts or settings.label.dry_run:
+        expected = make_forecast(settings, task, texts, find_price(settings.teacher))
+        log.info("%s", format_forecast(expected, settings, known.cost_usd))
+    return known
 
 
 def make_fingerprint(settings: Settings, task: Task, examples: Examples) -> Fingerprint:
@@ -82,59 +118,86 @@ def make_fingerprint(settings: Settings, task: Task, examples: Examples) -> Fing
     }
 
 
-def label_new(settings: Settings, task: Task, examples: list[Example]) -> dict[str, LabelRow]:
-    """Asks the teacher; gives the rows by id.
+def label_new(
+    settings: Settings,
+    task: Task,
+    examples: list[Example],
+    known: Known,
+    check_lock: Callable[[], None],
+) -> tuple[list[pa.Table], dict[str, Any]]:
+    """Asks the teacher; gives the rows, and the figures of the calls.
+
+    The first example is asked for here, before Ray is started: a teacher that refuses is found out
+    by one call, and its limits are known before the many.
 
     Raises:
-        DistillError: the teacher cannot be reached, or refuses for good.
+        DistillError: the teacher cannot be reached, or refuses for good; or a cap is reached.
     """
-    if not examples:
-        return {}
+    has_price = find_price(settings.teacher) is not None
+    asked = [e for e in examples if e.text.strip()]
+    blank = make_label_table([make_label(e, [], task) for e in examples if not e.text.strip()])
+    if not asked:
+        return [blank], {}
+    quota = make_quota(settings, known.cost_usd)
     with open_teacher(settings) as url:
-        asyncio.run(_check_teacher(settings, task, url))
-        from common.fan_out import label_on_ray  # Ray takes seconds to import
+        first = label_here(settings, task, url, asked[:1], quota, known.replies)
+        tables, snapshot = [make_label_table(first)], quota.snapshot()
+        if asked[1:]:
+            from common.fan_out import label_on_ray  # Ray takes seconds to import
 
-        return label_on_ray(settings, task, url, examples)
+            progress = Progress(len(asked) * settings.label.samples, has_price)
 
+            def watch(snapshot: Snapshot) -> None:
+                check_lock()
+                progress.show(snapshot)
 
-async def _check_teacher(settings: Settings, task: Task, url: str) -> None:
-    """Makes sure that the teacher can be reached, before anything is written."""
-    labeler = Labeler(settings, task, url)
-    try:
-        await labeler.check()
-    finally:
-        await labeler.close()
-
-
-def _write_part(storage: RunStorage, number: int, rows: list[LabelRow]) -> str:
-    name = f"{STEP}/part-{number:05}.parquet"
-    storage.write_table(name, make_label_table(rows))
-    return name
-
-
-def summarize(
-    rows: list[LabelRow], examples: Examples, reused: int, seconds: float
-) -> dict[str, Any]:
-    """The figures of a run, for the log and the manifest."""
-    return {
-        "inputs": len(rows),
-        **count_by_status(rows),
-        "duplicates": examples.duplicates,
-        "reused": reused,
-        "prompt_tokens": sum(row.prompt_tokens for row in rows),
-        "completion_tokens": sum(row.completion_tokens for row in rows),
-        "seconds": round(seconds, 1),
-    }
+            more, snapshot = label_on_ray(
+                settings, task, url, asked[1:], known.replies, quota, watch
+            )
+            progress.show(snapshot, is_last=True)
+            tables += more
+    concurrency = settings.teacher.max_concurrency
+    return [blank, *tables], summarize_calls(snapshot, concurrency, has_price)
 
 
-def _check_failures(settings: Settings, counts: dict[str, int], rows: list[LabelRow]) -> None:
-    if counts["failed"] / len(rows) <= settings.label.max_failure_rate:
+def arrange_rows(examples: Examples, tables: list[pa.Table]) -> pa.Table:
+    """All rows in the order of the examples.
+
+    Raises:
+        DistillError: one is missing.
+    """
+    table = pa.concat_tables(tables)
+    places = {id: place for place, id in enumerate(table["id"].to_pylist())}
+    missing = [e for e in examples.rows if e.id not in places]
+    if missing:
+        raise DistillError(f"{len(missing)} of {len(examples.rows)} rows were lost; run again")
+    return table.take([places[e.id] for e in examples.rows])
+
+
+def write_parts(storage: RunStorage, table: pa.Table) -> list[str]:
+    """Writes the rows; gives the names of the files."""
+    names = []
+    for number, start in enumerate(range(0, table.num_rows, _PART_ROWS)):
+        names.append(f"{STEP}/part-{number:05}.parquet")
+        storage.write_table(names[-1], table.slice(start, _PART_ROWS))
+    return names
+
+
+def describe_summary(summary: dict[str, Any]) -> str:
+    """The summary in one line."""
+    return ", ".join(f"{name} {value}" for name, value in summary.items() if value is not None)
+
+
+def check_failures(settings: Settings, counts: dict[str, int], table: pa.Table) -> None:
+    """Raises if more rows failed than is allowed."""
+    if counts["failed"] / table.num_rows <= settings.label.max_failure_rate:
         return
-    kinds = Counter(row.error for row in rows if row.status == "failed")
-    (kind, _), *_ = kinds.most_common(1)
-    message = next(row.message for row in rows if row.error == kind)
+    errors = table.select(["status", "error", "message"]).to_pylist()
+    failed = [row for row in errors if row["status"] == "failed"]
+    (kind, _), *_ = Counter(row["error"] for row in failed).most_common(1)
+    message = next(row["message"] for row in failed if row["error"] == kind)
     text = (
-        f"{counts['failed']} of {len(rows)} rows failed, mostly by {kind!r}"
+        f"{counts['failed']} of {table.num_rows} rows failed, mostly by {kind!r}"
         f"{f' ({message})' if message else ''}; DISTILL_LABEL__MAX_FAILURE_RATE="
         f"{settings.label.max_failure_rate} allows fewer. What was answered is kept"
     )
@@ -144,4 +207,4 @@ def _check_failures(settings: Settings, counts: dict[str, int], rows: list[Label
 
 
 if __name__ == "__main__":
-    run_job(main, __doc__, SECTIONS)
+    run_job(main, __doc__, SECTIONS, {"--dry-run": "DISTILL_LABEL__DRY_RUN"})

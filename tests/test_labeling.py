@@ -7,90 +7,17 @@ from common.errors import DistillError
 from common.labeling import make_label
 from common.records import Example, hash_text, make_label_table
 from common.replies import Reply
-from common.rules import apply_rules
+from common.settings import TeacherSettings
 from common.storage import RunStorage
 from common.systems import ask_teacher
-from common.tasks import LabelRules, Task, load_task
+from common.tasks import Task, load_task
+from common.teacher import make_key, make_request
 from fake_teacher import refuse, running_teacher
 
 TEXT = "She go to school every days."
 LABEL = "She goes to school every day."
 EXAMPLE = Example(hash_text(TEXT), TEXT)
 GEC = load_task("gec")
-
-
-@pytest.mark.parametrize(
-    ("text", "response", "rules", "label"),
-    [
-        ("a", " b \n", {}, "b"),
-        ("a", "two\nlines", {}, "two\nlines"),
-        ("a", '"b"', {}, '"b"'),
-        ("a", '"b"', {"unquote": True}, "b"),
-        ("a", "«\u00a0b\u00a0»", {"unquote": True}, "b"),
-        ("a", "„b“", {"unquote": True}, "b"),
-        ("a", '"b', {"unquote": True}, '"b'),
-        ("a", '"', {"unquote": True}, '"'),
-        ('"a" he said', '"b"', {"unquote": True}, '"b"'),
-        ("Yes, he said, no", '"Yes," he said, "no"', {"unquote": True}, '"Yes," he said, "no"'),
-        ("a", "POSITIVE", {"lower_case": True}, "positive"),
-        ("a", "Positive.", {"lower_case": True, "allowed": ["positive"]}, "positive"),
-        ("a", "e.g.", {"allowed": ["e.g."]}, "e.g."),
-        ("two\nlines", "2\nlines", {"single_line": True}, "2\nlines"),
-        ("a", "fine", {"reject_patterns": ["^Sure"]}, "fine"),
-        ("Sure: yes", "Sure: yes!", {"reject_patterns": ["^Sure"]}, "Sure: yes!"),
-        ("x" * 20, "y" * 10, {"min_length_ratio": 0.5}, "y" * 10),
-        ("x" * 20, "y" * 40, {"max_length_ratio": 2}, "y" * 40),
-        ("short", "y" * 40, {"max_length_ratio": 2}, "y" * 40),
-    ],
-)
-def test_a_response_that_passes_the_rules(text, response, rules, label):
-    assert apply_rules(text, response, LabelRules(**rules)) == (label, None)
-
-
-@pytest.mark.parametrize(
-    ("text", "response", "rules", "reason"),
-    [
-        ("a", "", {}, "empty"),
-        ("a", " \n", {}, "empty"),
-        ("a", '""', {"unquote": True}, "empty"),
-        ("a", "neutral", {"allowed": ["positive", "negative"]}, "not_allowed"),
-        ("a", "Positive", {"allowed": ["positive"]}, "not_allowed"),
-        ("a", "two\nlines", {"single_line": True}, "several_lines"),
-        ("a", "Sure: b", {"reject_patterns": ["^No", "^Sure"]}, "pattern"),
-        ("x" * 20, "y" * 9, {"min_length_ratio": 0.5}, "length_ratio"),
-        ("x" * 20, "y" * 41, {"max_length_ratio": 2}, "length_ratio"),
-    ],
-)
-def test_a_response_that_a_rule_rejects(text, response, rules, reason):
-    assert apply_rules(text, response, LabelRules(**rules))[1] == reason
-
-
-@pytest.mark.parametrize(
-    ("response", "reason"),
-    [
-        (f"Sure, here is the sentence: {LABEL}", "pattern"),
-        (f"Here's the corrected sentence: {LABEL}", "pattern"),
-        ("As an AI, I would rather not.", "pattern"),
-        ("I cannot correct this.", "pattern"),
-        (f"{LABEL}\n\nI corrected the verb.", "several_lines"),
-        ("She", "length_ratio"),
-    ],
-)
-def test_chatter_is_no_correction(response, reason):
-    assert apply_rules(TEXT, response, GEC.label_rules)[1] == reason
-
-
-@pytest.mark.parametrize(
-    ("text", "response"),
-    [
-        (TEXT, LABEL),
-        ("Hier is the book", "Here is the book."),
-        ("he said i cannot come", "He said I cannot come."),
-        ("Of course he come.", "Of course he comes."),
-    ],
-)
-def test_plain_corrections_pass_the_rules(text, response):
-    assert apply_rules(text, response, GEC.label_rules) == (response, None)
 
 
 def make_body(text, finish_reason="stop", endpoint="chat"):
@@ -104,7 +31,7 @@ def make_body(text, finish_reason="stop", endpoint="chat"):
 
 
 def label(body, status=200):
-    return make_label(EXAMPLE, Reply("key", status, body, attempts=2, seconds=1.5), GEC)
+    return make_label(EXAMPLE, [Reply("key", status, body, attempts=2, seconds=1.5)], GEC)
 
 
 @pytest.mark.parametrize("endpoint", ["chat", "completions"])
@@ -115,6 +42,7 @@ def test_a_usable_response_becomes_the_label(endpoint):
     assert row.response == f' "{LABEL}"\n'
     assert (row.prompt_tokens, row.completion_tokens) == (30, 7)
     assert (row.attempts, row.seconds) == (2, 1.5)
+    assert (row.agreement, row.samples) == (1.0, 1)
 
 
 @pytest.mark.parametrize("endpoint", ["chat", "completions"])
@@ -173,7 +101,7 @@ def test_an_error_page_that_is_not_json_is_a_failure(status):
         make_body([{"type": "text", "text": LABEL}]),
         make_body(3),
         make_body(LABEL, finish_reason=["stop"]),
-        json.dumps({"choices": [{"text": LABEL}], "usage": "none"}),
+        "[" * 100_000,
     ],
 )
 def test_a_response_of_another_shape_is_a_failure(body):
@@ -182,14 +110,191 @@ def test_a_response_of_another_shape_is_a_failure(body):
     assert row.message
 
 
-def test_a_response_without_usage_is_usable():
-    row = label(json.dumps({"choices": [{"text": LABEL}]}))
-    assert (row.label, row.prompt_tokens, row.completion_tokens) == (LABEL, 0, 0)
+@pytest.mark.parametrize(
+    ("usage", "counts"),
+    [
+        ({"prompt_tokens": 30, "completion_tokens": 7}, (30, 0, 7)),
+        ({"prompt_tokens": 30, "prompt_tokens_details": {"cached_tokens": 20}}, (30, 20, 0)),
+        ({"prompt_tokens": 30, "prompt_tokens_details": None}, (30, 0, 0)),
+        ({"prompt_tokens": 30, "prompt_tokens_details": {"cached_tokens": None}}, (30, 0, 0)),
+        ({"prompt_tokens": 1e999, "completion_tokens": -1}, (0, 0, 0)),
+        ({"prompt_tokens": 10**30, "completion_tokens": "7"}, (0, 0, 0)),
+        ("none", (0, 0, 0)),
+        (None, (0, 0, 0)),
+    ],
+)
+def test_a_response_is_usable_whatever_its_usage_says(usage, counts):
+    row = label(json.dumps({"choices": [{"text": LABEL}], "usage": usage}))
+    assert (row.status, row.label) == ("ok", LABEL)
+    assert (row.prompt_tokens, row.cached_tokens, row.completion_tokens) == counts
 
 
 def test_a_blank_text_fails_without_a_reply():
-    row = make_label(Example(hash_text(" "), " "), None, GEC)
+    row = make_label(Example(hash_text(" "), " "), [], GEC)
     assert (row.status, row.label, row.error) == ("failed", None, "empty_text")
+    assert (row.agreement, row.samples) == (None, 0)
+
+
+REFUSED = (400, json.dumps({"error": {"message": "no"}}))
+TIMED_OUT = (0, "timeout: no answer")
+
+
+def make_replies(*samples):
+    """Replies from texts, or from pairs of HTTP status and body."""
+    pairs = [(200, make_body(s)) if isinstance(s, str) else s for s in samples]
+    return [
+        Reply(f"key {i}", *pair, attempts=i + 1, seconds=float(i)) for i, pair in enumerate(pairs)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("samples", "label", "agreement"),
+    [
+        (["a", "b", "b"], "b", 2 / 3),
+        (["a", "b", "b", "a"], "a", 1 / 2),
+        (["a", "b", "c"], "a", 1 / 3),
+        (["b", "a", "c", "a  c"], "b", 1 / 4),
+        (["b", "a  c", "a c", "a c"], "a c", 3 / 4),
+        (["b", "a  c", "a c"], "a  c", 2 / 3),
+        (["“a”", '"a"', "b"], "“a”", 2 / 3),
+        (["x", "e\u0301", "\u00e9"], "e\u0301", 2 / 3),
+        (["b", "A", "a", "a"], "a", 1 / 2),
+        (["", "", "a"], "a", 1 / 3),
+        ([REFUSED, TIMED_OUT, "a", "b"], "a", 1 / 4),
+    ],
+)
+def test_the_majority_of_the_samples_is_the_label(samples, label, agreement):
+    row = make_label(EXAMPLE, make_replies(*samples), Task(name="any"))
+    assert (row.status, row.label, row.error) == ("ok", label, None)
+    assert (row.agreement, row.samples) == (agreement, len(samples))
+
+
+@pytest.mark.parametrize(
+    ("samples", "status", "error"),
+    [
+        (["", "a\nb", "a\nb"], "filtered", "several_lines"),
+        (["", "a\nb"], "filtered", "empty"),
+        ([TIMED_OUT, TIMED_OUT, ""], "filtered", "empty"),
+        ([REFUSED, TIMED_OUT, TIMED_OUT], "failed", "timeout"),
+        ([REFUSED, TIMED_OUT], "failed", "bad_request"),
+    ],
+)
+def test_samples_that_all_miss_name_the_commonest_reason(samples, status, error):
+    task = Task(name="any", label_rules={"single_line": True})
+    row = make_label(EXAMPLE, make_replies(*samples), task)
+    assert (row.status, row.label, row.error) == (status, None, error)
+    assert (row.agreement, row.samples) == (None, len(samples))
+
+
+def test_a_row_has_the_chosen_samples_response_and_the_cost_of_all():
+    row = make_label(EXAMPLE, make_replies("other", REFUSED, " a", "a\n"), Task(name="any"))
+    assert (row.label, row.response, row.message) == ("a", " a", None)
+    assert (row.prompt_tokens, row.completion_tokens) == (90, 21)
+    assert (row.attempts, row.seconds) == (1 + 2 + 3 + 4, 3.0)
+
+
+CHAT_LOGPROBS = {
+    "content": [
+        {
+            "token": "She",
+            "logprob": -0.25,
+            "bytes": [83, 104, 101],
+            "top_logprobs": [{"token": "She", "logprob": -0.25}, {"token": "He", "logprob": -2}],
+        },
+        {"token": " \ud83d", "logprob": -0.5, "top_logprobs": []},
+    ]
+}
+COMPLETIONS_LOGPROBS = {
+    "tokens": ["She", " \ud83d"],
+    "token_logprobs": [-0.25, -0.5],
+    "top_logprobs": [{"She": -0.25, "He": -2}, None],
+    "text_offset": [0, 3],
+}
+
+
+@pytest.mark.parametrize("logprobs", [CHAT_LOGPROBS, COMPLETIONS_LOGPROBS])
+def test_log_probabilities_are_kept_in_columns(logprobs):
+    choice = {"text": LABEL, "logprobs": logprobs}
+    table = make_label_table([label(json.dumps({"choices": [choice]}))])
+    row = table.to_pylist()[0]
+    assert (row["status"], row["label"]) == ("ok", LABEL)
+    assert (row["tokens"], row["token_logprobs"]) == (["She", " ?"], [-0.25, -0.5])
+    assert row["top_tokens"] == [["She", "He"], []]
+    assert row["top_logprobs"] == [[-0.25, -2.0], []]
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "values"),
+    [
+        ({"tokens": ["She"], "token_logprobs": [None], "top_logprobs": None}, [None]),
+        ({"tokens": ["She"], "token_logprobs": [-1]}, [-1.0]),
+        ({"content": [{"token": "She", "logprob": -1}]}, [-1.0]),
+        ({"content": []}, []),
+    ],
+)
+def test_log_probabilities_without_alternatives_are_kept(logprobs, values):
+    row = label(json.dumps({"choices": [{"text": LABEL, "logprobs": logprobs}]}))
+    assert row.token_logprobs == values
+    assert row.top_tokens == row.top_logprobs == [[]] * len(values)
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        None,
+        {},
+        [],
+        "none",
+        3,
+        True,
+        {"content": None},
+        {"content": [None]},
+        {"content": [{"token": "She"}]},
+        {"content": [{"token": 3, "logprob": -1}]},
+        {"content": [{"token": "She", "logprob": "low"}]},
+        {"content": [{"token": "She", "logprob": -(10**400)}]},
+        {"content": [{"token": "She", "logprob": -1, "top_logprobs": [{"token": "She"}]}]},
+        {"content": [{"token": "She", "logprob": -1, "top_logprobs": 3}]},
+        {"tokens": ["She"]},
+        {"tokens": ["She"], "token_logprobs": [-1, -2]},
+        {"tokens": ["She"], "token_logprobs": [-1], "top_logprobs": [{"She": -1}, {"goes": -2}]},
+        {"tokens": ["She"], "token_logprobs": [-1], "top_logprobs": [[-1]]},
+    ],
+)
+def test_log_probabilities_of_another_shape_are_left_out(logprobs):
+    row = label(json.dumps({"choices": [{"text": LABEL, "logprobs": logprobs}]}))
+    assert (row.status, row.label) == ("ok", LABEL)
+    assert (row.tokens, row.token_logprobs, row.top_tokens, row.top_logprobs) == (None,) * 4
+    assert make_label_table([row]).num_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "logprobs", "fields"),
+    [
+        ("chat", 0, {}),
+        ("chat", 3, {"logprobs": True, "top_logprobs": 3}),
+        ("completions", 0, {}),
+        ("completions", 3, {"logprobs": 3}),
+    ],
+)
+def test_log_probabilities_are_requested_only_when_asked_for(endpoint, logprobs, fields):
+    settings = TeacherSettings(model="big", endpoint=endpoint, logprobs=logprobs)
+    body = make_request(settings, GEC, TEXT)
+    assert {name: body[name] for name in body if "logprobs" in name} == fields
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "key"),
+    [
+        ("chat", "7bba5d82b4778d3f879c83aa6fed5db150664c80ce9c5c893123a09eb6f3be72"),
+        ("completions", "c711db6c504847ada272e2c8e05a9b3fe7d1f7cde3098a54d68d0dfe25b02f27"),
+    ],
+)
+def test_keys_of_paid_responses_stay_valid(endpoint, key):
+    """A change here makes every run ask, and pay, again for what its journal holds."""
+    settings = TeacherSettings(base_url="http://teacher/v1", model="big", endpoint=endpoint)
+    body = make_request(settings, Task(name="any"), TEXT)
+    assert make_key(settings, body) == key
 
 
 @pytest.mark.parametrize(

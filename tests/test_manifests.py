@@ -16,7 +16,6 @@ ROOT = Path(__file__).parent.parent
 BASE = ROOT / "k8s/base"
 JOBS = ("label", "train", "evaluate")
 KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"}
-COST_CAP = 5  # an exit code that is promised, and that no error has yet
 
 Manifest = dict[str, Any]
 
@@ -127,7 +126,7 @@ def test_permanent_errors_fail_the_job(every_job: Manifest) -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     permanent = {kind.exit_code for kind in kinds if issubclass(kind, errors.DistillError)}
     permanent.discard(errors.DistillError.exit_code)
-    assert get_exit_codes(every_job) == permanent | {COST_CAP}
+    assert get_exit_codes(every_job) == permanent
 
 
 def test_rendered_jobs_are_restricted(rendered: list[Manifest]) -> None:

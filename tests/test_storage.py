@@ -1,4 +1,7 @@
+import errno
 import json
+import os
+import threading
 from pathlib import Path
 
 import fsspec
@@ -8,7 +11,9 @@ import pytest
 from common.data import load_examples, load_test_rows
 from common.errors import InputError
 from common.storage import RunStorage
+from common.stores import StorageError
 from common.tasks import load_task
+from failing_store import running_failing_store
 
 TASK_TOML = 'name = "tiny"\n[student]\nprompt = "Do: {text}"\n'
 
@@ -80,7 +85,7 @@ def test_runs_are_apart(settings):
 def test_a_local_write_that_fails_leaves_the_old_content_and_nothing_else(settings, full_disk):
     storage = RunStorage(settings())
     storage.write_bytes("metrics.json", b"old")
-    with full_disk(), pytest.raises(OSError, match="too large"):
+    with full_disk(), pytest.raises(StorageError, match=r"metrics\.json cannot be .*too large"):
         storage.write_bytes("metrics.json", b"new" * 1000)
     assert storage.read_bytes("metrics.json") == b"old"
     assert [path.name for path in Path(storage.path()).iterdir()] == ["metrics.json"]
@@ -168,3 +173,204 @@ def test_a_root_that_is_a_file_is_refused_before_any_call(settings, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is no folder"):
         RunStorage(settings(STORAGE__ROOT=str(tmp_path / "file/runs")))
+
+
+@pytest.fixture
+def failing_store(bucket, s3_endpoint, monkeypatch):
+    """A store that fails when told to, asked again without waiting; `url` is its bucket's."""
+    options = {"use_listings_cache": False, "config_kwargs": {"retries": {"max_attempts": 0}}}
+    monkeypatch.setattr("common.storage._client_options", lambda root: options)
+    monkeypatch.setattr("common.storage._WAIT_SECONDS", 0.001)
+    with running_failing_store(s3_endpoint) as store:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+        fsspec.filesystem("s3").clear_instance_cache()
+        store.bucket = bucket
+        yield store
+        fsspec.filesystem("s3").clear_instance_cache()
+
+
+def fail_times(store, times, failure, methods=("GET", "PUT", "HEAD", "DELETE", "POST")):
+    """The next requests fail that often."""
+    left = [failure] * times
+    store.fails = lambda method, path: left.pop() if left and method in methods else None
+    return left
+
+
+@pytest.mark.parametrize("failure", [503, 500, "drop"])
+def test_a_store_that_fails_for_a_moment_is_asked_again(failing_store, settings, failure):
+    storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
+    for use in (
+        lambda: storage.write_bytes("labels/a", b"whole"),
+        lambda: storage.read_bytes("labels/a"),
+        lambda: storage.exists("labels/a"),
+        lambda: storage.list_files("labels"),
+        lambda: storage.create_bytes("lock", b"mine"),
+        lambda: storage.remove("lock"),
+        lambda: RunStorage(settings()),
+    ):
+        left = fail_times(failing_store, 2, failure)
+        use()
+        assert not left
+    assert storage.list_files("") == ["labels/a"]
+
+
+def test_a_store_that_fails_for_long_is_named_in_one_line(failing_store, settings):
+    storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
+    fail_times(failing_store, 1000, 503)
+    for use in (
+        lambda: storage.write_bytes("labels/a", b"x"),
+        lambda: storage.read_bytes("labels/a"),
+        lambda: storage.exists("labels/a"),
+        lambda: storage.list_files("labels/a"),
+        lambda: storage.create_bytes("labels/a", b"x"),
+        lambda: storage.remove("labels/a"),
+        lambda: storage.remove("labels/a", "labels/b"),
+        lambda: RunStorage(settings()),
+    ):
+        with pytest.raises(
+            StorageError, match=r"s3://.*default.* cannot be .*; run again"
+        ) as caught:
+            use()
+        assert "\n" not in str(caught.value)
+        assert caught.value.is_passing
+
+
+def test_what_no_patience_mends_is_not_asked_again(failing_store, settings):
+    storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
+    fail_times(failing_store, 1000, 403)
+    failing_store.requests.clear()
+    with pytest.raises(StorageError, match=r"AccessDenied.*check the bucket") as caught:
+        storage.write_bytes("labels/a", b"x")
+    assert not caught.value.is_passing
+    assert len(failing_store.requests) == 1
+    with pytest.raises(InputError, match="cannot be read .*AccessDenied|Forbidden"):
+        RunStorage(settings())
+
+
+def test_a_cut_off_answer_is_not_taken_for_the_whole(failing_store, settings):
+    storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
+    storage.write_bytes("labels/a", b"0123456789" * 100)
+    fail_times(failing_store, 1, "half", ["GET"])
+    assert storage.read_bytes("labels/a") == b"0123456789" * 100
+    fail_times(failing_store, 1000, "half", ["GET"])
+    with pytest.raises(StorageError, match="cannot be read"):
+        storage.read_bytes("labels/a")
+
+
+def test_one_of_many_creates_a_file(storage):
+    outcomes = {}
+
+    def create(number):
+        outcomes[number] = storage.create_bytes("lock/1.json", b"%d" % number)
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (winner,) = (number for number, won in outcomes.items() if won)
+    assert storage.read_bytes("lock/1.json") == b"%d" % winner
+    assert storage.list_files("") == ["lock/1.json"]
+
+
+def test_a_create_whose_answer_was_lost_counts(failing_store, settings):
+    storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
+    storage.write_bytes("lock", b"mine")
+    assert storage.create_bytes("lock", b"mine")
+    assert not storage.create_bytes("lock", b"another's")
+
+
+def test_a_store_without_conditional_writes_lets_one_create(failing_store, settings, monkeypatch):
+    monkeypatch.setattr("common.stores._SETTLE_SECONDS", 0.001)
+    storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
+    refusals = iter((501, None, 501))
+    failing_store.fails = lambda method, path: next(refusals, None) if method == "PUT" else None
+    assert storage.create_bytes("lock", b"one")
+    assert not storage.create_bytes("lock", b"other")
+    assert storage.read_bytes("lock") == b"one"
+
+
+def test_a_disk_without_hard_links_creates_too(settings, monkeypatch):
+    def refuse(self, target):
+        raise OSError(errno.EOPNOTSUPP, "no links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    storage = RunStorage(settings())
+    assert storage.create_bytes("lock", b"one")
+    assert not storage.create_bytes("lock", b"other")
+    assert storage.list_files("") == ["lock"]
+    assert storage.read_bytes("lock") == b"one"
+
+
+def test_an_append_that_fails_is_cut_off_again(settings, full_disk):
+    storage = RunStorage(settings())
+    storage.append_bytes("journal/a", b"0123456789")
+    with full_disk():
+        for name in ("journal/a", "journal/b"):
+            with pytest.raises(StorageError, match="too large"):
+                storage.append_bytes(name, b"x" * 50)
+    assert storage.read_bytes("journal/a") == b"0123456789"
+    assert storage.list_files("journal") == ["journal/a"]
+
+
+def test_many_files_are_read_in_order_whatever_their_sizes(storage, monkeypatch):
+    monkeypatch.setattr("common.storage._READ_AHEAD_BYTES", 100)
+    contents = {f"journal/{n:02}": bytes([n]) * (n * 37 % 150) for n in range(50)}
+    for name, content in contents.items():
+        storage.write_bytes(name, content)
+    sizes = storage.list_sizes("journal")
+    assert sizes == {name: len(content) for name, content in contents.items()}
+    assert list(storage.read_many(sizes)) == list(contents.values())
+
+
+def test_files_are_removed_even_if_they_are_gone(storage):
+    for name in "abc":
+        storage.write_bytes(name, b"x")
+    storage.remove("a")
+    storage.remove("a")
+    storage.remove("a", "b", "z")
+    assert storage.list_files("") == ["c"]
+    storage.remove()
+
+
+def test_files_that_come_and_go_do_not_disturb_a_listing(settings):
+    storage = RunStorage(settings())
+    storage.write_bytes("journal/kept", b"x")
+    done = threading.Event()
+
+    def write():
+        while not done.is_set():
+            storage.write_bytes("journal/changing", b"x" * 100)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        assert all("journal/kept" in storage.list_files("journal") for _ in range(300))
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_folder(settings):
+    storage = RunStorage(settings())
+    storage.write_bytes("journal", b"a file is in the way")
+    with pytest.raises(StorageError, match="journal cannot be listed .*check the folder"):
+        storage.list_files("journal")
+
+
+def test_only_empty_folders_that_were_made_are_removed(settings, tmp_path):
+    storage = RunStorage(settings())
+    with pytest.raises(ZeroDivisionError), storage.removing_empty_folder("lock"):
+        storage.create_bytes("lock/1", b"x")
+        storage.remove("lock/1")
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == []
+    with storage.removing_empty_folder("lock"):
+        storage.create_bytes("lock/1", b"x")
+        storage.write_bytes("labels/a", b"x")
+        storage.remove("lock/1")
+    assert os.listdir(storage.path()) == ["labels"]
+    (tmp_path / "runs/default/labels/a").unlink()
+    with storage.removing_empty_folder("lock"):
+        pass
+    assert os.listdir(storage.path()) == ["labels"]

@@ -10,9 +10,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import fsspec
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from common.errors import InputError, SettingsError
+from common.languages import LANGUAGES
 from common.manifest import hash_content
 from common.metrics import METRICS
 
@@ -79,6 +88,13 @@ class StudentPrompt(_Part):
         return prompt
 
 
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+
+
 class LabelRules(_Part):
     """How a response becomes a label, and which responses are filtered instead."""
 
@@ -89,21 +105,27 @@ class LabelRules(_Part):
     lower_case: bool = False
     allowed: list[str] = []
     """The only labels there are, for classification; empty: any."""
-    reject_patterns: list[str] = []
+    reject_patterns: list[Annotated[re.Pattern[str], BeforeValidator(_compile)]] = []
     """Regular expressions of chatter and refusals."""
     min_length_ratio: float = Field(0.0, ge=0)
     """Of the label's length to the text's, in characters; texts under 20 characters are exempt."""
     max_length_ratio: float = Field(float("inf"), gt=0)
+    languages: list[str] = []
+    """The texts' languages, by their ISO 639 codes: filter a label in another one than its text's,
+    where both are plain to see. Empty: a label may be in any language."""
+    max_edit_ratio: float = Field(1.0, gt=0, le=1)
+    """Of the characters to edit between text and label (Levenshtein's distance) to the longer one's
+    length, letters' case aside; 1: any. Texts under 20 characters are exempt."""
 
-    @field_validator("reject_patterns")
+    @field_validator("languages")
     @classmethod
-    def _check_patterns(cls, patterns: list[str]) -> list[str]:
-        for pattern in patterns:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
-        return patterns
+    def _check_languages(cls, languages: list[str]) -> list[str]:
+        for language in languages:
+            if language not in LANGUAGES:
+                raise ValueError(f"{language!r} is no code of a known language, such as 'en'")
+        if len(set(languages)) == 1:
+            raise ValueError("needs at least two languages to tell apart, or none")
+        return languages
 
 
 class Task(_Part):

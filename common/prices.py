@@ -1,0 +1,175 @@
+"""What calls cost: dollars per million tokens, from `prices.toml` and a file of the user's.
+
+A file holds entries, [[price]], with `model`, `input`, `output`, and where it helps `cached_input`
+(else as `input`) and `host`, the host name of the base URL, in which * stands for anything.
+"""
+
+import json
+import re
+import tomllib
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import fsspec
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.errors import InputError, SettingsError
+from common.settings import TeacherSettings
+
+_MESSAGE_TOKENS = 16
+"""At most what a chat template puts around a message, its role and marks (ChatML, Llama-3: 5)."""
+_REQUEST_TOKENS = 512
+"""At most what a template puts before all: the marks of a start, and a system message of its own.
+
+The longest known are gpt-oss's (about 100 tokens) and Command R7B's (about 300).
+"""
+_SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")
+_FORMAT = (
+    "an entry begins with [[price]] and has model, input and output, if need be cached_input and "
+    "host; a price is a number of dollars per million tokens"
+)
+
+
+@dataclass(frozen=True)
+class Price:
+    """Dollars per million tokens."""
+
+    input: float
+    output: float
+    cached_input: float
+
+    def cost(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
+        """Dollars for a call; `cached_tokens` are a part of `prompt_tokens`."""
+        fresh_tokens = max(0, prompt_tokens - cached_tokens)
+        return (
+            fresh_tokens * self.input
+            + cached_tokens * self.cached_input
+            + completion_tokens * self.output
+        ) / 1e6
+
+    def worst_cost(self, body: dict[str, Any], max_tokens: int) -> float:
+        """Dollars that one call with this request body cannot exceed.
+
+        A token of the prompt covers at least one byte of its UTF-8 text, or belongs to the chat
+        template, for which there is an allowance; the server cuts the response at `max_tokens`.
+        That holds for byte-level BPE and for SentencePiece with byte fallback, which all models
+        of today have; a normalisation that makes the text longer (NFKC) could break it.
+        """
+        sizes = [len(c.encode("utf-8", "surrogatepass")) for c in get_contents(body)]
+        tokens = sum(sizes) + _MESSAGE_TOKENS * len(sizes) + _REQUEST_TOKENS
+        return (tokens * max(self.input, self.cached_input) + max_tokens * self.output) / 1e6
+
+
+def get_contents(body: dict[str, Any]) -> list[str]:
+    """The texts of a request: its messages' contents, or the one prompt."""
+    if "prompt" in body:
+        return [body["prompt"]]
+    return [message["content"] for message in body["messages"]]
+
+
+def find_price(settings: TeacherSettings) -> Price | None:
+    """The price of the teacher; None if it is unknown, as on a server of one's own.
+
+    The model's own name goes before that of its family (gpt-4o for gpt-4o-2024-08-06), the user's
+    file before the built-in one, and an entry for the host before one for any host.
+
+    Raises:
+        InputError: the file that `teacher.prices` names cannot be read, or is not valid.
+    """
+    host = urlsplit(settings.base_url).hostname or settings.base_url
+    own = _read_entries(settings.prices) if settings.prices else []
+    for name in (settings.model, _SNAPSHOT.sub("", settings.model)):
+        for entries in (own, _read_builtin()):
+            fitting = [e for e in entries if e.model == name and fnmatchcase(host, e.host)]
+            if fitting:
+                return min(fitting, key=lambda entry: entry.host == "*").price
+    return None
+
+
+def require_price(settings: TeacherSettings) -> Price:
+    """The price of the teacher, for a cap.
+
+    Raises:
+        SettingsError: it is unknown.
+        InputError: see `find_price`.
+    """
+    price = find_price(settings)
+    if price is None:
+        raise SettingsError(
+            f"DISTILL_LABEL__MAX_COST_USD needs a price, and that of {settings.model!r} at "
+            f"{settings.base_url} is unknown; put it, in dollars per million tokens, into a TOML "
+            "file like this one, and set DISTILL_TEACHER__PRICES to its path:\n"
+            f"[[price]]\nmodel = {json.dumps(settings.model)}\ninput = 0.5\noutput = 1.5"
+        )
+    return price
+
+
+_Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    model: str = Field(min_length=1)
+    host: str = Field("*", pattern=r"^[a-z0-9.*-]+$")
+    input: _Dollars
+    output: _Dollars
+    cached_input: _Dollars | None = None
+
+    @property
+    def price(self) -> Price:
+        cached = self.input if self.cached_input is None else self.cached_input
+        return Price(self.input, self.output, cached)
+
+
+class _PriceFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    price: list[_Entry]
+
+
+@cache
+def _read_builtin() -> list[_Entry]:
+    return _read_entries(str(Path(__file__).with_name("prices.toml")))
+
+
+def _read_entries(path: str) -> list[_Entry]:
+    try:
+        with fsspec.open(path, "rb") as file:
+            content = tomllib.loads(file.read().decode())
+        entries = _PriceFile.model_validate(content).price
+    except ValidationError as error:
+        raise InputError(f"price file {path!r}: {_explain(error, content)}; {_FORMAT}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"price file {path!r} is not valid TOML: {error}") from None
+    except Exception as error:  # each storage has errors of its own
+        raise InputError(
+            f"DISTILL_TEACHER__PRICES: the price file {path!r} cannot be read: "
+            f"{type(error).__name__}: {error}"
+        ) from None
+    names = [(entry.model, entry.host) for entry in entries]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                f"price file {path!r}: model {name[0]!r} has {names.count(name)} entries for host "
+                f"{name[1]!r}; keep one"
+            )
+    return entries
+
+
+def _explain(error: ValidationError, content: dict[str, Any]) -> str:
+    """What is wrong with the first wrong field, and where."""
+    first: Any = max(error.errors(), key=lambda e: e["type"] == "extra_forbidden")
+    *place, field = first["loc"]
+    where = ""
+    if len(place) > 1:
+        number = place[1]
+        where = f"entry {number + 1} (model {content['price'][number].get('model')!r}): "
+    if first["type"] == "missing":
+        return f"{where}{field} is missing"
+    reason = "no such field" if first["type"] == "extra_forbidden" else first["msg"].lower()
+    return f"{where}{field}={first['input']!r}: {reason}"

@@ -1,0 +1,78 @@
+"""An S3 server on loopback that fails when told to: a proxy in front of another one."""
+
+import http.client
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+_BODY = "<Error><Code>{}</Code><Message>as the test wants it</Message></Error>"
+_CODES = {403: "AccessDenied", 500: "InternalError", 501: "NotImplemented", 503: "SlowDown"}
+
+
+class FailingStore:
+    """`fails` decides on each request: an HTTP status, "drop", "half" a body, or None to pass."""
+
+    def __init__(self, url: str) -> None:
+        self.fails = lambda method, path: None
+        self.requests: list[tuple[str, str]] = []
+        store, target = self, urlsplit(url).netloc
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_one_request(self) -> None:
+                self.close_connection = True
+                self.raw_requestline = self.rfile.readline(65537)
+                if self.raw_requestline and self.parse_request():
+                    self.answer()
+
+            def answer(self) -> None:
+                content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                store.requests.append((self.command, self.path))
+                failure = store.fails(self.command, self.path)
+                if failure == "drop":
+                    self.close_connection = True
+                elif isinstance(failure, int):
+                    self.reply(failure, {}, _BODY.format(_CODES[failure]).encode())
+                else:
+                    upstream = http.client.HTTPConnection(target, timeout=10)
+                    upstream.request(self.command, self.path, content, dict(self.headers.items()))
+                    response = upstream.getresponse()
+                    self.reply(
+                        response.status,
+                        dict(response.getheaders()),
+                        response.read(),
+                        is_half=failure == "half",
+                    )
+                    upstream.close()
+
+            def reply(self, status, headers, body, is_half=False) -> None:
+                self.send_response_only(status)
+                for name, value in headers.items():
+                    if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                        self.send_header(name, value)
+                length = headers.get("Content-Length") if self.command == "HEAD" else len(body)
+                self.send_header("Content-Length", str(length or 0))
+                self.send_header("Connection", "close")
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(body[: len(body) // 2] if is_half else body)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@contextmanager
+def running_failing_store(url: str) -> Iterator[FailingStore]:
+    """Stands in front of the server at `url`."""
+    store = FailingStore(url)
+    thread = threading.Thread(target=store.server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield store
+    finally:
+        store.server.shutdown()
+        store.server.server_close()
+        thread.join()
