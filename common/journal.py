@@ -1,9 +1,9 @@
 """The journal: every reply that was paid for, raw, durable before it is parsed.
 
 Each writer appends to parts of its own, JSON lines named by a random word: on a disk one file that
-is synced for every group of replies, in an object store one small object a group. While a group is
-being written the next one gathers, so that the cost of a write is shared when replies come fast.
-While the storage fails, replies wait in memory. A later job merges an object store's many parts.
+is synced for every group of replies, in an object store one small object a group, and after some
+dozens one that replaces them. While a group is being written the next one gathers, so that the cost
+of a write is shared when replies come fast. While the storage fails, replies wait in memory.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import json
 import logging
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from common.errors import DistillError
@@ -20,13 +21,16 @@ from common.storage import RunStorage
 from common.stores import StorageError
 
 FOLDER = "journal"
-_OBJECT_STORE_SECONDS = 0.1
-"""How long a group gathers at least before it becomes an object."""
+_DISK_SECONDS, _OBJECT_STORE_SECONDS = 0.005, 0.1
+"""How long a group gathers at least."""
 _PATIENCE_SECONDS = 600.0
 """How long a failing storage is waited for."""
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 5.0
+_SMALL_PARTS, _SMALL_BYTES = 64, 4 * 2**20
+"""How many small objects, or bytes in them, a writer replaces by one."""
 _MANY_PARTS = 16
+"""How many parts are too many for the next job to find."""
 _MERGED_BYTES = 16 * 2**20
 """How big a merged part becomes; parts of half this size are left as they are."""
 
@@ -48,6 +52,7 @@ class JournalWriter:
         self._patience_seconds = patience_seconds
         self._name = _make_word()
         self._parts = 0
+        self._small: dict[str, bytes] = {}
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._failing_since: float | None = None
         self._flusher: asyncio.Task[DistillError | None] | None = None
@@ -90,8 +95,7 @@ class JournalWriter:
         """Writes what waits, group by group; gives the reason if it gives up."""
         wait = _FIRST_WAIT_SECONDS
         while self._waiting:
-            if not self._storage.is_local:
-                await asyncio.sleep(_OBJECT_STORE_SECONDS)
+            await asyncio.sleep(_DISK_SECONDS if self._storage.is_local else _OBJECT_STORE_SECONDS)
             group = len(self._waiting)
             try:
                 lines = b"".join(line for line, _ in self._waiting[:group])
@@ -116,7 +120,15 @@ class JournalWriter:
             return
         self._parts += 1  # also after a failure: an object that seemed lost may yet arrive
         name = f"{FOLDER}/{self._name}-{self._parts:06}.jsonl"
-        self._storage.write_bytes(name, lines, attempts=1)
+        small_bytes = sum(map(len, self._small.values()))
+        if len(self._small) < _SMALL_PARTS and small_bytes < _SMALL_BYTES:
+            self._storage.write_bytes(name, lines, attempts=1)
+            self._small[name] = lines
+            return
+        self._storage.write_bytes(name, b"".join([*self._small.values(), lines]), attempts=1)
+        with suppress(StorageError):  # a reply that is there twice does no harm
+            self._storage.remove(*self._small)
+        self._small.clear()
 
     def _note_success(self, group: int) -> None:
         for _, durable in self._waiting[:group]:
@@ -167,14 +179,16 @@ def iterate_journal(storage: RunStorage) -> Iterator[Reply]:
 
 
 def _iterate_lines(storage: RunStorage) -> Iterator[bytes]:
-    parts = _list_parts(storage)
-    if not storage.is_local:
+    if storage.is_local:
+        for name in _list_parts(storage):
+            with Path(storage.path(name)).open("rb") as file:
+                yield from file
+        return
+    known: set[str] = set()  # again, for a writer that outlives its job a moment may replace some
+    while parts := {n: size for n, size in _list_parts(storage).items() if n not in known}:
         for content in storage.read_many(parts):
             yield from io.BytesIO(content)
-        return
-    for name in parts:
-        with Path(storage.path(name)).open("rb") as file:
-            yield from file
+        known |= parts.keys()
 
 
 def _list_parts(storage: RunStorage) -> dict[str, int]:
@@ -186,7 +200,7 @@ def _list_parts(storage: RunStorage) -> dict[str, int]:
 def compact_journal(storage: RunStorage) -> None:
     """Merges an object store's small parts into few big ones, if there are many.
 
-    A crash leaves some replies twice, and loses none. Not while the journal is written to.
+    A crash leaves some replies twice, and loses none.
     """
     parts = {name: n for name, n in _list_parts(storage).items() if n < _MERGED_BYTES // 2}
     if storage.is_local or len(parts) <= _MANY_PARTS:

@@ -71,10 +71,6 @@ class Labeler:
         """Takes replies that are not to be asked for."""
         self._known.update(replies)
 
-    async def check(self) -> None:
-        """See `Teacher.check`."""
-        await self._teacher.check()
-
     async def close(self) -> None:
         """Closes the teacher's connections."""
         await self._teacher.close()
@@ -155,6 +151,23 @@ def make_quota(settings: Settings, spent_usd: float) -> Quota:
     )
 
 
+def check_teacher(settings: Settings, url: str) -> None:
+    """Looks, without a paid call, whether there is a teacher that lets us in.
+
+    Raises:
+        SettingsError, InputError, TeacherRefusedError: see `Teacher.check`.
+    """
+
+    async def run() -> None:
+        teacher = Teacher(settings.teacher, url, Leases(reach_quota(Quota())))
+        try:
+            await teacher.check()
+        finally:
+            await teacher.close()
+
+    asyncio.run(run())
+
+
 def label_here(
     settings: Settings,
     task: Task,
@@ -163,16 +176,15 @@ def label_here(
     quota: Quota,
     known: Mapping[str, Reply] | None = None,
 ) -> list[LabelRow]:
-    """Labels in this process, without Ray, after a look at whether there is a teacher at all.
+    """Labels in this process, without Ray.
 
     Raises:
-        DistillError: see `Labeler.label` and `Teacher.check`.
+        DistillError: see `Labeler.label`.
     """
 
     async def run() -> list[LabelRow]:
         labeler = Labeler(settings, task, url, reach_quota(quota), known)
         try:
-            await labeler.check()
             return await labeler.label(examples)
         finally:
             await labeler.close()

@@ -8,15 +8,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from common import errors
-from common.quota import Grant, Headers, Lease, Quota, Report, Totals
+from common.quota import AT_ONCE_SECONDS, Amount, Headers, Lease, Quota, Report, Totals, add
 
 Renew = Callable[[str, Report], Awaitable[Lease]]
 _MOST_WAITING = 512
 """Calls that one report asks for."""
 _SOON_SECONDS = 0.01
 """Reports are at least this far apart."""
-_AT_ONCE_SECONDS = 0.02
-"""Calls that are sent within this time may arrive in any order."""
 
 
 @dataclass(slots=True, eq=False)
@@ -26,9 +24,11 @@ class Call:
     tokens: float
     usd: float
     may_start: asyncio.Future[None]
-    grant: Grant | None = None
+    is_granted: bool = False
     starts_at: float = 0.0
     sent_at: float = 0.0
+    started: Amount = (0.0, 0.0)
+    """What the job has started, this call included, as far as is known here."""
 
 
 @dataclass(slots=True)
@@ -57,6 +57,7 @@ class Leases:
         self._paused_until = float("-inf")
         self._failure: errors.DistillError | None = None
         self._report = Report()
+        self._started = 0.0, 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._renewer: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
@@ -96,7 +97,7 @@ class Leases:
         report = self._report
         report.totals.add(outcome.totals)
         report.token_correction += outcome.used_tokens - call.tokens
-        report.released_usd += call.usd if call.grant else 0.0
+        report.released_usd += call.usd if call.is_granted else 0.0
         if outcome.headers:
             self._note_headers(outcome.headers, call)
         if outcome.is_throttled:
@@ -112,11 +113,11 @@ class Leases:
             self._hurry.set()
         latest = self._report.headers
         if latest is not None:
-            is_older = call.sent_at < latest[2] - _AT_ONCE_SECONDS
-            is_newer = call.sent_at > latest[2] + _AT_ONCE_SECONDS
+            is_older = call.sent_at < latest[2] - AT_ONCE_SECONDS
+            is_newer = call.sent_at > latest[2] + AT_ONCE_SECONDS
             if is_older or (not is_newer and _left(headers) > _left(latest[0])):
                 return
-        self._report.headers = headers, call.grant, call.sent_at
+        self._report.headers = headers, call.started, call.sent_at
 
     def fail(self, error: errors.DistillError) -> None:
         """Stops the whole job: what waits gets the error, what is in flight goes on to its end."""
@@ -165,6 +166,9 @@ class Leases:
                 self._return(call)
                 continue
             call.sent_at = now
+            amount = 1.0, call.tokens
+            call.started = self._started = add(self._started, amount)
+            self._report.started = add(self._report.started, amount)
             self._in_flight += 1
             call.may_start.set_result(None)
         if self._in_flight < self._slots and (self._granted or self._waiting):
@@ -173,10 +177,10 @@ class Leases:
                 self._timer = self._loop.call_at(starts_at, self._start_calls)
 
     def _return(self, call: Call) -> None:
-        if call.grant:
+        if call.is_granted:
             calls, tokens, usd = self._report.returned
             self._report.returned = calls + 1, tokens + call.tokens, usd + call.usd
-            call.grant = None
+            call.is_granted = False
 
     def _pause(self, seconds: float) -> None:
         self._paused_until = max(self._paused_until, self._now() + seconds)
@@ -199,11 +203,12 @@ class Leases:
         report, self._report = self._report, Report()
         report.in_flight = self._in_flight
         report.demand = len(self._waiting) + len(self._granted)
+        report.granted = len(self._granted), sum(call.tokens for call in self._granted)
         report.trouble = self._trouble()
         report.throttles = [(now - sent_at, wait) for sent_at, wait in report.throttles]
         if report.headers is not None:
-            headers, grant, sent_at = report.headers
-            report.headers = headers, grant, now - sent_at
+            headers, started, sent_at = report.headers
+            report.headers = headers, started, now - sent_at
         if not self._is_open:
             room = self._slots + self._slots // 2 - self._in_flight - len(self._granted)
             count = min(len(self._waiting), max(room, 1), _MOST_WAITING)
@@ -232,12 +237,13 @@ class Leases:
 
     def _apply(self, lease: Lease) -> None:
         asked, self._asked = self._asked, []
-        self._slots, self._is_open = lease.slots, lease.grants is None
-        grants = lease.grants or []
-        self._waiting.extendleft(reversed(asked[len(grants) :]))
+        self._slots, self._is_open = lease.slots, lease.delays is None
+        self._started = add(lease.started, self._report.started)
+        delays = lease.delays or []
+        self._waiting.extendleft(reversed(asked[len(delays) :]))
         now = self._now()
-        for call, grant in zip(asked, grants, strict=False):
-            call.grant, call.starts_at = grant, now + grant.delay_seconds
+        for call, delay in zip(asked, delays, strict=False):
+            call.is_granted, call.starts_at = True, now + delay
             self._granted.append(call)
         if lease.failure:
             name, message = lease.failure

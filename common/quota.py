@@ -16,11 +16,14 @@ What the quota knows of the server, from the surest word to the weakest:
    multiplicative decrease for each congestion episode (Chiu and Jain, 1989).
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+AT_ONCE_SECONDS = 0.02
+"""Calls that are sent within this time may arrive in any order."""
 HORIZON_SECONDS = 0.12
 """Calls are granted for so long ahead."""
 _RENEW_SECONDS, _BUSY_SECONDS = 0.04, 0.06
@@ -31,11 +34,11 @@ _SAFETY = 0.998
 """The share of a told limit that is used: the server's clock and ours are not the same."""
 _JITTER_SECONDS = 0.02
 """Calls may arrive so much closer together than they were sent."""
-_FIRST_BURST_SECONDS, _BURST_SECONDS = 0.25, 1.0
-"""How much of a told limit may be used at once at first, and after a quiet time."""
+_FIRST_BURST_SECONDS, _BURST_SECONDS, _TRIAL_SECONDS = 0.25, 1.0, 3.0
+"""How much of a told limit may be used at once: at first, and after so long at its full rate."""
 _INCREASE, _DECREASE = 0.1, 0.7
 """Calls that the window grows by for each window of answers, and its factor for each episode."""
-_PROBE_SECONDS, _SEARCH_STEP, _PROBE_STEP = 1.0, 1.1, 1.02
+_PROBE_SECONDS, _SEARCH_STEP, _PROBE_STEP = 1.0, 1.25, 1.02
 """A learned rate is raised by a step after so long without a 429; twice as long after each 429."""
 _RELIABLE_CALLS, _LONGEST_PROBE_SECONDS = 50, 30.0
 _PAUSE_SECONDS = 0.5, 30.0
@@ -44,6 +47,10 @@ _RETRY_MARGIN = 1.01
 _NO_USD = 1e-9
 _STRIKES, _STRIKE_CALLS = 5, 3
 """After so many 429s in a row with fewer answers between, the headers are not believed."""
+
+
+Amount = tuple[float, float]
+"""Calls, and their tokens as estimated."""
 
 
 @dataclass(slots=True)
@@ -56,18 +63,6 @@ class Headers:
     tokens_limit: float | None = None
     tokens_remaining: float | None = None
     tokens_reset_seconds: float | None = None
-
-
-@dataclass(slots=True)
-class Grant:
-    """The permission for one call to start, `delay_seconds` from now.
-
-    `requests` and `tokens` are what the job has been granted up to this call.
-    """
-
-    delay_seconds: float
-    requests: float
-    tokens: float
 
 
 @dataclass(slots=True)
@@ -99,14 +94,17 @@ class Report:
     """Calls that want to start, also those that are not in `waiting`."""
     in_flight: int = 0
     totals: Totals = field(default_factory=Totals)
+    started: Amount = (0.0, 0.0)
+    granted: Amount = (0.0, 0.0)
+    """What is granted and has not started yet."""
     token_correction: float = 0.0
     """Tokens used beyond the estimates; negative where less was used."""
     released_usd: float = 0.0
     """What was reserved for the calls that have ended."""
     returned: tuple[int, float, float] = (0, 0.0, 0.0)
     """Grants that were not used: calls, tokens, dollars."""
-    headers: tuple[Headers, Grant | None, float] | None = None
-    """The latest call's that had any, with its grant and the seconds since it was sent."""
+    headers: tuple[Headers, Amount, float] | None = None
+    """The latest call's that had any, what had started with it, the seconds since it was sent."""
     throttles: list[tuple[float, float | None]] = field(default_factory=list)
     """Of each 429: the seconds since its call was sent, and its Retry-After in seconds."""
     failure: tuple[str, str] | None = None
@@ -120,12 +118,17 @@ class Lease:
     """What a worker may do until it reports again, at the latest after `renew_seconds`."""
 
     slots: int
-    grants: list[Grant] | None
-    """For the first calls of `waiting`; None: any call may start while there are slots."""
+    delays: list[float] | None
+    """For the first calls of `waiting`: they may start so many seconds from now.
+
+    None: any call may start while there are slots.
+    """
     renew_seconds: float
     pause_seconds: float = 0.0
     failure: tuple[str, str] | None = None
     """Nothing starts any more."""
+    started: Amount = (0.0, 0.0)
+    """By all workers, as far as the quota has heard."""
 
 
 @dataclass
@@ -162,11 +165,14 @@ class _Bucket:
     def take(self, amount: float, now: float) -> None:
         self.empty_at = max(self.empty_at, now - self.burst / self.rate) + amount / self.rate
 
+    def level(self, now: float) -> float:
+        return (now - self.empty_at) * self.rate
+
     def set_level(self, level: float, now: float) -> None:
         self.empty_at = now - level / self.rate
 
     def set_rate(self, rate: float, now: float) -> None:
-        level = (now - self.empty_at) * self.rate
+        level = self.level(now)
         self.rate = rate
         self.set_level(level, now)
 
@@ -179,11 +185,11 @@ class _Limit:
         self._told: _Bucket | None = None
         self._server: _Bucket | None = None
         self._server_limit: float | None = None
-        self.granted = self._typical = 0.0
+        self.granted = self._typical = self._variance = 0.0
         if told_per_minute:
             rate = told_per_minute / 60 * _SAFETY
-            first, burst = rate * _FIRST_BURST_SECONDS, rate * _BURST_SECONDS
-            self._told = _Bucket(rate, burst, first, now)
+            burst = rate * _FIRST_BURST_SECONDS
+            self._told = _Bucket(rate, burst, burst, now)
 
     @property
     def is_taught(self) -> bool:
@@ -210,28 +216,41 @@ class _Limit:
     def take(self, amount: float, now: float) -> None:
         self.granted += amount
         self._typical += (amount - self._typical) / 16 if self._typical else amount
-        self.correct(amount, now)
+        self._take(amount, now)
+        if self._told and self.granted > self._told.rate * _TRIAL_SECONDS:
+            self._told.burst = self._told.rate * _BURST_SECONDS
 
     def give_back(self, amount: float, now: float) -> None:
         self.granted -= amount
-        self.correct(-amount, now)
+        self._take(-amount, now)
 
-    def correct(self, amount: float, now: float) -> None:
-        """Counts what was used beyond the estimates."""
+    def _take(self, amount: float, now: float) -> None:
         for bucket in (self._told, self._server):
             if bucket:
                 bucket.take(amount, now)
+
+    def correct(self, amount: float, calls: int, now: float) -> None:
+        """Counts what calls used beyond the estimates; the server's headers tell that anyway."""
+        if self._told:
+            self._told.take(amount, now)
+        if calls:
+            self._variance += (amount**2 / calls - self._variance) / 16
 
     def teach(
         self,
         limit: float | None,
         remaining: float | None,
         reset_seconds: float | None,
-        granted_then: float,
+        amount_since: float,
+        calls_since: float,
         age_seconds: float,
+        is_new: bool,
         now: float,
     ) -> None:
-        """Headers of a call that was sent `age_seconds` ago, when `granted_then` were granted."""
+        """Headers of a call that was sent `age_seconds` ago; if not new, they can only lower.
+
+        `amount_since` was sent since, or will be; in so many calls.
+        """
         if limit is None or remaining is None or limit < 1:
             return
         rate = limit / 60
@@ -242,10 +261,15 @@ class _Limit:
         self._server_limit = limit
         self._server.burst = max(self._server.burst, remaining + 1)
         self._server.set_rate(rate, now)
-        reserve = min(self._typical * self._reserve_calls + rate * _JITTER_SECONDS, limit / 10)
-        level = remaining - reserve + rate * age_seconds
-        level = min(level, self._server.burst) - (self.granted - granted_then)
-        self._server.set_level(level, now)
+        reserve = (
+            self._typical * self._reserve_calls
+            + rate * _JITTER_SECONDS
+            + 2 * math.sqrt(self._variance * max(0.0, calls_since))
+        )
+        level = remaining - min(reserve, self._server.burst / 4) + rate * age_seconds
+        level = min(level, self._server.burst) - amount_since
+        if is_new or level < self._server.level(now):
+            self._server.set_level(level, now)
 
     def forget_server(self) -> None:
         self._server = self._server_limit = None
@@ -261,6 +285,7 @@ class _LearnedRate:
         self._bucket: _Bucket | None = None
         self._burst_seconds = _BURST_SECONDS
         self._probe_at, self._probe_seconds = 0.0, _PROBE_SECONDS
+        self._was_raised = False
 
     @property
     def per_minute(self) -> float | None:
@@ -277,6 +302,7 @@ class _LearnedRate:
             step = _PROBE_STEP if is_reliable else _SEARCH_STEP
             self._bucket.set_rate(self._bucket.rate * step, now)
             self._probe_at = now + self._probe_seconds
+            self._was_raised = True
 
     def use_up(self, in_flight: int, now: float) -> None:
         """The server's quota is used up, with so many calls accepted and not yet answered."""
@@ -296,7 +322,9 @@ class _LearnedRate:
             self._bucket.set_level(-1, now)  # one call less, to stay clear of the edge
             if accepted > _RELIABLE_CALLS:  # the older half counts for half
                 self._anchor, self._accepted = now - elapsed / 2, accepted / 2 - in_flight
-                self._probe_seconds = min(_LONGEST_PROBE_SECONDS, self._probe_seconds * 2)
+                if self._was_raised:
+                    self._probe_seconds = min(_LONGEST_PROBE_SECONDS, self._probe_seconds * 2)
+            self._was_raised = False
         self._probe_at = now + self._probe_seconds
 
     def delay(self, now: float) -> float:
@@ -314,6 +342,8 @@ class _Worker:
     slots: int = 0
     in_flight: int = 0
     demand: int = 0
+    granted_calls: float = 0.0
+    granted_tokens: float = 0.0
     reserved_usd: float = 0.0
     trouble: str | None = None
 
@@ -344,9 +374,10 @@ class Quota:
         self._owner_silence_seconds, self._owner_seen = float("inf"), 0.0
         self._workers: dict[str, _Worker] = {}
         self._totals = Totals()
-        self._paused_until = self._episode_start = float("-inf")
+        self._paused_until = self._episode_start = self._told_at = float("-inf")
         self._answered_in_episode = self._pauses_in_a_row = self._strikes = 0
         self._failure: tuple[str, str] | None = None
+        self._started = 0.0, 0.0
         self._joined_at: float | None = None
         self._answered_at = 0.0
 
@@ -363,6 +394,11 @@ class Quota:
 
     def renew(self, name: str, report: Report) -> Lease:
         """Takes a worker's report, and gives it a new lease."""
+        lease = self._renew(name, report)
+        lease.started = self._started
+        return lease
+
+    def _renew(self, name: str, report: Report) -> Lease:
         now = self._now()
         worker = self._workers.setdefault(name, _Worker(now))
         worker.last_seen = now
@@ -380,9 +416,9 @@ class Quota:
             return Lease(worker.slots, [], min(pause, _HEARTBEAT_SECONDS), pause)
         if self._is_open:
             return Lease(worker.slots, None, _HEARTBEAT_SECONDS)
-        grants, wait = self._grant(worker, report.waiting, now)
+        delays, wait = self._grant(worker, report.waiting, now)
         renew = min(max(wait, _RENEW_SECONDS), _BUSY_SECONDS)
-        return Lease(worker.slots, grants, renew if report.demand else _HEARTBEAT_SECONDS)
+        return Lease(worker.slots, delays, renew if report.demand else _HEARTBEAT_SECONDS)
 
     def expect_owner(self, silence_seconds: float) -> None:
         """From now on, nothing is granted while nobody has taken a snapshot for so long."""
@@ -427,14 +463,16 @@ class Quota:
     def _absorb(self, worker: _Worker, report: Report, now: float) -> None:
         worker.in_flight, worker.demand = report.in_flight, report.demand
         worker.trouble = report.trouble
+        worker.granted_calls, worker.granted_tokens = report.granted
+        self._started = add(self._started, report.started)
         self._totals.add(report.totals)
         self._spent_usd += report.totals.cost_usd
         requests, tokens, usd = report.returned
         worker.reserved_usd = max(0.0, worker.reserved_usd - report.released_usd - usd)
         self._requests.give_back(requests, now)
         self._tokens.give_back(tokens, now)
-        self._tokens.correct(report.token_correction, now)
         answered = report.totals.answered
+        self._tokens.correct(report.token_correction, answered, now)
         self._learned.accept(answered, now)
         if answered:
             self._answered_at = now
@@ -448,19 +486,37 @@ class Quota:
         if report.failure:
             self.stop(report.failure)
 
-    def _read_headers(self, h: Headers, grant: Grant | None, age: float, now: float) -> None:
-        requests = grant.requests if grant else self._requests.granted - self._in_flight
-        tokens = grant.tokens if grant else self._tokens.granted
+    def _read_headers(self, h: Headers, started: Amount, age: float, now: float) -> None:
+        """What a call was told that was sent later than any before it tells the most."""
+        sent_at = now - age
+        if sent_at < self._told_at - AT_ONCE_SECONDS:
+            return
+        is_new = sent_at > self._told_at + AT_ONCE_SECONDS
+        self._told_at = max(self._told_at, sent_at)
+        calls_since = self._started[0] - started[0]
+        tokens_since = self._started[1] - started[1]
+        for worker in self._workers.values():
+            calls_since += worker.granted_calls
+            tokens_since += worker.granted_tokens
         self._requests.teach(
             h.requests_limit,
             h.requests_remaining,
             h.requests_reset_seconds,
-            requests,
+            calls_since,
+            calls_since,
             age,
+            is_new,
             now,
         )
         self._tokens.teach(
-            h.tokens_limit, h.tokens_remaining, h.tokens_reset_seconds, tokens, age, now
+            h.tokens_limit,
+            h.tokens_remaining,
+            h.tokens_reset_seconds,
+            tokens_since,
+            calls_since,
+            age,
+            is_new,
+            now,
         )
 
     def _throttle(self, sent_at: float, retry_after: float | None, now: float) -> None:
@@ -501,11 +557,15 @@ class Quota:
 
     def _grant(
         self, worker: _Worker, waiting: list[tuple[float, float]], now: float
-    ) -> tuple[list[Grant], float]:
-        """Grants for the calls that may start within the horizon; the time to the next."""
-        grants: list[Grant] = []
+    ) -> tuple[list[float], float]:
+        """Delays of the calls that may start within the horizon; the time to the next.
+
+        There are no more than the slots will have room for by then.
+        """
+        delays: list[float] = []
         wait = 0.0
-        for tokens, usd in waiting:
+        room = worker.slots * 3 // 2 - worker.in_flight - int(worker.granted_calls)
+        for tokens, usd in waiting[: max(room, 1)]:
             wait = max(
                 self._requests.delay(1, now),
                 self._tokens.delay(tokens, now),
@@ -519,8 +579,10 @@ class Quota:
             self._requests.take(1, now)
             self._tokens.take(tokens, now)
             self._learned.take(now)
-            grants.append(Grant(wait, self._requests.granted, self._tokens.granted))
-        return grants, wait - HORIZON_SECONDS / 2
+            worker.granted_calls += 1
+            worker.granted_tokens += tokens
+            delays.append(wait)
+        return delays, wait - HORIZON_SECONDS / 2
 
     def _reserve(self, worker: _Worker, usd: float) -> bool:
         if self._max_cost_usd is not None:
@@ -544,3 +606,8 @@ class Quota:
             if now - worker.last_seen > _DEAD_SECONDS:
                 self._spent_usd += worker.reserved_usd  # its calls may have been paid for
                 del self._workers[name]
+
+
+def add(one: Amount, other: Amount) -> Amount:
+    """The sum."""
+    return one[0] + other[0], one[1] + other[1]

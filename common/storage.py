@@ -115,7 +115,10 @@ class RunStorage:
         return self._try("read", name, self._store.read)
 
     def read_many(self, sizes: Mapping[str, int]) -> Iterator[bytes]:
-        """The contents of files whose names and sizes are given, in order, read some at a time."""
+        """The contents of files whose names and sizes are given, in order, read some at a time.
+
+        A file that was removed meanwhile reads as empty.
+        """
         names = deque(sizes)
         ahead: deque[tuple[int, Future[bytes]]] = deque()
         with ThreadPoolExecutor(_READERS) as pool:
@@ -123,9 +126,14 @@ class RunStorage:
                 room = _READ_AHEAD_BYTES - sum(size for size, _ in ahead)
                 if names and len(ahead) < 2 * _READERS and (not ahead or sizes[names[0]] <= room):
                     name = names.popleft()
-                    ahead.append((sizes[name], pool.submit(self.read_bytes, name)))
+                    ahead.append((sizes[name], pool.submit(self._read_or_nothing, name)))
                 else:
                     yield ahead.popleft()[1].result()
+
+    def _read_or_nothing(self, name: str) -> bytes:
+        with suppress(FileNotFoundError):
+            return self.read_bytes(name)
+        return b""
 
     def write_bytes(self, name: str, content: bytes, attempts: int | None = None) -> None:
         """Writes a file, replacing one of that name."""

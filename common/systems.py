@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from common.data import TestRow
 from common.errors import DistillError
-from common.labeler import label_here, label_known, make_quota, open_teacher
+from common.labeler import check_teacher, label_here, label_known, make_quota, open_teacher
 from common.lock import hold_run
 from common.records import PREDICTION_SCHEMA, Example, LabelRow
 from common.replies import TRANSIENT_ERRORS
@@ -49,6 +49,7 @@ def ask_teacher(
             known = label_known(settings, task, storage, examples)
             missing = [example for example in examples if example.id not in known.rows]
             quota = make_quota(settings, known.cost_usd)
+            check_teacher(settings, url)
             new = label_here(settings, task, url, missing, quota, known.replies)
             answers = known.rows | {row.id: row for row in new}
     ordered = [answers[example.id] for example in examples]

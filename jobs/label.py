@@ -8,7 +8,6 @@ what it would take, and spends nothing.
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +15,13 @@ import pyarrow as pa
 
 from common.command import run_job
 from common.data import Examples, load_examples
-from common.errors import DistillError, InputError
 from common.forecast import format_forecast, make_forecast
 from common.journal import compact_journal
+from common.label_files import arrange_rows, check_failures, write_parts
 from common.labeler import (
     Known,
+    check_teacher,
     fingerprint_teacher,
-    label_here,
     label_known,
     make_quota,
     open_teacher,
@@ -34,14 +33,12 @@ from common.prices import find_price
 from common.progress import Progress, summarize_calls
 from common.quota import Snapshot
 from common.records import Example, count_by_status, make_label_table
-from common.replies import TRANSIENT_ERRORS
 from common.settings import Settings
 from common.storage import RunStorage
 from common.tasks import Task, load_task
 
 SECTIONS = ("run", "task", "storage", "data", "teacher", "label")
 STEP = "labels"
-_PART_ROWS = 50_000
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +67,7 @@ def main(settings: Settings) -> None:
         missing = [e for e in examples.rows if e.id not in known.rows]
         new, figures = label_new(settings, task, missing, known, lock.check)
         table = arrange_rows(examples, [make_label_table(list(known.rows.values())), *new])
-        files = write_parts(storage, table)
+        files = write_parts(storage, STEP, table)
         counts = count_by_status(table)
         seconds = round(time.monotonic() - started, 1)
         summary = {
@@ -82,9 +79,7 @@ def main(settings: Settings) -> None:
             "seconds": seconds,
         }
         log.info("labels: %s", describe_summary(summary), extra={"figures": summary})
-        check_failures(settings, counts, table)
-        for stale in set(storage.list_files(STEP)) - set(files):
-            storage.remove(stale)  # parts of an earlier try that had more
+        check_failures(settings, table)
         lock.check()
         write_manifest(
             storage,
@@ -105,7 +100,11 @@ def forecast(settings: Settings, task: Task, storage: RunStorage, examples: Exam
     texts = [e.text for e in examples.rows if e.id not in known.rows and e.text.strip()]
     if texts or settings.label.dry_run:
         expected = make_forecast(settings, task, texts, find_price(settings.teacher))
-        log.info("%s", format_forecast(expected, settings, known.cost_usd))
+        text = format_forecast(expected, settings, known.cost_usd)
+        if settings.label.dry_run:
+            print(text)
+        else:
+            log.info("%s", text)
     return known
 
 
@@ -127,83 +126,34 @@ def label_new(
 ) -> tuple[list[pa.Table], dict[str, Any]]:
     """Asks the teacher; gives the rows, and the figures of the calls.
 
-    The first example is asked for here, before Ray is started: a teacher that refuses is found out
-    by one call, and its limits are known before the many.
-
     Raises:
         DistillError: the teacher cannot be reached, or refuses for good; or a cap is reached.
     """
-    has_price = find_price(settings.teacher) is not None
     asked = [e for e in examples if e.text.strip()]
     blank = make_label_table([make_label(e, [], task) for e in examples if not e.text.strip()])
     if not asked:
         return [blank], {}
-    quota = make_quota(settings, known.cost_usd)
+    has_price = find_price(settings.teacher) is not None
+    progress = Progress(len(asked) * settings.label.samples, has_price)
+
+    def watch(snapshot: Snapshot) -> None:
+        check_lock()
+        progress.show(snapshot)
+
     with open_teacher(settings) as url:
-        first = label_here(settings, task, url, asked[:1], quota, known.replies)
-        tables, snapshot = [make_label_table(first)], quota.snapshot()
-        if asked[1:]:
-            from common.fan_out import label_on_ray  # Ray takes seconds to import
+        check_teacher(settings, url)
+        from common.fan_out import label_on_ray  # Ray takes seconds to import
 
-            progress = Progress(len(asked) * settings.label.samples, has_price)
-
-            def watch(snapshot: Snapshot) -> None:
-                check_lock()
-                progress.show(snapshot)
-
-            more, snapshot = label_on_ray(
-                settings, task, url, asked[1:], known.replies, quota, watch
-            )
-            progress.show(snapshot, is_last=True)
-            tables += more
+        quota = make_quota(settings, known.cost_usd)
+        tables, snapshot = label_on_ray(settings, task, url, asked, known.replies, quota, watch)
+    progress.show(snapshot, is_last=True)
     concurrency = settings.teacher.max_concurrency
     return [blank, *tables], summarize_calls(snapshot, concurrency, has_price)
-
-
-def arrange_rows(examples: Examples, tables: list[pa.Table]) -> pa.Table:
-    """All rows in the order of the examples.
-
-    Raises:
-        DistillError: one is missing.
-    """
-    table = pa.concat_tables(tables)
-    places = {id: place for place, id in enumerate(table["id"].to_pylist())}
-    missing = [e for e in examples.rows if e.id not in places]
-    if missing:
-        raise DistillError(f"{len(missing)} of {len(examples.rows)} rows were lost; run again")
-    return table.take([places[e.id] for e in examples.rows])
-
-
-def write_parts(storage: RunStorage, table: pa.Table) -> list[str]:
-    """Writes the rows; gives the names of the files."""
-    names = []
-    for number, start in enumerate(range(0, table.num_rows, _PART_ROWS)):
-        names.append(f"{STEP}/part-{number:05}.parquet")
-        storage.write_table(names[-1], table.slice(start, _PART_ROWS))
-    return names
 
 
 def describe_summary(summary: dict[str, Any]) -> str:
     """The summary in one line."""
     return ", ".join(f"{name} {value}" for name, value in summary.items() if value is not None)
-
-
-def check_failures(settings: Settings, counts: dict[str, int], table: pa.Table) -> None:
-    """Raises if more rows failed than is allowed."""
-    if counts["failed"] / table.num_rows <= settings.label.max_failure_rate:
-        return
-    errors = table.select(["status", "error", "message"]).to_pylist()
-    failed = [row for row in errors if row["status"] == "failed"]
-    (kind, _), *_ = Counter(row["error"] for row in failed).most_common(1)
-    message = next(row["message"] for row in failed if row["error"] == kind)
-    text = (
-        f"{counts['failed']} of {table.num_rows} rows failed, mostly by {kind!r}"
-        f"{f' ({message})' if message else ''}; DISTILL_LABEL__MAX_FAILURE_RATE="
-        f"{settings.label.max_failure_rate} allows fewer. What was answered is kept"
-    )
-    if kind in TRANSIENT_ERRORS:
-        raise DistillError(f"{text}: run again to ask for the rest")
-    raise InputError(f"{text}; running again will not change it")
 
 
 if __name__ == "__main__":

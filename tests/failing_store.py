@@ -2,19 +2,24 @@
 
 import http.client
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+import fsspec
+import pytest
+
 _BODY = "<Error><Code>{}</Code><Message>as the test wants it</Message></Error>"
+_METHODS = ("GET", "PUT", "HEAD", "DELETE", "POST")
 _CODES = {403: "AccessDenied", 500: "InternalError", 501: "NotImplemented", 503: "SlowDown"}
 
 
 class FailingStore:
     """`fails` decides on each request: an HTTP status, "drop", "half" a body, or None to pass."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, bucket: str, url: str) -> None:
+        self.bucket = bucket
         self.fails = lambda method, path: None
         self.requests: list[tuple[str, str]] = []
         store, target = self, urlsplit(url).netloc
@@ -63,16 +68,30 @@ class FailingStore:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
+    def fail(self, times: int, failure: int | str, methods: Sequence[str] = _METHODS) -> list:
+        """The next requests fail that often. What is returned holds the failures still to come."""
+        left = [failure] * times
+        self.fails = lambda method, path: left.pop() if left and method in methods else None
+        return left
+
 
 @contextmanager
-def running_failing_store(url: str) -> Iterator[FailingStore]:
-    """Stands in front of the server at `url`."""
-    store = FailingStore(url)
+def running_failing_store(
+    bucket: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[FailingStore]:
+    """Stands in front of the server at `url`; nobody waits before asking it again."""
+    options = {"use_listings_cache": False, "config_kwargs": {"retries": {"max_attempts": 0}}}
+    monkeypatch.setattr("common.storage._client_options", lambda root: options)
+    monkeypatch.setattr("common.storage._WAIT_SECONDS", 0.001)
+    store = FailingStore(bucket, url)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
+    fsspec.filesystem("s3").clear_instance_cache()
     thread = threading.Thread(target=store.server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield store
     finally:
+        fsspec.filesystem("s3").clear_instance_cache()
         store.server.shutdown()
         store.server.server_close()
         thread.join()

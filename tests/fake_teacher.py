@@ -3,6 +3,8 @@
 import asyncio
 import json
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,18 +18,36 @@ class FakeTeacher:
     """`answer(text, call_number)` gives a response text, a whole response, or an exception.
 
     ConnectionResetError breaks the connection; TimeoutError never answers.
+
+    Attributes:
+        bodies: of all calls, in the order of `began`, when they came.
+        answered: when and to which text each response text was given: what is paid for.
+        in_flight: calls that have not got their answer yet.
     """
 
     def __init__(self, answer: Answer) -> None:
         self.answer = answer
         self.bodies: list[dict[str, Any]] = []
+        self.began: list[float] = []
+        self.answered: list[tuple[float, str]] = []
         self.url = ""
         self.in_flight = self.most_in_flight = 0
         self.seconds = 0.0
 
+    @property
+    def paid(self) -> Counter[str]:
+        """How often each text was answered."""
+        return Counter(text for _, text in self.answered)
+
+    @property
+    def paid_again(self) -> int:
+        """Answers that were not the first to their text."""
+        return len(self.answered) - len(self.paid)
+
     async def complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.bodies.append(body)
+        self.began.append(time.monotonic())
         number = len(self.bodies)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -36,12 +56,14 @@ class FakeTeacher:
         text = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
         result = self.answer(text, number)
         if isinstance(result, str):
+            self.answered.append((time.monotonic(), text))
             return web.json_response(make_body(result, chat="messages" in body))
         if isinstance(result, ConnectionResetError):
-            assert request.transport is not None
-            request.transport.abort()
+            if request.transport is not None:  # the client is still there
+                request.transport.abort()
         if isinstance(result, TimeoutError):
-            await asyncio.sleep(3600)
+            while request.transport is not None and not request.transport.is_closing():
+                await asyncio.sleep(0.1)
         if isinstance(result, Exception):
             return web.Response(status=500)
         return result

@@ -4,13 +4,34 @@ from pathlib import Path
 
 import pytest
 
-from common.journal import FOLDER, JournalWriter, read_journal
+from common.errors import DistillError
+from common.journal import (
+    FOLDER,
+    JournalWriter,
+    compact_journal,
+    iterate_journal,
+    read_journal,
+)
 from common.replies import Reply
 from common.storage import RunStorage
+from common.stores import StorageError
+from failing_store import running_failing_store
 
 
 def make_reply(key, body="{}"):
     return Reply(key, http_status=200, body=body, attempts=1, seconds=0.5)
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr("common.journal._FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("common.journal._OBJECT_STORE_SECONDS", 0.01)
+
+
+@pytest.fixture
+def failing_store(bucket, s3_endpoint, monkeypatch):
+    with running_failing_store(bucket, s3_endpoint, monkeypatch) as store:
+        yield store
 
 
 def append(storage, *replies, writer=None):
@@ -81,7 +102,7 @@ def test_lines_that_are_no_replies_are_passed_over(settings, line):
     assert read_journal(storage) == {"a": make_reply("a")}
 
 
-def test_a_write_error_reaches_every_caller(settings):
+def test_what_stands_in_the_way_is_told_to_every_caller(settings):
     storage = RunStorage(settings())
     Path(storage.path()).mkdir(parents=True)
     Path(storage.path(FOLDER)).write_text("a file is in the way")
@@ -91,20 +112,127 @@ def test_a_write_error_reaches_every_caller(settings):
         calls = (writer.append(make_reply(key)) for key in "abc")
         return await asyncio.gather(*calls, return_exceptions=True)
 
-    assert all(isinstance(outcome, OSError) for outcome in asyncio.run(run()))
+    for error in asyncio.run(run()):
+        assert type(error) is DistillError
+        assert str(error).startswith(f"3 paid replies wait in memory: {storage.url}/journal/")
+        assert "check the folder" in str(error)
+        assert "\n" not in str(error)
 
 
-def test_a_reply_after_a_half_written_one_is_not_lost(settings, full_disk):
+async def wait_until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def test_replies_outlive_a_disk_that_is_full_for_a_while(settings, full_disk):
     storage = RunStorage(settings())
 
     async def run():
         writer = JournalWriter(storage)
-        with full_disk(), pytest.raises(OSError, match="too large"):
-            await writer.append(make_reply("a"))
-        await writer.append(make_reply("b"))
+        await writer.append(make_reply("first"))
+        with full_disk():
+            calls = [asyncio.create_task(writer.append(make_reply(key))) for key in "abc"]
+            await wait_until(lambda: writer.trouble)
+            calls += [asyncio.create_task(writer.append(make_reply(key))) for key in "def"]
+            await asyncio.sleep(0.02)
+            assert writer.waiting == 6
+            assert "cannot be written (OSError: File too large)" in writer.trouble
+        await asyncio.gather(*calls)
+        assert writer.trouble is None
+        assert writer.waiting == 0
 
     asyncio.run(run())
-    assert read_journal(storage) == {"b": make_reply("b")}
+    assert sorted(read_journal(storage)) == [*"abcdef", "first"]
+    assert len(storage.list_files(FOLDER)) == 2  # failed attempts leave nothing
+    for name in storage.list_files(FOLDER):
+        assert all(json.loads(line) for line in storage.read_bytes(name).splitlines())
+
+
+@pytest.mark.parametrize("failure", [503, "drop"])
+def test_replies_outlive_a_store_that_fails_for_a_while(failing_store, settings, failure, caplog):
+    storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
+
+    async def run():
+        writer = JournalWriter(storage)
+        failing_store.fails = lambda method, path: failure
+        calls = [asyncio.create_task(writer.append(make_reply(key))) for key in "abc"]
+        await wait_until(lambda: writer.trouble)
+        calls += [asyncio.create_task(writer.append(make_reply(key))) for key in "def"]
+        failing_store.fails = lambda method, path: None
+        await asyncio.gather(*calls)
+        assert writer.trouble is None
+
+    asyncio.run(run())
+    assert sorted(read_journal(storage)) == list("abcdef")
+    assert "3 paid replies wait in memory" in caplog.text
+    assert "can be written again" in caplog.text
+
+
+def test_patience_ends_but_nothing_is_forgotten(failing_store, settings):
+    storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
+
+    async def run():
+        writer = JournalWriter(storage, patience_seconds=0.05)
+        failing_store.fails = lambda method, path: 503
+        for call in (writer.append(make_reply("a")), writer.append(make_reply("b"))):
+            with pytest.raises(DistillError, match=r"paid replies wait .*s3://.*SlowDown"):
+                await call
+        with pytest.raises(DistillError, match="2 paid replies wait"):
+            await writer.drain()
+        failing_store.fails = lambda method, path: None
+        await writer.append(make_reply("c"))
+        await writer.drain()
+
+    asyncio.run(run())
+    assert sorted(read_journal(storage)) == ["a", "b", "c"]
+
+
+def test_a_refusal_ends_the_waiting_at_once(failing_store, settings):
+    storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
+    failing_store.fails = lambda method, path: 403 if method == "PUT" else None
+    with pytest.raises(DistillError, match=r"1 paid replies wait .*AccessDenied.*AWS_\* variables"):
+        append(storage, make_reply("a"))
+
+
+def test_a_reply_whose_caller_left_becomes_durable(storage):
+    async def run():
+        writer = JournalWriter(storage)
+        call = asyncio.create_task(writer.append(make_reply("a")))
+        await asyncio.sleep(0)
+        call.cancel()
+        await writer.drain()
+        assert set(read_journal(storage)) == {"a"}
+        await writer.drain()
+
+    asyncio.run(run())
+
+
+def test_drain_waits_for_all_that_was_appended(storage):
+    async def run():
+        writer = JournalWriter(storage)
+        calls = [asyncio.create_task(writer.append(make_reply(str(n)))) for n in range(50)]
+        await asyncio.sleep(0)
+        await writer.drain()
+        assert len(read_journal(storage)) == 50
+        await asyncio.gather(*calls)
+
+    asyncio.run(run())
+
+
+def test_a_writer_whose_flush_was_cancelled_loses_nothing(storage):
+    async def run():
+        writer = JournalWriter(storage)
+        call = asyncio.create_task(writer.append(make_reply("a")))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        writer._flusher.cancel()
+        await wait_until(writer._flusher.done)
+        await writer.append(make_reply("b"))
+        await call
+
+    asyncio.run(run())
+    assert set(read_journal(storage)) == {"a", "b"}
 
 
 def test_an_answer_is_kept_before_a_reply_that_cannot_be_read(storage):
@@ -113,3 +241,121 @@ def test_an_answer_is_kept_before_a_reply_that_cannot_be_read(storage):
     for name, reply in (("a", good), ("b", bad)):
         storage.write_bytes(f"journal/{name}.jsonl", json.dumps(vars(reply)).encode() + b"\n")
     assert read_journal(storage) == {"key": good}
+
+
+def write_parts(storage, number):
+    """Small parts of one reply each; gives the replies."""
+    replies = [make_reply(f"{n:03}", body="\u2028 é" * n) for n in range(number)]
+    for reply in replies:
+        line = json.dumps(vars(reply), ensure_ascii=False).encode()
+        storage.write_bytes(f"{FOLDER}/{reply.key}.jsonl", line + b"\n")
+    return {reply.key: reply for reply in replies}
+
+
+def test_every_reply_of_many_parts_is_read(storage):
+    replies = write_parts(storage, 40)
+    storage.write_bytes(f"{FOLDER}/notes.json", b"no part")
+    assert list(iterate_journal(storage)) == list(replies.values())
+
+
+def test_many_small_parts_are_merged_as_they_are(storage, monkeypatch):
+    monkeypatch.setattr("common.journal._MERGED_BYTES", 2000)
+    replies = write_parts(storage, 40)
+    storage.write_bytes(f"{FOLDER}/half.jsonl", b'{"key": "cut o')
+    storage.write_bytes(f"{FOLDER}/notes.json", b"no part")
+    before = sorted(b"".join(read_lines(storage)).splitlines())
+    compact_journal(storage)
+    assert read_journal(storage) == replies
+    assert sorted(b"".join(read_lines(storage)).splitlines()) == before
+    if not storage.is_local:
+        names = storage.list_files(FOLDER)
+        assert len(names) < 16
+        assert f"{FOLDER}/notes.json" in names
+        compact_journal(storage)
+        assert storage.list_files(FOLDER) == names
+
+
+def read_lines(storage):
+    names = [name for name in storage.list_files(FOLDER) if name.endswith(".jsonl")]
+    return [storage.read_bytes(name).rstrip(b"\n") + b"\n" for name in names]
+
+
+def test_a_writer_replaces_its_small_objects(failing_store, settings, monkeypatch):
+    monkeypatch.setattr("common.journal._SMALL_PARTS", 4)
+    monkeypatch.setattr("common.journal._OBJECT_STORE_SECONDS", 0)
+    storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
+    replies = [make_reply(f"{n:02}") for n in range(13)]
+
+    async def run():
+        writer = JournalWriter(storage)
+        for number, reply in enumerate(replies, 1):
+            await writer.append(reply)
+            assert len(read_journal(storage)) == number
+            assert len(storage.list_files(FOLDER)) < 8
+
+    asyncio.run(run())
+    assert len(storage.list_files(FOLDER)) == 5  # twice 5 in one, 3 small
+    assert list(iterate_journal(storage)) == replies
+    removals = [method for method, _ in failing_store.requests if method in ("DELETE", "POST")]
+    assert removals == ["POST", "POST"]
+
+
+@pytest.mark.parametrize("failure", [501, 403, 500])
+def test_small_objects_that_cannot_be_removed_do_no_harm(
+    failing_store, settings, monkeypatch, failure
+):
+    monkeypatch.setattr("common.journal._SMALL_PARTS", 2)
+    monkeypatch.setattr("common.journal._OBJECT_STORE_SECONDS", 0)
+    storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
+    methods = ("POST",) if failure == 501 else ("POST", "DELETE")
+    failing_store.fail(1000, failure, methods)
+    replies = [make_reply(f"{n:02}") for n in range(6)]
+
+    async def run():
+        writer = JournalWriter(storage)
+        for reply in replies:
+            await writer.append(reply)
+
+    asyncio.run(run())
+    assert read_journal(storage) == {reply.key: reply for reply in replies}
+    assert len(storage.list_files(FOLDER)) == (2 if failure == 501 else 6)
+
+
+def test_parts_that_are_replaced_while_they_are_read_are_not_missed(bucket, settings):
+    storage = RunStorage(settings(STORAGE__ROOT=f"{bucket}/runs"))
+    replies = write_parts(storage, 20)
+    read_many = storage.read_many
+
+    def replace_and_read(parts):
+        storage.read_many = read_many
+        names = list(parts)[5:]
+        content = b"".join(storage.read_bytes(name) for name in names)
+        storage.write_bytes(f"{FOLDER}/later.jsonl", content)
+        storage.remove(*names)
+        return read_many(parts)
+
+    storage.read_many = replace_and_read
+    assert read_journal(storage) == replies
+
+
+def test_few_parts_are_left_alone(storage):
+    write_parts(storage, 16)
+    names = storage.list_files(FOLDER)
+    compact_journal(storage)
+    assert storage.list_files(FOLDER) == names
+
+
+@pytest.mark.parametrize("failing", ["write_bytes", "remove"])
+def test_a_merge_that_is_cut_short_loses_nothing(storage, monkeypatch, failing):
+    def fail(*arguments):
+        raise StorageError("no more")
+
+    replies = write_parts(storage, 40)
+    monkeypatch.setattr(storage, failing, fail)
+    if storage.is_local:
+        compact_journal(storage)
+    else:
+        with pytest.raises(StorageError):
+            compact_journal(storage)
+    assert read_journal(storage) == replies
+    monkeypatch.undo()

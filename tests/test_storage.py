@@ -1,6 +1,5 @@
 import errno
 import json
-import os
 import threading
 from pathlib import Path
 
@@ -177,23 +176,8 @@ def test_a_root_that_is_a_file_is_refused_before_any_call(settings, tmp_path):
 
 @pytest.fixture
 def failing_store(bucket, s3_endpoint, monkeypatch):
-    """A store that fails when told to, asked again without waiting; `url` is its bucket's."""
-    options = {"use_listings_cache": False, "config_kwargs": {"retries": {"max_attempts": 0}}}
-    monkeypatch.setattr("common.storage._client_options", lambda root: options)
-    monkeypatch.setattr("common.storage._WAIT_SECONDS", 0.001)
-    with running_failing_store(s3_endpoint) as store:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
-        fsspec.filesystem("s3").clear_instance_cache()
-        store.bucket = bucket
+    with running_failing_store(bucket, s3_endpoint, monkeypatch) as store:
         yield store
-        fsspec.filesystem("s3").clear_instance_cache()
-
-
-def fail_times(store, times, failure, methods=("GET", "PUT", "HEAD", "DELETE", "POST")):
-    """The next requests fail that often."""
-    left = [failure] * times
-    store.fails = lambda method, path: left.pop() if left and method in methods else None
-    return left
 
 
 @pytest.mark.parametrize("failure", [503, 500, "drop"])
@@ -208,7 +192,7 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(failing_store, settings,
         lambda: storage.remove("lock"),
         lambda: RunStorage(settings()),
     ):
-        left = fail_times(failing_store, 2, failure)
+        left = failing_store.fail(2, failure)
         use()
         assert not left
     assert storage.list_files("") == ["labels/a"]
@@ -216,7 +200,7 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(failing_store, settings,
 
 def test_a_store_that_fails_for_long_is_named_in_one_line(failing_store, settings):
     storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
-    fail_times(failing_store, 1000, 503)
+    failing_store.fail(1000, 500)
     for use in (
         lambda: storage.write_bytes("labels/a", b"x"),
         lambda: storage.read_bytes("labels/a"),
@@ -237,22 +221,22 @@ def test_a_store_that_fails_for_long_is_named_in_one_line(failing_store, setting
 
 def test_what_no_patience_mends_is_not_asked_again(failing_store, settings):
     storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
-    fail_times(failing_store, 1000, 403)
+    failing_store.fail(1000, 403)
     failing_store.requests.clear()
     with pytest.raises(StorageError, match=r"AccessDenied.*check the bucket") as caught:
         storage.write_bytes("labels/a", b"x")
     assert not caught.value.is_passing
     assert len(failing_store.requests) == 1
-    with pytest.raises(InputError, match="cannot be read .*AccessDenied|Forbidden"):
+    with pytest.raises(InputError, match=r"cannot be read .*Forbidden"):
         RunStorage(settings())
 
 
 def test_a_cut_off_answer_is_not_taken_for_the_whole(failing_store, settings):
     storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
     storage.write_bytes("labels/a", b"0123456789" * 100)
-    fail_times(failing_store, 1, "half", ["GET"])
+    failing_store.fail(1, "half", ["GET"])
     assert storage.read_bytes("labels/a") == b"0123456789" * 100
-    fail_times(failing_store, 1000, "half", ["GET"])
+    failing_store.fail(1000, "half", ["GET"])
     with pytest.raises(StorageError, match="cannot be read"):
         storage.read_bytes("labels/a")
 
@@ -354,8 +338,12 @@ def test_files_that_come_and_go_do_not_disturb_a_listing(settings):
 def test_a_folder_that_cannot_be_listed_is_no_empty_folder(settings):
     storage = RunStorage(settings())
     storage.write_bytes("journal", b"a file is in the way")
-    with pytest.raises(StorageError, match="journal cannot be listed .*check the folder"):
+    with pytest.raises(StorageError, match=r"journal cannot be listed .*check the folder"):
         storage.list_files("journal")
+
+
+def list_names(folder):
+    return [path.name for path in Path(folder).iterdir()]
 
 
 def test_only_empty_folders_that_were_made_are_removed(settings, tmp_path):
@@ -364,13 +352,13 @@ def test_only_empty_folders_that_were_made_are_removed(settings, tmp_path):
         storage.create_bytes("lock/1", b"x")
         storage.remove("lock/1")
         raise ZeroDivisionError
-    assert os.listdir(tmp_path) == []
+    assert list_names(tmp_path) == []
     with storage.removing_empty_folder("lock"):
         storage.create_bytes("lock/1", b"x")
         storage.write_bytes("labels/a", b"x")
         storage.remove("lock/1")
-    assert os.listdir(storage.path()) == ["labels"]
+    assert list_names(storage.path()) == ["labels"]
     (tmp_path / "runs/default/labels/a").unlink()
     with storage.removing_empty_folder("lock"):
         pass
-    assert os.listdir(storage.path()) == ["labels"]
+    assert list_names(storage.path()) == ["labels"]
