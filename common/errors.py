@@ -4,7 +4,8 @@ DistillError               1    may be retried
 ├── SettingsError          2    a wrong or missing setting
 ├── InputError             3    missing or bad input: data, labels, a model, storage
 ├── TeacherRefusedError    4    the teacher refuses for good: key, permission, model, credit
-└── CostCapError           5    label.max_cost_usd is reached
+├── CostCapError           5    label.max_cost_usd is reached
+└── StorageError           1    the disk or the object store fails
 
 StoppedError             143    SIGTERM (130: Ctrl-C); outside the tree, as KeyboardInterrupt is
 
@@ -40,6 +41,15 @@ class CostCapError(DistillError):
     """The next call could cost more than `label.max_cost_usd` leaves."""
 
     exit_code = 5
+
+
+class StorageError(DistillError):
+    """The disk or the object store fails. `is_passing` is whether trying again may help."""
+
+    def __init__(self, message: str, is_passing: bool = True) -> None:
+        """`message` is one line, with the place, the reason and the fix."""
+        super().__init__(message)
+        self.is_passing = is_passing
 
 
 class StoppedError(BaseException):

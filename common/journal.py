@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from common.errors import DistillError
+from common.errors import DistillError, StorageError
 from common.replies import Reply, read_answer
 from common.storage import RunStorage
-from common.stores import StorageError
 
 FOLDER = "journal"
 _DISK_SECONDS, _OBJECT_STORE_SECONDS = 0.005, 0.1
@@ -144,11 +143,12 @@ class JournalWriter:
         self._name = _make_word()  # what follows half a line would be lost
         now = asyncio.get_running_loop().time()
         self.trouble = f"{self.waiting} paid replies wait in memory: {error}"
-        if self._failing_since is None:
-            self._failing_since = now
-            log.warning("%s; trying for %.0f s", self.trouble, self._patience_seconds)
+        is_first = self._failing_since is None
+        self._failing_since = self._failing_since or now
         is_passing = isinstance(error, StorageError) and error.is_passing
         if is_passing and now - self._failing_since < self._patience_seconds:
+            if is_first:
+                log.warning("%s; trying for %.0f s", self.trouble, self._patience_seconds)
             return None
         message = f"{self.trouble}; what is not stored then is paid for again"
         for _, durable in self._waiting:

@@ -40,7 +40,7 @@ _INCREASE, _DECREASE = 0.1, 0.7
 """Calls that the window grows by for each window of answers, and its factor for each episode."""
 _PROBE_SECONDS, _SEARCH_STEP, _PROBE_STEP = 1.0, 1.25, 1.02
 """A learned rate is raised by a step after so long without a 429; twice as long after each 429."""
-_RELIABLE_CALLS, _LONGEST_PROBE_SECONDS = 50, 30.0
+_RELIABLE_CALLS, _LONGEST_PROBE_SECONDS = 20, 30.0
 _PAUSE_SECONDS = 0.5, 30.0
 _RETRY_MARGIN = 1.01
 """A quota that comes back at a moment is not asked for just before it."""
@@ -315,6 +315,8 @@ class _LearnedRate:
         elif (elapsed := now - self._anchor) > 0:
             assert self._bucket is not None
             rate = accepted / elapsed
+            if accepted < _RELIABLE_CALLS:  # a 429 is no reason to go faster
+                rate = min(rate, self._bucket.rate) * 0.9
             self._bucket.set_rate(rate, now)
             if accepted < 5:  # the server allows no burst
                 self._burst_seconds /= 2

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
-from common.errors import InputError
+from common.errors import InputError, StorageError
 from common.settings import Settings
-from common.stores import Disk, ObjectStore, StorageError, explain_failure
+from common.stores import Disk, ObjectStore, explain_failure
 
 _ATTEMPTS = 4
 """How often an object store is asked."""

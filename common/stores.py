@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common.errors import DistillError
+from common.errors import StorageError
 
 _SETTLE_SECONDS = 1.0
 """How long two that create the same object, in a store without conditional writes, may be apart."""
@@ -30,15 +30,6 @@ _PERMANENT = (
 _PERMANENT_NUMBERS = (errno.EROFS, errno.ENAMETOOLONG, errno.ENOSYS)
 _PERMANENT_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ParamValidationError")
 """Errors of botocore, which is not imported for a local folder."""
-
-
-class StorageError(DistillError):
-    """The disk or the object store fails. `is_passing` is whether trying again may help."""
-
-    def __init__(self, message: str, is_passing: bool = True) -> None:
-        """`message` is one line, with the place, the reason and the fix."""
-        super().__init__(message)
-        self.is_passing = is_passing
 
 
 def explain_failure(what: str, error: Exception, is_local: bool) -> StorageError:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import DistillError
+from common.errors import DistillError, StorageError
 from common.journal import (
     FOLDER,
     JournalWriter,
@@ -14,7 +14,6 @@ from common.journal import (
 )
 from common.replies import Reply
 from common.storage import RunStorage
-from common.stores import StorageError
 from failing_store import running_failing_store
 
 

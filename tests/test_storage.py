@@ -8,9 +8,8 @@ import pyarrow as pa
 import pytest
 
 from common.data import load_examples, load_test_rows
-from common.errors import InputError
+from common.errors import InputError, StorageError
 from common.storage import RunStorage
-from common.stores import StorageError
 from common.tasks import load_task
 from failing_store import running_failing_store
 
