@@ -148,6 +148,7 @@ def make_quota(settings: Settings, spent_usd: float) -> Quota:
         teacher.max_concurrency,
         cap,
         spent_usd,
+        sends_scout=True,
     )
 
 

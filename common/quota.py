@@ -309,14 +309,14 @@ class _LearnedRate:
         accepted = max(1.0, self._accepted + in_flight)
         if self._anchor is None:
             # Its rate is lower than what it let pass so far, a burst included: a guess.
-            rate = accepted / max(now - self._first_at, 0.1) / 2
+            rate = accepted / max(now - self._first_at, 0.1) / 3
             self._bucket = _Bucket(rate, 1, -1, now)
             self._anchor, self._accepted = now, -in_flight
         elif (elapsed := now - self._anchor) > 0:
             assert self._bucket is not None
             rate = accepted / elapsed
             if accepted < _RELIABLE_CALLS:  # a 429 is no reason to go faster
-                rate = min(rate, self._bucket.rate) * 0.9
+                rate = min(rate, self._bucket.rate) * 0.85
             self._bucket.set_rate(rate, now)
             if accepted < 5:  # the server allows no burst
                 self._burst_seconds /= 2
@@ -328,6 +328,10 @@ class _LearnedRate:
                     self._probe_seconds = min(_LONGEST_PROBE_SECONDS, self._probe_seconds * 2)
             self._was_raised = False
         self._probe_at = now + self._probe_seconds
+
+    def refuse_late(self) -> None:
+        """A call that was in flight when the quota was used up was not accepted."""
+        self._accepted += 1
 
     def delay(self, now: float) -> float:
         return self._bucket.delay(1, now) if self._bucket else 0.0
@@ -526,6 +530,8 @@ class Quota:
         if retry_after is not None:
             self._paused_until = max(self._paused_until, now + retry_after * _RETRY_MARGIN)
         if sent_at < self._episode_start:
+            if now > self._episode_start:
+                self._learned.refuse_late()
             return
         is_taught = self._requests.is_taught or self._tokens.is_taught
         if self._answered_in_episode >= _STRIKE_CALLS:
