@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import Thread
 
 from common.builtin.teacher import running_stand_in
+from common.errors import StoppedError
 from common.journal import JournalWriter, read_journal
 from common.labeling import make_label
 from common.leases import Leases, Renew, reach_quota
@@ -177,7 +180,7 @@ def label_here(
     quota: Quota,
     known: Mapping[str, Reply] | None = None,
 ) -> list[LabelRow]:
-    """Labels in this process, without Ray.
+    """Labels in this process, without Ray. A signal lets the calls in flight end.
 
     Raises:
         DistillError: see `Labeler.label`.
@@ -190,7 +193,21 @@ def label_here(
         finally:
             await labeler.close()
 
-    return asyncio.run(run())
+    rows: Future[list[LabelRow]] = Future()
+
+    def work() -> None:
+        try:
+            rows.set_result(asyncio.run(run()))
+        except BaseException as error:
+            rows.set_exception(error)
+
+    Thread(target=work, daemon=True).start()  # signals are for the main thread
+    try:
+        return rows.result()
+    except StoppedError:
+        quota.stop(("DistillError", "the job is stopping"))
+        wait([rows], settings.label.drain_seconds)
+        raise
 
 
 @contextmanager

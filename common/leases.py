@@ -86,8 +86,10 @@ class Leases:
         try:
             await call.may_start
         except asyncio.CancelledError:
-            if not call.may_start.cancelled():  # it had just been let go
+            if call.sent_at:  # it had just been let go
                 self._in_flight -= 1
+                self._return(call)
+                self._start_calls()
             raise
         return call
 
@@ -103,6 +105,7 @@ class Leases:
         if outcome.is_throttled:
             report.throttles.append((call.sent_at, outcome.retry_after_seconds))
             self._pause(outcome.retry_after_seconds or 0.0)
+            self._slots = min(self._slots, self._in_flight)  # until the quota has heard of it
             self._hurry.set()
         self._start_calls()
 
@@ -139,6 +142,7 @@ class Leases:
         """Sends the last report."""
         if self._renewer is None:
             return
+        await self.flush()  # what is on its way to the quota would be lost otherwise
         self._renewer.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._renewer
@@ -215,6 +219,8 @@ class Leases:
             self._asked = [self._waiting.popleft() for _ in range(count)]
             report.waiting = [(call.tokens, call.usd) for call in self._asked]
         self._has_demanded = report.demand > 0
+        if not report.demand:
+            self._slots = min(self._slots, self._in_flight)
         return report
 
     async def _renew_regularly(self) -> None:
@@ -225,10 +231,12 @@ class Leases:
                 lease = await self._renew(self._name, self._take_report())
             except Exception as error:  # the quota is far away, and gone
                 self._stop(errors.DistillError(f"the job's quota is gone ({error}); run again"))
+                flushes += self._flushes
                 return
             finally:
                 for heard in flushes:
-                    heard.set_result(None)
+                    if not heard.done():
+                        heard.set_result(None)
             self._apply(lease)
             await asyncio.sleep(_SOON_SECONDS)
             with contextlib.suppress(TimeoutError):

@@ -13,7 +13,8 @@ What the quota knows of the server, from the surest word to the weakest:
    server's quota was used up it let pass as much as came in, so the calls that it accepted between
    them, over the time between them, are its rate; from then on calls are paced at that.
 4. 429s that say nothing: the number of calls in flight adapts, by additive increase and one
-   multiplicative decrease for each congestion episode (Chiu and Jain, 1989).
+   multiplicative decrease for each congestion episode (Chiu and Jain, 1989), at least to what the
+   server had accepted then.
 """
 
 import math
@@ -36,18 +37,25 @@ _JITTER_SECONDS = 0.02
 """Calls may arrive so much closer together than they were sent."""
 _FIRST_BURST_SECONDS, _BURST_SECONDS, _TRIAL_SECONDS = 0.25, 1.0, 3.0
 """How much of a told limit may be used at once: at first, and after so long at its full rate."""
-_INCREASE, _DECREASE = 0.1, 0.7
+_INCREASE, _DECREASE = 0.1, 0.85
 """Calls that the window grows by for each window of answers, and its factor for each episode."""
-_PROBE_SECONDS, _SEARCH_STEP, _PROBE_STEP = 1.0, 1.25, 1.02
-"""A learned rate is raised by a step after so long without a 429; twice as long after each 429."""
+_PROBE_SECONDS, _SEARCH_STEP, _PROBE_STEP = 1.0, 0.4, 0.02
+"""A learned rate is raised by a step after so long without a 429.
+
+The step doubles with each raise; the time doubles with each 429 that a raise brings.
+"""
 _RELIABLE_CALLS, _LONGEST_PROBE_SECONDS = 20, 30.0
+"""So many calls tell a rate well enough."""
+_SUSTAINED_SHARE, _BACK_OFF = 1 / 3, 0.8
+"""What is taken to last of a first burst; the factor while too few calls tell a rate."""
 _PAUSE_SECONDS = 0.5, 30.0
 _RETRY_MARGIN = 1.01
 """A quota that comes back at a moment is not asked for just before it."""
+_SCOUT_SECONDS = 3.0
+"""The others wait for the first call's end for so long at most."""
 _NO_USD = 1e-9
 _STRIKES, _STRIKE_CALLS = 5, 3
 """After so many 429s in a row with fewer answers between, the headers are not believed."""
-
 
 Amount = tuple[float, float]
 """Calls, and their tokens as estimated."""
@@ -238,19 +246,19 @@ class _Limit:
 
     def teach(
         self,
-        limit: float | None,
-        remaining: float | None,
-        reset_seconds: float | None,
+        told: tuple[float | None, float | None, float | None],
         amount_since: float,
         calls_since: float,
         age_seconds: float,
         is_new: bool,
         now: float,
     ) -> None:
-        """Headers of a call that was sent `age_seconds` ago; if not new, they can only lower.
+        """The headers (limit, remaining, reset) of a call that was sent `age_seconds` ago.
 
-        `amount_since` was sent since, or will be; in so many calls.
+        `amount_since` was sent since, or will be, in so many calls. If the headers are not new,
+        they can only lower the level.
         """
+        limit, remaining, reset_seconds = told
         if limit is None or remaining is None or limit < 1:
             return
         rate = limit / 60
@@ -264,7 +272,7 @@ class _Limit:
         reserve = (
             self._typical * self._reserve_calls
             + rate * _JITTER_SECONDS
-            + 2 * math.sqrt(self._variance * max(0.0, calls_since))
+            + 3 * math.sqrt(self._variance * max(0.0, calls_since))
         )
         level = remaining - min(reserve, self._server.burst / 4) + rate * age_seconds
         level = min(level, self._server.burst) - amount_since
@@ -280,12 +288,12 @@ class _LearnedRate:
 
     def __init__(self) -> None:
         self._anchor: float | None = None
-        self._accepted = 0.0
+        self._accepted = self._granted = 0.0
         self._first_at = float("inf")
         self._bucket: _Bucket | None = None
         self._burst_seconds = _BURST_SECONDS
         self._probe_at, self._probe_seconds = 0.0, _PROBE_SECONDS
-        self._was_raised = False
+        self._was_raised, self._step = False, _SEARCH_STEP
 
     @property
     def per_minute(self) -> float | None:
@@ -298,9 +306,8 @@ class _LearnedRate:
     def accept(self, calls: int, now: float) -> None:
         self._accepted += calls
         if self._bucket and now >= self._probe_at:
-            is_reliable = self._probe_seconds > _PROBE_SECONDS
-            step = _PROBE_STEP if is_reliable else _SEARCH_STEP
-            self._bucket.set_rate(self._bucket.rate * step, now)
+            self._bucket.set_rate(self._bucket.rate * (1 + self._step), now)
+            self._step = min(_SEARCH_STEP, self._step * 2)
             self._probe_at = now + self._probe_seconds
             self._was_raised = True
 
@@ -308,15 +315,18 @@ class _LearnedRate:
         """The server's quota is used up, with so many calls accepted and not yet answered."""
         accepted = max(1.0, self._accepted + in_flight)
         if self._anchor is None:
-            # Its rate is lower than what it let pass so far, a burst included: a guess.
-            rate = accepted / max(now - self._first_at, 0.1) / 3
+            # Its rate is lower than what it let pass so far, for a burst is included: a guess.
+            elapsed = max(now - self._first_at, 0.1)
+            rate = (
+                max(accepted, self._granted) / elapsed * min(1.0, _SUSTAINED_SHARE + elapsed / 60)
+            )
             self._bucket = _Bucket(rate, 1, -1, now)
             self._anchor, self._accepted = now, -in_flight
         elif (elapsed := now - self._anchor) > 0:
             assert self._bucket is not None
             rate = accepted / elapsed
             if accepted < _RELIABLE_CALLS:  # a 429 is no reason to go faster
-                rate = min(rate, self._bucket.rate) * 0.85
+                rate = min(rate, self._bucket.rate) * _BACK_OFF
             self._bucket.set_rate(rate, now)
             if accepted < 5:  # the server allows no burst
                 self._burst_seconds /= 2
@@ -324,6 +334,7 @@ class _LearnedRate:
             self._bucket.set_level(-1, now)  # one call less, to stay clear of the edge
             if accepted > _RELIABLE_CALLS:  # the older half counts for half
                 self._anchor, self._accepted = now - elapsed / 2, accepted / 2 - in_flight
+                self._step = _PROBE_STEP
                 if self._was_raised:
                     self._probe_seconds = min(_LONGEST_PROBE_SECONDS, self._probe_seconds * 2)
             self._was_raised = False
@@ -339,6 +350,7 @@ class _LearnedRate:
     def take(self, now: float) -> None:
         if self._bucket:
             self._bucket.take(1, now)
+        self._granted += 1
         self._first_at = min(self._first_at, now)
 
 
@@ -346,6 +358,8 @@ class _LearnedRate:
 class _Worker:
     last_seen: float
     slots: int = 0
+    held: int = 0
+    """The most that it may have in flight: it may not have heard of its last lease yet."""
     in_flight: int = 0
     demand: int = 0
     granted_calls: float = 0.0
@@ -364,11 +378,14 @@ class Quota:
         max_concurrency: int = 64,
         max_cost_usd: float | None = None,
         spent_usd: float = 0.0,
+        sends_scout: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """A limit of None is not known.
 
-        `spent_usd` was spent before, and counts against `max_cost_usd`.
+        `spent_usd` was spent before, and counts against `max_cost_usd`. A scout is a first call
+        that goes alone: a teacher that refuses gets one call and not many, and its limits are known
+        before the rest.
         """
         self._clock = clock
         self._epoch = clock()
@@ -378,10 +395,12 @@ class Quota:
         self._max_slots, self._window = max_concurrency, float(max_concurrency)
         self._max_cost_usd, self._spent_usd = max_cost_usd, spent_usd
         self._owner_silence_seconds, self._owner_seen = float("inf"), 0.0
+        self._scout_sent_at = None if sends_scout else float("-inf")
         self._workers: dict[str, _Worker] = {}
         self._totals = Totals()
         self._paused_until = self._episode_start = self._told_at = float("-inf")
-        self._answered_in_episode = self._pauses_in_a_row = self._strikes = 0
+        self._answered_in_episode = self._refusals_in_a_row = self._strikes = 0
+        self._room = 0
         self._failure: tuple[str, str] | None = None
         self._started = 0.0, 0.0
         self._joined_at: float | None = None
@@ -414,17 +433,32 @@ class Quota:
         self._absorb(worker, report, now)
         pause = max(0.0, self._paused_until - now)
         owner_is_silent = now - self._owner_seen > self._owner_silence_seconds
-        worker.slots = self._share_slots(worker)
+        before, worker.slots = worker.slots, self._share_slots(worker)
+        worker.held = max(worker.slots, worker.in_flight, before if report.demand else 0)
         if self._failure or owner_is_silent:
             worker.slots = worker.in_flight
             return Lease(0, [], _HEARTBEAT_SECONDS, 0.0, self._failure)
         if pause:
             return Lease(worker.slots, [], min(pause, _HEARTBEAT_SECONDS), pause)
+        if self._scout_sent_at is None and report.waiting:
+            worker.slots = 1
+            delays, _ = self._grant(worker, report.waiting[:1], now)
+            self._scout_sent_at = now if delays else None
+            return Lease(worker.slots, delays, _RENEW_SECONDS)
+        if self._waits_for_scout(now):
+            worker.slots = worker.in_flight + int(worker.granted_calls)
+            return Lease(worker.slots, [], _RENEW_SECONDS)
         if self._is_open:
-            return Lease(worker.slots, None, _HEARTBEAT_SECONDS)
+            is_less = worker.slots < worker.held
+            return Lease(worker.slots, None, _RENEW_SECONDS if is_less else _HEARTBEAT_SECONDS)
         delays, wait = self._grant(worker, report.waiting, now)
         renew = min(max(wait, _RENEW_SECONDS), _BUSY_SECONDS)
         return Lease(worker.slots, delays, renew if report.demand else _HEARTBEAT_SECONDS)
+
+    def _waits_for_scout(self, now: float) -> bool:
+        if self._totals.calls:
+            return False
+        return self._scout_sent_at is None or now - self._scout_sent_at < _SCOUT_SECONDS
 
     def expect_owner(self, silence_seconds: float) -> None:
         """From now on, nothing is granted while nobody has taken a snapshot for so long."""
@@ -483,7 +517,7 @@ class Quota:
         if answered:
             self._answered_at = now
             self._answered_in_episode += answered
-            self._pauses_in_a_row = 0
+            self._refusals_in_a_row = 0
             self._window = min(self._max_slots, self._window + _INCREASE * answered / self._window)
         if report.headers is not None and self._strikes < _STRIKES:
             self._read_headers(*report.headers, now)
@@ -504,36 +538,24 @@ class Quota:
         for worker in self._workers.values():
             calls_since += worker.granted_calls
             tokens_since += worker.granted_tokens
-        self._requests.teach(
-            h.requests_limit,
-            h.requests_remaining,
-            h.requests_reset_seconds,
-            calls_since,
-            calls_since,
-            age,
-            is_new,
-            now,
-        )
-        self._tokens.teach(
-            h.tokens_limit,
-            h.tokens_remaining,
-            h.tokens_reset_seconds,
-            tokens_since,
-            calls_since,
-            age,
-            is_new,
-            now,
-        )
+        requests = h.requests_limit, h.requests_remaining, h.requests_reset_seconds
+        tokens = h.tokens_limit, h.tokens_remaining, h.tokens_reset_seconds
+        self._requests.teach(requests, calls_since, calls_since, age, is_new, now)
+        self._tokens.teach(tokens, tokens_since, calls_since, age, is_new, now)
 
     def _throttle(self, sent_at: float, retry_after: float | None, now: float) -> None:
         """A 429. Those of calls that were sent before the episode began belong to it."""
+        is_taught = self._requests.is_taught or self._tokens.is_taught
+        adapts_window = retry_after is None and not is_taught
         if retry_after is not None:
             self._paused_until = max(self._paused_until, now + retry_after * _RETRY_MARGIN)
         if sent_at < self._episode_start:
-            if now > self._episode_start:
+            if now > self._episode_start:  # it was counted as accepted
                 self._learned.refuse_late()
+                self._room -= 1
+                if adapts_window:
+                    self._window = max(1.0, min(self._window, self._room))
             return
-        is_taught = self._requests.is_taught or self._tokens.is_taught
         if self._answered_in_episode >= _STRIKE_CALLS:
             self._strikes = 0
         elif is_taught:
@@ -542,15 +564,21 @@ class Quota:
                 self._requests.forget_server()
                 self._tokens.forget_server()
         self._episode_start, self._answered_in_episode = now, 0
+        self._room = self._in_flight
+        if adapts_window:
+            self._window = max(1.0, min(self._window * _DECREASE, self._room))
         if retry_after is None:
-            first, longest = _PAUSE_SECONDS
-            pause = min(longest, first * 2**self._pauses_in_a_row)
-            self._paused_until = max(self._paused_until, now + pause)
-            self._pauses_in_a_row += 1
-            if not is_taught:
-                self._window = max(1.0, self._window * _DECREASE)
+            self._pause_longer(now)
         elif not is_taught:
             self._learned.use_up(self._in_flight, now)
+
+    def _pause_longer(self, now: float) -> None:
+        """Pauses for as long again, where nothing was answered since the last 429."""
+        if self._refusals_in_a_row:
+            first, longest = _PAUSE_SECONDS
+            pause = min(longest, first * 2 ** (self._refusals_in_a_row - 1))
+            self._paused_until = max(self._paused_until, now + pause)
+        self._refusals_in_a_row += 1
 
     def _share_slots(self, worker: _Worker) -> int:
         """A fair share, or more where others leave some; all together never above the window."""
@@ -560,7 +588,7 @@ class Quota:
         window = int(self._window)
         share = max(1, window // (len(others) + 1))
         claimed = sum(max(share, o.in_flight) if o.demand else o.in_flight for o in others)
-        held = sum(max(other.slots, other.in_flight) for other in others)
+        held = sum(other.held for other in others)
         return max(0, min(max(share, window - claimed), window - held))
 
     def _grant(

@@ -52,7 +52,8 @@ _PATTERNS = {"actor": r"ray::.*LabelActor", "keeper": r"ray::QuotaKeeper", "rayl
 """What stands in the command line of a kind's process."""
 _BLOCKED, _CHATTY = 7, 8
 """Of fifty inputs, one is refused by policy, and one answered in a way that is filtered."""
-VERBOSE = "CHAOS_VERBOSE" in os.environ
+_ORPHAN_SECONDS = 4.0
+"""How long the actors may live on of a driver that was killed."""
 
 
 @dataclass
@@ -72,6 +73,10 @@ class Moment:
     in_flight_at_end: int = 0
     paid_again: int = 0
     left: list[str] = field(default_factory=list)
+
+    def distance(self, at: float) -> float:
+        """Seconds from a time to when the job, or its orphans, may have lost answers."""
+        return max(0.0, self.at - at, at - self.at - self.seconds_to_end - _ORPHAN_SECONDS)
 
 
 class Faults:
@@ -124,9 +129,11 @@ class Chaos:
         kinds: list[str],
         teacher: FakeTeacher,
         seed: int,
+        at_start: bool = True,
         **settings: object,
     ) -> None:
-        """`kinds` are those of the kills to come, in their order."""
+        """`kinds` are those of the kills to come, in their order; some are `at_start`."""
+        self._at_start = at_start
         self.moments: list[Moment] = []
         self.starts = 0
         self.problems: list[str] = []
@@ -212,7 +219,8 @@ class Chaos:
         """Waits for a random moment; whether the job was still there then."""
         before, began = len(self._teacher.answered), time.monotonic()
         left = self._rows - len(self._teacher.paid)
-        if kind in ("driver", "tree", "term", "int") and self._random.random() < 0.2:
+        comes_by_time = self._random.random() < 0.2 and kind in ("driver", "tree", "term", "int")
+        if comes_by_time and self._at_start:
             delay = self._random.uniform(0.5, 12)  # wherever it is then, at the start mostly
             while job.poll() is None and time.monotonic() - began < delay:
                 time.sleep(0.002)
@@ -271,7 +279,7 @@ class Chaos:
             killed.message = "".join(output[0].strip().splitlines()[-1:])
             say(f"  ended with {code} {killed.seconds_to_end:.1f} s later: {killed.message}")
             threading.Thread(target=self._watch_remains, args=(job, killed), daemon=True).start()
-            if code != _CODES[killed.kind]:
+            if code != _CODES[killed.kind] and code != 0:
                 self.problems.append(f"exit code {code}: {killed}; {output[0][-3000:]}")
         elif code != 0:
             self.problems.append(f"the job ended with {code} by itself: {output[0][-3000:]}")
@@ -297,27 +305,19 @@ class Chaos:
                 storage.read_table(name)  # raises where it is cut off
 
     def _attribute(self) -> None:
-        """Puts each answer that was paid again down to the kill of the job that had it first."""
-        kills = {m.start: m for m in self.moments if m.code is not None} or {
-            m.start: m for m in self.moments
-        }
+        """Puts each answer that was paid again down to the kill that was nearest to the first."""
         before: dict[str, float] = {}
         for at, text in self._teacher.answered:
             if text in before:
-                start = sum(began < before[text] for began in self._began)
-                by = kills.get(start) or kills.get(start - 1)  # an orphan's, of the start before
-                if by is None:
+                if not self.moments:
                     self.problems.append(f"paid twice without a kill: {text}")
-                else:
-                    by.paid_again += 1
-                if VERBOSE:
-                    again = sum(began < at for began in self._began)
-                    say(
-                        f"  {text!r}: at {before[text] - self._began[0]:.2f} s in start {start}, "
-                        f"again at {at - self._began[0]:.2f} s in start {again}"
-                    )
+                    continue
+                by = min(self.moments, key=lambda moment: moment.distance(before[text]))
+                by.paid_again += 1
+                if by.distance(before[text]) > 1:
+                    self.problems.append(f"paid twice without a kill: {text}; nearest was {by}")
             before[text] = at
-        for moment in kills.values():
+        for moment in self.moments:
             ended = moment.at + moment.seconds_to_end
             end = min([began for began in self._began if began > ended], default=float("inf"))
             moment.calls_after = sum(moment.at < t < end for t in self._teacher.began)

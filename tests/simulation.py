@@ -4,7 +4,7 @@ import asyncio
 import math
 import random
 import selectors
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,14 +12,12 @@ from common.leases import Call, Leases, Outcome
 from common.quota import Headers, Lease, Quota, Report, Totals
 
 T = TypeVar("T")
-RATE = 1200
-"""Requests a minute."""
 
 
 class _TimeSelector(selectors.DefaultSelector):
     """Where the loop would wait, its time jumps."""
 
-    now = 1000.0
+    now = 1200.0
 
     def select(self, timeout: float | None = None) -> list[Any]:
         assert timeout is not None, "everything waits for something that never happens"
@@ -28,6 +26,8 @@ class _TimeSelector(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
+    """A loop whose time passes only while it has nothing to do."""
+
     def __init__(self) -> None:
         self.selector = _TimeSelector()
         super().__init__(self.selector)
@@ -43,12 +43,13 @@ def run(main: Coroutine[Any, Any, T]) -> T:
 
 
 def now() -> float:
+    """The running loop's time."""
     return asyncio.get_running_loop().time()
 
 
 def make_quota(*limits: float | None, **values: Any) -> Quota:
-    """A quota by the running loop's clock."""
-    return Quota(*limits, clock=asyncio.get_running_loop().time, **values)
+    """A quota by the running loop's time."""
+    return Quota(*limits, **values, clock=asyncio.get_running_loop().time)
 
 
 def join(quota: Quota, distance: float = 0.0) -> Leases:
@@ -79,6 +80,7 @@ class Bucket:
         self._level -= amount
 
     def seconds_until(self, amount: float) -> float:
+        """How long until it holds so much."""
         return max(0.0, amount - self.level()) * 60 / self.per_minute
 
 
@@ -100,10 +102,12 @@ class Window(Bucket):
 
 @dataclass
 class Server:
+    """A teacher with a quota of requests or of tokens, or with few slots."""
+
     requests: Bucket | None = None
     tokens: Bucket | None = None
-    slots: int = 10**9
-    """Calls that it answers at a time."""
+    slots: float = math.inf
+    """Calls that it answers at a time; it refuses the others."""
     headers: bool = True
     retry_after: Callable[[float], float | None] = float
     """What it makes of the exact number of seconds."""
@@ -113,6 +117,7 @@ class Server:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         self.in_flight = self.most_in_flight = self.answered = self.refused = 0
+        self.used_tokens = 0.0
 
     async def ask(self, tokens: float) -> Outcome:
         """One call, with its way there and back."""
@@ -122,13 +127,13 @@ class Server:
         wait = max((bucket.seconds_until(amount) for bucket, amount in buckets), default=0.0)
         if wait or self.in_flight >= self.slots:
             self.refused += 1
-            headers = self._tell()
+            headers = self.tell()
             await asyncio.sleep(0.002)
-            totals = Totals(calls=1, throttled=1)
-            return Outcome(totals, 0.0, headers, True, self.retry_after(wait))
+            return Outcome(Totals(calls=1, throttled=1), 0.0, headers, True, self.retry_after(wait))
         for bucket, amount in buckets:
             bucket.take(amount)
-        headers = self._tell()
+        headers = self.tell()
+        self.used_tokens += tokens
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         await asyncio.sleep(self.latency * self.random.uniform(0.8, 1.2))
@@ -136,7 +141,8 @@ class Server:
         self.answered += 1
         return Outcome(Totals(calls=1, answered=1), tokens, headers)
 
-    def _tell(self) -> Headers | None:
+    def tell(self) -> Headers | None:
+        """Its headers."""
         if not self.headers:
             return None
         told: list[float | None] = []
@@ -148,21 +154,31 @@ class Server:
                 told += [None] * 3
         return Headers(*told)
 
+    def optimum(self, concurrency: int) -> float:
+        """The least seconds that its answers could have taken."""
+        seconds = self.answered * self.latency / min(self.slots, concurrency)
+        if self.requests:
+            rest = self.answered - self.requests.burst
+            seconds = max(seconds, rest / self.requests.per_minute * 60)
+        if self.tokens:
+            seconds = max(seconds, self.used_tokens / self.tokens.per_minute * 60)
+        return seconds
+
 
 @dataclass
 class Result:
-    seconds: float
+    """`ratio` is the time to the optimum, `throttled` the share of calls that got a 429."""
+
+    ratio: float
     throttled: float
-    """The share of calls that were answered with a 429."""
-    most_in_flight: int
 
 
-async def send(leases: Leases, server: Server, tokens: float = 100.0, usd: float = 0.0) -> Call:
+async def send(leases: Leases, server: Server, tokens: float = 100.0) -> Call:
     """One call, asked again after each 429. Its tokens are not known exactly before."""
     used = tokens * server.random.uniform(0.5, 1.5)
     again = False
     while True:
-        call = await leases.acquire(tokens, usd, again)
+        call = await leases.acquire(tokens, 0.0, again)
         outcome = await server.ask(used)
         leases.settle(call, outcome)
         if not outcome.is_throttled:
@@ -171,28 +187,23 @@ async def send(leases: Leases, server: Server, tokens: float = 100.0, usd: float
 
 
 async def work(
-    quota: Quota, server: Server, calls: int, workers: int = 2, distance: float = 0.002
+    server: Server,
+    *told: float | None,
+    calls: int = 2400,
+    workers: int = 2,
+    distance: float = 0.002,
+    concurrency: int = 64,
 ) -> Result:
-    """Makes calls by some workers, the first one alone, as the label job does."""
+    """A whole job: `told` are the limits (requests, tokens) that its settings say."""
+    quota = make_quota(*told, max_concurrency=concurrency, sends_scout=True)
     members = [join(quota, distance) for _ in range(workers)]
     begun = now()
-    await send(members[0], server)
-    rest: list[Awaitable[Call]] = [send(members[i % workers], server) for i in range(1, calls)]
-    await asyncio.gather(*rest)
+    await asyncio.gather(*(send(members[i % workers], server) for i in range(calls)))
     seconds = now() - begun
     for member in members:
         await member.close()
-    assert server.answered == calls
-    assert quota.snapshot().totals.answered == calls
-    assert quota.snapshot().in_flight == 0
+    snapshot = quota.snapshot()
+    assert (snapshot.totals.answered, snapshot.in_flight) == (calls, 0)
+    assert server.most_in_flight <= concurrency
     share = server.refused / (server.refused + calls)
-    return Result(seconds, share, server.most_in_flight)
-
-
-def round_up(seconds: float) -> float:
-    """As a Retry-After in whole seconds."""
-    return math.ceil(seconds)
-
-
-def say_nothing(seconds: float) -> None:
-    """As a 429 without Retry-After."""
+    return Result(seconds / server.optimum(concurrency), share)

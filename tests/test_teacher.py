@@ -8,11 +8,20 @@ import pytest
 from aiohttp import web
 
 from common import teacher as teacher_module
-from common.errors import InputError, SettingsError, TeacherRefusedError
+from common.errors import DistillError, InputError, SettingsError, TeacherRefusedError
+from common.leases import Leases, reach_quota
+from common.quota import Headers, Quota
 from common.replies import Reply, read_answer
 from common.settings import TeacherSettings
 from common.tasks import Task
-from common.teacher import Teacher, make_key, make_request, parse_retry_after
+from common.teacher import (
+    Teacher,
+    make_key,
+    make_request,
+    parse_retry_after,
+    parse_seconds,
+    read_headers,
+)
 from fake_teacher import make_body, refuse, running_teacher
 
 TASK = Task(name="echo")
@@ -27,12 +36,17 @@ def make_settings(**values) -> TeacherSettings:
     return TeacherSettings(**{"base_url": "http://unused/v1", "model": "big", **values})
 
 
-def ask(answer, texts=("hello",), **values) -> tuple[list[Reply], list[dict]]:
+def make_leases(quota: Quota | None = None, **limits) -> Leases:
+    return Leases(reach_quota(quota or Quota(**limits)))
+
+
+def ask(answer, texts=("hello",), quota=None, **values) -> tuple[list[Reply], list[dict]]:
     """Asks for every text at once; gives the replies and the bodies that the server saw."""
     settings = make_settings(**values)
 
     async def run(url: str) -> list[Reply]:
-        teacher = Teacher(settings, url)
+        limits = {"max_concurrency": settings.max_concurrency}
+        teacher = Teacher(settings, url, make_leases(quota, **limits))
         bodies = [make_request(settings, TASK, text) for text in texts]
         try:
             calls = [teacher.ask(body, make_key(settings, body)) for body in bodies]
@@ -150,7 +164,8 @@ def test_check_names_a_url_where_nothing_answers(monkeypatch):
     monkeypatch.setattr(teacher_module, "_CHECK_ATTEMPTS", 1)
 
     async def check():
-        teacher = Teacher(make_settings(base_url="http://127.0.0.1:9/v1"), "http://127.0.0.1:9/v1")
+        url = "http://127.0.0.1:9/v1"
+        teacher = Teacher(make_settings(base_url=url), url, make_leases())
         try:
             await teacher.check()
         finally:
@@ -162,14 +177,14 @@ def test_check_names_a_url_where_nothing_answers(monkeypatch):
 
 def test_a_teacher_without_a_model_name_is_refused():
     with pytest.raises(SettingsError, match="DISTILL_TEACHER__MODEL"):
-        Teacher(make_settings(model=""), "http://unused/v1")
+        Teacher(make_settings(model=""), "http://unused/v1", make_leases())
 
 
 def test_calls_in_flight_stay_below_the_limit():
     settings = make_settings(max_concurrency=3)
 
     async def run(url):
-        teacher = Teacher(settings, url)
+        teacher = Teacher(settings, url, make_leases(max_concurrency=settings.max_concurrency))
         body = make_request(settings, TASK, "x")
         try:
             await asyncio.gather(*(teacher.ask(body, "key") for _ in range(12)))
@@ -205,7 +220,7 @@ def test_retry_after_is_seconds_or_a_date():
     assert parse_retry_after("1.5") == 1.5
     assert 28 < (parse_retry_after(soon) or 0) <= 30
     assert parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert parse_retry_after("1e9") == 900
+    assert parse_retry_after("1e9") == 1e9
     assert parse_retry_after("inf") is None
     assert parse_retry_after("soon") is None
     assert parse_retry_after(None) is None
@@ -221,7 +236,7 @@ def test_a_cut_or_filtered_answer_is_typed(reason):
 
 def check(settings, url):
     async def run():
-        teacher = Teacher(settings, url)
+        teacher = Teacher(settings, url, make_leases(max_concurrency=settings.max_concurrency))
         try:
             await teacher.check()
         finally:
@@ -257,3 +272,101 @@ def test_the_time_in_the_queue_is_not_the_teachers():
 
     replies, _ = ask(slow, ["a"] * 6, max_concurrency=1)
     assert max(reply.seconds for reply in replies) < 0.4
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0),
+        ("1.5", 1.5),
+        ("20ms", 0.02),
+        ("1s", 1),
+        ("1.25s", 1.25),
+        ("6m0s", 360),
+        ("1h2m3.5s", 3723.5),
+        ("1d", 86400),
+        ("soon", None),
+        ("-1", None),
+        ("nan", None),
+        ("5 s", None),
+        (None, None),
+    ],
+)
+def test_durations_in_headers(text, seconds):
+    assert parse_seconds(text) == (seconds if seconds is None else pytest.approx(seconds))
+
+
+def test_rate_limit_headers_are_read():
+    raw = [
+        (b"Content-Type", b"application/json"),
+        (b"X-RateLimit-Limit-Requests", b"1200"),
+        (b"x-ratelimit-remaining-requests", b"1199"),
+        (b"x-ratelimit-reset-tokens", b"6m0s"),
+        (b"x-ratelimit-remaining-tokens", b"lots"),
+    ]
+    expected = Headers(requests_limit=1200, requests_remaining=1199, tokens_reset_seconds=360)
+    assert read_headers(raw) == expected
+    assert read_headers(raw[:1]) is None
+
+
+def test_a_wait_of_an_hour_stops_the_job():
+    def answer(text, call):
+        return refuse(429, "the day is over", headers={"Retry-After": "3600"})
+
+    with pytest.raises(DistillError, match=r"asks to wait 3600 s .*the day is over"):
+        ask(answer)
+
+
+@pytest.fixture
+def prices(tmp_path):
+    path = tmp_path / "prices.toml"
+    text = '[[price]]\nmodel = "big"\ninput = 1.0\noutput = 10.0\ncached_input = 0.5\n'
+    path.write_text(text, "utf-8")
+    return str(path)
+
+
+def test_the_cost_is_that_of_the_usage(prices):
+    body = make_body("fine")
+    body["usage"] |= {"prompt_tokens_details": {"cached_tokens": 4}}
+    quota = Quota()
+    ask(lambda text, call: web.json_response(body), ["a", "b"], quota, prices=prices)
+    totals = quota.snapshot().totals
+    assert (totals.prompt_tokens, totals.completion_tokens) == (20, 10)
+    assert totals.cost_usd == pytest.approx(2 * (6 * 1.0 + 4 * 0.5 + 5 * 10.0) / 1e6)
+
+
+def test_a_call_without_an_answer_may_have_cost_its_worst(prices):
+    quota = Quota()
+    values = {"prices": prices, "timeout_seconds": 0.2, "max_attempts": 1, "max_tokens": 100}
+    ask(lambda text, call: TimeoutError(), ["a"], quota, **values)
+    assert quota.snapshot().totals.cost_usd > 100 * 10.0 / 1e6
+
+
+def test_a_refusal_lets_calls_in_flight_end_and_starts_no_more():
+    kept = []
+
+    def answer(text, call):
+        return refuse(401, "no") if text == "bad" else text
+
+    async def run(server):
+        settings = make_settings()
+
+        async def keep(reply):
+            kept.append(reply)
+
+        teacher = Teacher(settings, server.url, make_leases(max_concurrency=4), keep)
+        texts = ["bad", "a", "b", "c", *"defghijkl"]
+        bodies = [make_request(settings, TASK, text) for text in texts]
+        calls = (teacher.ask(body, make_key(settings, body)) for body in bodies)
+        try:
+            return await asyncio.gather(*calls, return_exceptions=True)
+        finally:
+            await teacher.close()
+
+    with running_teacher(answer) as server:
+        server.seconds = 0.2
+        outcomes = asyncio.run(run(server))
+        assert len(server.bodies) <= 7
+    refused = [outcome for outcome in outcomes if isinstance(outcome, TeacherRefusedError)]
+    assert len(refused) + len(kept) == len(outcomes)
+    assert len(kept) >= 3
