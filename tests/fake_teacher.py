@@ -58,9 +58,9 @@ class FakeTeacher:
         if isinstance(result, str):
             self.answered.append((time.monotonic(), text))
             return web.json_response(make_body(result, chat="messages" in body))
-        if isinstance(result, ConnectionResetError):
-            if request.transport is not None:  # the client is still there
-                request.transport.abort()
+        is_reset = isinstance(result, ConnectionResetError)
+        if is_reset and request.transport is not None:  # the client is still there
+            request.transport.abort()
         if isinstance(result, TimeoutError):
             while request.transport is not None and not request.transport.is_closing():
                 await asyncio.sleep(0.1)
