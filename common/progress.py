@@ -32,8 +32,7 @@ class Progress:
         """Shows the state, if it is time to."""
         now, answered = self._clock(), snapshot.totals.answered
         if not self._marks or answered <= self._marks[0][1]:
-            self._marks = [(now, answered)]  # not before the first answer
-            return
+            self._marks = [(now, answered)]  # the time before the first answer is no part of a rate
         if now - self._logged_at < (0.5 if self._in_place else _LOG_SECONDS) and not is_last:
             return
         self._logged_at = now

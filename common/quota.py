@@ -9,9 +9,10 @@ What the quota knows of the server, from the surest word to the weakest:
 1. `x-ratelimit-*` headers: a bucket that is refilled at the server's rate and whose level is
    set by what the server says is left, less what was granted since. A burst that it allows is used.
 2. The settings' limits, where no header tells a lower one: paced evenly, hardly a burst.
-3. 429s with Retry-After, without such headers: everyone pauses. Between two moments at which the
-   server's quota was used up it let pass as much as came in, so the calls that it accepted between
-   them, over the time between them, are its rate; from then on calls are paced at that.
+3. 429s with Retry-After: everyone pauses. Where such headers do not explain them: between two
+   moments at which the server's quota was used up it let pass as much as came in, so the calls that
+   it accepted between them, over the time between them, are its rate; from then on calls are paced
+   at that.
 4. 429s that say nothing: the number of calls in flight adapts, by additive increase and one
    multiplicative decrease for each congestion episode (Chiu and Jain, 1989), at least to what the
    server had accepted then.
@@ -53,9 +54,9 @@ _RETRY_MARGIN = 1.01
 """A quota that comes back at a moment is not asked for just before it."""
 _SCOUT_SECONDS = 3.0
 """The others wait for the first call's end for so long at most."""
+_HELPED_CALLS, _STRIKES = 10, 3
+"""Headers that let fewer calls pass between 429s, so many times in a row, are no help."""
 _NO_USD = 1e-9
-_STRIKES, _STRIKE_CALLS = 5, 3
-"""After so many 429s in a row with fewer answers between, the headers are not believed."""
 
 Amount = tuple[float, float]
 """Calls, and their tokens as estimated."""
@@ -200,10 +201,6 @@ class _Limit:
             self._told = _Bucket(rate, burst, burst, now)
 
     @property
-    def is_taught(self) -> bool:
-        return self._server is not None
-
-    @property
     def per_minute(self) -> float | None:
         """The lower of the limits that are known."""
         told = self._told.rate * 60 / _SAFETY if self._told else None
@@ -279,8 +276,12 @@ class _Limit:
         if is_new or level < self._server.level(now):
             self._server.set_level(level, now)
 
-    def forget_server(self) -> None:
-        self._server = self._server_limit = None
+    def explains(self, sent_at: float, now: float) -> bool:
+        """Whether a call that was sent then got a 429 for what the headers say was left."""
+        if self._server is None:
+            return False
+        left = self._server.level(now) - self._server.rate * (now - sent_at)
+        return left < 2 * self._typical + self._server.rate * _JITTER_SECONDS
 
 
 class _LearnedRate:
@@ -289,7 +290,7 @@ class _LearnedRate:
     def __init__(self) -> None:
         self._anchor: float | None = None
         self._accepted = self._granted = 0.0
-        self._first_at = float("inf")
+        self._first_at: float | None = None
         self._bucket: _Bucket | None = None
         self._burst_seconds = _BURST_SECONDS
         self._probe_at, self._probe_seconds = 0.0, _PROBE_SECONDS
@@ -305,28 +306,34 @@ class _LearnedRate:
 
     def accept(self, calls: int, now: float) -> None:
         self._accepted += calls
+        if self._first_at is None:
+            self._first_at = now
         if self._bucket and now >= self._probe_at:
             self._bucket.set_rate(self._bucket.rate * (1 + self._step), now)
             self._step = min(_SEARCH_STEP, self._step * 2)
             self._probe_at = now + self._probe_seconds
             self._was_raised = True
 
-    def use_up(self, in_flight: int, now: float) -> None:
+    def use_up(self, in_flight: int, pause: float, now: float) -> None:
         """The server's quota is used up, with so many calls accepted and not yet answered."""
-        accepted = max(1.0, self._accepted + in_flight)
-        if self._anchor is None:
+        accepted = self._accepted + in_flight
+        if accepted < 1:  # nothing passed, as somebody else had used it up: that tells no rate
+            self._accepted, self._granted, self._first_at = -in_flight, 0.0, now + pause
+            if self._anchor is not None:
+                self._anchor = now + pause
+        elif self._anchor is None:
             # Its rate is lower than what it let pass so far, for a burst is included: a guess.
+            assert self._first_at is not None
             elapsed = max(now - self._first_at, 0.1)
-            rate = (
-                max(accepted, self._granted) / elapsed * min(1.0, _SUSTAINED_SHARE + elapsed / 60)
-            )
+            rate = max(accepted, self._granted) / elapsed
+            rate *= min(1.0, _SUSTAINED_SHARE + elapsed / 60)
             self._bucket = _Bucket(rate, 1, -1, now)
             self._anchor, self._accepted = now, -in_flight
         elif (elapsed := now - self._anchor) > 0:
             assert self._bucket is not None
-            rate = accepted / elapsed
+            rate, pace = accepted / elapsed, self._bucket.rate
             if accepted < _RELIABLE_CALLS:  # a 429 is no reason to go faster
-                rate = min(rate, self._bucket.rate) * _BACK_OFF
+                rate = min(max(rate, pace / 2), pace) * _BACK_OFF
             self._bucket.set_rate(rate, now)
             if accepted < 5:  # the server allows no burst
                 self._burst_seconds /= 2
@@ -351,7 +358,6 @@ class _LearnedRate:
         if self._bucket:
             self._bucket.take(1, now)
         self._granted += 1
-        self._first_at = min(self._first_at, now)
 
 
 @dataclass
@@ -519,7 +525,7 @@ class Quota:
             self._answered_in_episode += answered
             self._refusals_in_a_row = 0
             self._window = min(self._max_slots, self._window + _INCREASE * answered / self._window)
-        if report.headers is not None and self._strikes < _STRIKES:
+        if report.headers is not None:
             self._read_headers(*report.headers, now)
         for age_seconds, retry_after in report.throttles:
             self._throttle(now - age_seconds, retry_after, now)
@@ -545,8 +551,10 @@ class Quota:
 
     def _throttle(self, sent_at: float, retry_after: float | None, now: float) -> None:
         """A 429. Those of calls that were sent before the episode began belong to it."""
-        is_taught = self._requests.is_taught or self._tokens.is_taught
-        adapts_window = retry_after is None and not is_taught
+        limits = self._requests, self._tokens
+        are_explained = any(limit.explains(sent_at, now) for limit in limits)
+        headers_help = are_explained and self._strikes < _STRIKES
+        adapts_window = retry_after is None and not headers_help
         if retry_after is not None:
             self._paused_until = max(self._paused_until, now + retry_after * _RETRY_MARGIN)
         if sent_at < self._episode_start:
@@ -556,21 +564,14 @@ class Quota:
                 if adapts_window:
                     self._window = max(1.0, min(self._window, self._room))
             return
-        if self._answered_in_episode >= _STRIKE_CALLS:
-            self._strikes = 0
-        elif is_taught:
-            self._strikes += 1
-            if self._strikes >= _STRIKES:
-                self._requests.forget_server()
-                self._tokens.forget_server()
-        self._episode_start, self._answered_in_episode = now, 0
-        self._room = self._in_flight
+        self._strikes = 0 if self._answered_in_episode >= _HELPED_CALLS else self._strikes + 1
+        self._episode_start, self._answered_in_episode, self._room = now, 0, self._in_flight
         if adapts_window:
             self._window = max(1.0, min(self._window * _DECREASE, self._room))
         if retry_after is None:
             self._pause_longer(now)
-        elif not is_taught:
-            self._learned.use_up(self._in_flight, now)
+        elif not headers_help:
+            self._learned.use_up(self._in_flight, self._paused_until - now, now)
 
     def _pause_longer(self, now: float) -> None:
         """Pauses for as long again, where nothing was answered since the last 429."""

@@ -1,3 +1,5 @@
+import json
+import os
 import subprocess
 import sys
 
@@ -41,3 +43,55 @@ def test_the_exit_code_survives_a_crash_of_the_interpreters_end(tmp_path, what, 
     )
     assert (done.returncode, done.stdout) == (code, "a line\n")
     assert message in done.stderr
+
+
+LOG_SCRIPT = """
+import logging
+from common.command import run_job
+
+def main(settings):
+    log = logging.getLogger("common.anything")
+    log.info("%s “rows”", 7, extra={"figures": {"rows": 7, "cost_usd": None}})
+    log.warning("dry run: %s", settings.label.dry_run)
+    logging.getLogger("httpx2").info("a request")
+
+run_job(main, "A job.", ("label",), {"--dry-run": "DISTILL_LABEL__DRY_RUN"})
+"""
+
+
+def run_script(script, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=os.environ | environment,
+    )
+
+
+def test_in_a_pod_each_line_of_the_log_is_json():
+    done = run_script(LOG_SCRIPT, KUBERNETES_SERVICE_HOST="10.0.0.1")
+    first, second = map(json.loads, done.stderr.splitlines())
+    assert first.pop("time").endswith("Z")
+    assert first == {"level": "info", "message": "7 “rows”", "rows": 7, "cost_usd": None}
+    assert (second["level"], second["message"]) == ("warning", "dry run: False")
+
+
+def test_elsewhere_the_log_is_for_people():
+    done = run_script(LOG_SCRIPT)
+    first, second = done.stderr.splitlines()
+    assert first.endswith(" 7 “rows”")
+    assert second.endswith(" dry run: False")
+
+
+def test_a_flag_sets_its_variable():
+    assert "dry run: True" in run_script(LOG_SCRIPT, "--dry-run").stderr
+    told = run_script(LOG_SCRIPT, "--help").stdout
+    assert "--dry-run" in told
+    assert "DISTILL_LABEL__DRY_RUN" in told
+
+
+def test_an_unknown_flag_is_refused():
+    done = run_script(LOG_SCRIPT, "--wet-run")
+    assert done.returncode == 2

@@ -104,19 +104,6 @@ def test_too_many_failures_fail_the_job_and_only_they_are_asked_for_again(tmp_pa
         assert Counter(row["status"] for row in read_labels(tmp_path)) == {"ok": 600, "failed": 1}
 
 
-def test_legacy_completions_get_llama_2_markers(tmp_path, texts):
-    with running_teacher(lambda text, call: " a label") as teacher:
-        done = label(
-            tmp_path, texts, teacher.url, TEACHER__ENDPOINT="completions", DATA__TRAIN_LIMIT=3
-        )
-        assert done.returncode == 0, done.stderr
-        assert len(teacher.bodies) == 3
-        prompt = teacher.bodies[0]["prompt"]
-    assert prompt.startswith("[INST] <<SYS>>\n")
-    assert prompt.endswith(" [/INST]")
-    assert {row["label"] for row in read_labels(tmp_path)} == {"a label"}
-
-
 BAD_INPUT = [
     ({"DATA__SUORCE": "x"}, 2, "the nearest known one is DISTILL_DATA__SOURCE"),
     ({"TEACHER__BASE_URL": "localhost:8000"}, 2, "DISTILL_TEACHER__BASE_URL='localhost:8000'"),
@@ -145,7 +132,8 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(
     lines = done.stderr.strip().splitlines()
     assert lines[-1].startswith("error: ")
     assert message in lines[-1]
-    assert len(lines) == 1
+    assert len(lines) == 1 or "calls   600" in lines[0]  # the forecast, before the teacher is met
+    assert "Traceback" not in done.stderr
     assert sorted(tmp_path.iterdir()) == before
 
 

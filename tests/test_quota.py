@@ -3,7 +3,6 @@ import pickle
 
 import pytest
 
-from common.leases import Outcome
 from common.quota import Headers, Lease, Quota, Report, Totals
 from simulation import Bucket, Server, Window, run, work
 
@@ -80,7 +79,6 @@ def test_headers_teach_the_quota(told, workers):
     [
         (1, 0, {}),
         (2, 0, {}),
-        (2, 1, {}),
         (4, 0, {}),
         (4, 1, {}),
         (4, 2, {"retry_after": math.ceil}),
@@ -96,12 +94,17 @@ def test_429s_teach_the_quota(workers, seed, values):
 
 
 @pytest.mark.parametrize(
-    ("told", "headers", "throttled"),
-    [(120_000, True, 0.003), (120_000, False, 0.0), (600_000, True, 0.003), (600_000, False, 0.01)],
+    ("told", "headers", "calls", "throttled"),
+    [
+        (120_000, True, 1200, 0.002),
+        (120_000, False, 1200, 0.0),
+        (600_000, True, 1200, 0.002),
+        (600_000, False, 2400, 0.01),
+    ],
 )
-def test_a_token_quota_is_used_up(told, headers, throttled):
+def test_a_token_quota_is_used_up(told, headers, calls, throttled):
     server = Server(tokens=Bucket(120_000, burst=6_000), headers=headers)
-    result = run(work(server, None, told, calls=2400))
+    result = run(work(server, None, told, calls=calls))
     assert result.ratio <= 1.02
     assert result.throttled <= throttled
 
@@ -116,8 +119,8 @@ def test_estimates_need_not_be_known_when_the_answers_are_slow():
 @pytest.mark.parametrize("allowed", [Bucket(RATE, burst=RATE), Window(RATE)])
 def test_a_burst_that_headers_announce_is_used(allowed):
     result = run(work(Server(allowed), RATE, calls=2400))
-    assert result.ratio <= 1.03
-    assert result.throttled <= 0.003
+    assert result.ratio <= 1.05
+    assert result.throttled <= 0.002
 
 
 def test_a_server_with_few_slots_is_kept_busy():
@@ -127,14 +130,31 @@ def test_a_server_with_few_slots_is_kept_busy():
     assert result.throttled <= 0.01
 
 
+@pytest.mark.parametrize("headers", [True, False])
+def test_a_quota_that_others_have_used_up_is_waited_for(headers):
+    class UsedUp(Bucket):
+        _level = -400.0
+
+        def level(self):
+            self._at = self._at or clock_begun
+            return super().level()
+
+    clock_begun = 1200.0
+    bucket = UsedUp(RATE, burst=20)
+    bucket._level = -400.0
+    result = run(work(Server(bucket, headers=headers), 5 * RATE, calls=1200))
+    assert result.ratio * 59 <= 81
+    assert result.throttled <= 0.03
+
+
 def test_headers_that_lie_are_not_believed():
     class Liar(Server):
         def tell(self):
             return Headers(6000, 5000, 1.0)
 
     result = run(work(Liar(Bucket(RATE, burst=20)), calls=1200))
-    assert result.ratio <= 1.1
-    assert result.throttled <= 0.2
+    assert result.ratio <= 1.02
+    assert result.throttled <= 0.03
 
 
 # What the settings tell.
@@ -215,20 +235,20 @@ def test_calls_that_started_since_count_beside_the_headers():
     quota = make_quota()
     renew(quota, started=(30.0, 3000.0))
     teach(quota, remaining=35.0, age=0.1, started=(1.0, 100.0))
-    assert 4 <= len(renew(quota, calls=40).delays) <= 8
+    assert 5 <= len(renew(quota, calls=40).delays) <= 10
 
 
 def test_calls_that_are_granted_count_beside_the_headers():
     quota = make_quota()
     renew(quota, name="b", granted=(29.0, 2900.0))
     teach(quota, remaining=35.0, age=0.1)
-    assert 4 <= len(renew(quota, calls=40).delays) <= 8
+    assert 5 <= len(renew(quota, calls=40).delays) <= 10
 
 
 def test_a_limit_by_the_day_is_not_used_as_one_by_the_minute():
     quota = make_quota()
     teach(quota, remaining=0.0, limit=200.0, requests_reset_seconds=86_400.0)
-    assert count_granted(quota, 3600) <= 200 / 24 + 1
+    assert count_granted(quota, 900) <= 200 / 96 + 1
 
 
 def test_a_lower_limit_of_the_settings_holds():
@@ -267,8 +287,9 @@ def test_429s_without_an_answer_between_pause_longer_and_longer():
         clock.now += 60
         pauses.append(refuse(quota, 0.1, calls=1).pause_seconds)
     assert pauses == [0, 0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    clock.now += 60
     answer(quota)
-    assert refuse(quota, -0.1, calls=1).pause_seconds == 0
+    assert refuse(quota, 0.1, calls=1).pause_seconds == 0
 
 
 def test_one_episode_of_429s_narrows_the_window_once():
@@ -291,7 +312,7 @@ def test_the_window_falls_to_what_the_server_had_accepted():
     refuse(quota, *[0.1] * 79, in_flight=20)
     assert quota.snapshot().slots == 20
     clock.now += 1
-    refuse(quota, *[1.0] * 5, in_flight=0)
+    refuse(quota, *[1.1] * 5, in_flight=0)
     assert quota.snapshot().slots == 15
 
 
@@ -369,7 +390,8 @@ def test_a_snapshot_adds_up_what_all_workers_told():
     snapshot = quota.snapshot()
     assert snapshot.totals == Totals(calls=5, retries=1, answered=3, cost_usd=0.5)
     assert (snapshot.in_flight, snapshot.trouble) == (5, "the disk is full")
-    assert (snapshot.requests_per_minute, snapshot.tokens_per_minute) == (600, 90_000)
+    assert snapshot.requests_per_minute == pytest.approx(600)
+    assert snapshot.tokens_per_minute == pytest.approx(90_000)
     assert snapshot.active_seconds == 2
 
 
@@ -492,8 +514,7 @@ def test_a_quota_knows_on_another_machine_what_it_knew():
     assert len(renew(moved, calls=3, usd=0.4).delays) == 1
 
 
-def test_outcomes_add_up():
+def test_totals_add_up():
     one, other = Totals(1, 2, 3, 4, 5, 6, 7.0, 8.0), Totals(10, 20, 30, 40, 50, 60, 70.0, 80.0)
     one.add(other)
     assert one == Totals(11, 22, 33, 44, 55, 66, 77.0, 88.0)
-    assert Outcome(Totals(), 0.0).totals == Totals()

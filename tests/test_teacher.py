@@ -317,6 +317,17 @@ def test_a_wait_of_an_hour_stops_the_job():
         ask(answer)
 
 
+def test_the_wait_of_a_row_is_bounded(monkeypatch):
+    monkeypatch.setattr(teacher_module, "_MAX_WAIT_SECONDS", 0.5)
+
+    def answer(text, call):
+        return refuse(429, "slow down", headers={"Retry-After": "0.2"})
+
+    (reply,), bodies = ask(answer, max_attempts=1)
+    assert read_answer(reply).error == "rate_limit"
+    assert 2 <= len(bodies) <= 5
+
+
 @pytest.fixture
 def prices(tmp_path):
     path = tmp_path / "prices.toml"
