@@ -9,11 +9,13 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pyarrow as pa
 import ray
+from ray._private import auto_init_hook
 from ray.util.metrics import Counter, Gauge
 
 from common import errors
@@ -27,6 +29,7 @@ from common.storage import RunStorage
 from common.tasks import Task
 
 _BLOCK_ROWS = 256
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _POLL_SECONDS = 0.25
 _OWNER_SILENCE_SECONDS = 5.0
 """A driver that is not heard of for so long is dead; calls without it would be lost on the next."""
@@ -53,12 +56,32 @@ def label_on_ray(
     Raises:
         DistillError: as an actor met it.
     """
-    _start_ray()
+    with _noting_signals() as check_signals:
+        return _label(settings, task, url, examples, known, quota, watch, check_signals)
+
+
+def _label(
+    settings: Settings,
+    task: Task,
+    url: str,
+    examples: list[Example],
+    known: dict[str, Reply],
+    quota: Quota,
+    watch: Callable[[Snapshot], None],
+    check_signals: Callable[[], None],
+) -> tuple[list[pa.Table], Snapshot]:
     try:
+        _start_ray()
+        check_signals()
+
+        def look(snapshot: Snapshot) -> None:
+            check_signals()
+            watch(snapshot)
+
         name = f"distill-quota-{uuid.uuid4().hex[:8]}"
         keeper = ray.remote(QuotaKeeper).options(name=name, num_cpus=0).remote(quota)
         try:
-            return _collect(settings, task, url, examples, known, keeper, watch)
+            return _collect(settings, task, url, examples, known, keeper, look)
         except StoppedError:
             _drain(keeper, settings.label.drain_seconds)
             raise
@@ -69,6 +92,9 @@ def label_on_ray(
         reason = (str(error).splitlines() or [""])[0]
         raise DistillError(f"Ray: {type(error).__name__}: {reason}; run again") from None
     finally:
+        # The data set's thread is not waited for, and complains.
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         ray.shutdown()
 
 
@@ -205,15 +231,58 @@ class LabelActor:
         return Labeler(self._settings, self._task, self._url, renew, await self._known)
 
 
+@contextlib.contextmanager
+def _noting_signals() -> Iterator[Callable[[], None]]:
+    """SIGTERM and SIGINT are noted meanwhile, and raised by what this gives, and at the end.
+
+    What a handler raises within Ray's compiled code becomes a SystemError, or is lost.
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        del frame
+        if noted:  # the second ends the process at once
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        noted.append(number)
+
+    def check() -> None:
+        if noted:
+            raise StoppedError(noted[0])
+
+    handlers = {number: signal.signal(number, note) for number in _STOP_SIGNALS}
+    try:
+        yield check
+        check()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _keeping_handlers() -> Iterator[None]:
+    """Ray sets signal handlers as it starts, which end the process in ways of their own."""
+    handlers = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
+    utils = ray._private.utils
+    set_handler, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = set_handler
+        for number, handler in handlers.items():
+            signal.signal(number, handler)  # instead of one of Ray's that ends with a core dump
+
+
 def _start_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
-    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # the data set's thread must not start another Ray
-    local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-    handler = signal.getsignal(signal.SIGTERM)
-    ray.init(log_to_driver=False, logging_level="ERROR", **local)
-    signal.signal(signal.SIGTERM, handler)  # Ray sets one of its own, which ends with a core dump
+    auto_init_hook.enable_auto_connect = False  # the data set's thread must not start another Ray
+    local: dict[str, Any] = (
+        {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "address": "local"}
+    )
+    with _keeping_handlers():
+        ray.init(log_to_driver=False, logging_level="ERROR", **local)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

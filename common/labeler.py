@@ -1,11 +1,12 @@
 """Gets labels from the teacher: ask, journal, parse; what the journal holds is not asked again."""
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import Thread
+from typing import Any, TypeVar
 
 from common.builtin.teacher import running_stand_in
 from common.errors import StoppedError
@@ -21,6 +22,8 @@ from common.settings import BUILTIN, Settings
 from common.storage import RunStorage
 from common.tasks import Task
 from common.teacher import Teacher, make_key, make_request
+
+T = TypeVar("T")
 
 
 class Labeler:
@@ -50,21 +53,17 @@ class Labeler:
         Raises:
             DistillError: the job is to stop; the calls in flight were waited for, and journaled.
         """
-        calls = (self._label_one(example) for example in examples)
-        rows: list[LabelRow] = []
-        for outcome in await asyncio.gather(*calls, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
-            rows.append(outcome)
-        await self._leases.flush()
-        return rows
+        try:
+            return await _gather(self._label_one(example) for example in examples)
+        finally:
+            await self._leases.flush()  # also of what ended after a refusal
 
     async def _label_one(self, example: Example) -> LabelRow:
         if not example.text.strip():
             return make_label(example, [], self._task)
         body = make_request(self._settings.teacher, self._task, example.text)
         keys = make_keys(self._settings, body)
-        replies = await asyncio.gather(*(self._ask(body, key) for key in keys))
+        replies = await _gather(self._ask(body, key) for key in keys)
         return make_label(example, replies, self._task)
 
     async def _ask(self, body: dict[str, object], key: str) -> Reply:
@@ -77,6 +76,17 @@ class Labeler:
     async def close(self) -> None:
         """Closes the teacher's connections."""
         await self._teacher.close()
+
+
+async def _gather(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results; where one fails, its error, but not before all have ended."""
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    results: list[T] = []
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        results.append(outcome)
+    return results
 
 
 @dataclass(frozen=True)

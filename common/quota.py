@@ -29,7 +29,7 @@ AT_ONCE_SECONDS = 0.02
 HORIZON_SECONDS = 0.12
 """Calls are granted for so long ahead."""
 _RENEW_SECONDS, _BUSY_SECONDS = 0.04, 0.06
-_HEARTBEAT_SECONDS = 0.5
+_HEARTBEAT_SECONDS = 0.1
 _DEAD_SECONDS = 20.0
 """A worker that is silent for so long is dead: its slots come back, its calls count as paid."""
 _SAFETY = 0.998
