@@ -133,12 +133,15 @@ def _collect(
 
     threading.Thread(target=iterate, daemon=True).start()
     tables: list[pa.Table] = []
+    is_over = False
     while True:
         snapshot: Snapshot = ray.get(keeper.snapshot.remote())
         watch(snapshot)
         if snapshot.failure:
             name, message = snapshot.failure
             raise getattr(errors, name)(message)
+        if is_over:
+            return tables, snapshot
         with contextlib.suppress(queue.Empty):
             batch = arrived.get(timeout=_POLL_SECONDS)
             if isinstance(batch, ray.exceptions.RayError):
@@ -146,8 +149,9 @@ def _collect(
             if isinstance(batch, BaseException):
                 raise DistillError(f"Ray Data: {type(batch).__name__}: {batch}") from batch
             if batch is None:
-                return tables, ray.get(keeper.snapshot.remote())
-            tables.append(batch)
+                is_over = True
+            else:
+                tables.append(batch)
 
 
 def _drain(keeper: Any, seconds: float) -> None:

@@ -81,7 +81,7 @@ class RunLock:
         while True:
             found = number, content = self._find_highest()
             if number == 0:
-                if self._create(1):
+                if self._take(1):
                     return
             elif watched is None:
                 watched, since = found, self._clock()
@@ -91,7 +91,7 @@ class RunLock:
                     f"{self._describe(content)} and is at work; wait for its end, or choose "
                     "another DISTILL_RUN"
                 )
-            elif self._clock() - since >= _time_to_watch(content) and self._create(number + 1):
+            elif self._clock() - since >= _time_to_watch(content) and self._take(number + 1):
                 log.info("it is not; going on in its place")
                 self._remove(below=number + 1)
                 return
@@ -164,12 +164,18 @@ class RunLock:
         matches = (_FILE.fullmatch(name) for name in self._storage.list_files(FOLDER))
         return [int(match[1]) for match in matches if match]
 
-    def _create(self, number: int) -> bool:
+    def _take(self, number: int) -> bool:
+        """Makes the file with that number; whether it is the highest, and no other job's."""
         self._refreshed = self._clock()
         self._number = number  # before the file is there: a signal may come in between
-        if not self._storage.create_bytes(_name_file(number), self._make_content()):
-            self._number = 0
-        return self._number > 0
+        if self._storage.create_bytes(_name_file(number), self._make_content()):
+            highest, content = self._find_highest()
+            if highest == number and self._is_own(content):
+                return True
+            # Another job took a dead owner's place, and removed that one's file, while we looked.
+            self._storage.remove(_name_file(number))
+        self._number = 0
+        return False
 
     def _remove(self, below: int) -> None:
         self._storage.remove(*(_name_file(n) for n in self._list_numbers() if n < below))

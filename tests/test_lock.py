@@ -167,6 +167,26 @@ def test_one_of_many_follows_a_dead_owner(storage, fast, monkeypatch):
     assert storage.list_files("") == []
 
 
+def test_a_job_that_looks_while_another_takes_over_does_not_take_the_run_too(storage, monkeypatch):
+    """It sees the dead owner's file in the list, and finds it gone when it reads it."""
+    storage.write_bytes("lock/1.json", b"{}")
+    first, second = make_lock(storage), make_lock(storage, FakeTime(lambda: first.beat()))
+    read = storage.read_bytes
+
+    def read_late(name):
+        monkeypatch.setattr(storage, "read_bytes", read)
+        first.acquire()
+        return read(name)
+
+    monkeypatch.setattr(storage, "read_bytes", read_late)
+    with pytest.raises(DistillError, match="is at work"):
+        second.acquire()
+    first.beat()
+    first.check()
+    second.release()
+    assert storage.list_files("") == ["lock/2.json"]
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "x", "machine": 3}'])
 def test_a_lock_that_cannot_be_read_is_watched_too(storage, content):
     storage.write_bytes("lock/1.json", content)

@@ -277,7 +277,7 @@ def test_retry_after_pauses_everyone_for_as_long_as_the_longest():
         assert lease.delays == []
         assert lease.pause_seconds > 0.5
     clock.now += 2
-    assert renew(quota, "b", calls=9).delays
+    assert renew(quota, "b", calls=9).delays is None  # any may start
 
 
 def test_429s_without_an_answer_between_pause_longer_and_longer():
