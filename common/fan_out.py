@@ -1,6 +1,7 @@
 """Fans examples out to actors with Ray Data, on this machine or on the cluster of RAY_ADDRESS."""
 
 import asyncio
+import atexit
 import contextlib
 import logging
 import os
@@ -19,8 +20,10 @@ from ray._private import auto_init_hook
 from ray.util.metrics import Counter, Gauge
 
 from common import errors
-from common.errors import DistillError, StoppedError
-from common.labeler import Labeler, read_answered
+from common.errors import DistillError, StoppedError, StorageError
+from common.labeler import Labeler
+from common.ledger import read_answered
+from common.lock import RunLock
 from common.quota import Lease, Quota, Report, Snapshot, Totals
 from common.records import EXAMPLE_SCHEMA, Example, make_label_table
 from common.replies import Reply
@@ -46,6 +49,7 @@ def label_on_ray(
     examples: list[Example],
     known: dict[str, Reply],
     quota: Quota,
+    lock: RunLock,
     watch: Callable[[Snapshot], None],
 ) -> tuple[list[pa.Table], Snapshot]:
     """Labels examples by actors on Ray; gives their rows, in no order, and what it took.
@@ -54,10 +58,10 @@ def label_on_ray(
     called any more, and what is in flight is journaled first.
 
     Raises:
-        DistillError: as an actor met it.
+        DistillError: as an actor met it; or the run is no longer the lock's.
     """
     with _noting_signals() as check_signals:
-        return _label(settings, task, url, examples, known, quota, watch, check_signals)
+        return _label(settings, task, url, examples, known, quota, lock, watch, check_signals)
 
 
 def _label(
@@ -67,49 +71,61 @@ def _label(
     examples: list[Example],
     known: dict[str, Reply],
     quota: Quota,
+    lock: RunLock,
     watch: Callable[[Snapshot], None],
     check_signals: Callable[[], None],
 ) -> tuple[list[pa.Table], Snapshot]:
+    rows: _Rows | None = None
     try:
         _start_ray()
         check_signals()
+        concurrency, lost = settings.teacher.max_concurrency, 0
+        lock.risk(concurrency)
 
         def look(snapshot: Snapshot) -> None:
+            nonlocal lost
             check_signals()
+            lock.check()
+            if snapshot.lost_calls > lost:
+                lost = snapshot.lost_calls
+                lock.risk(concurrency, lost)
+            snapshot.trouble = snapshot.trouble or lock.trouble
             watch(snapshot)
 
         name = f"distill-quota-{uuid.uuid4().hex[:8]}"
         keeper = ray.remote(QuotaKeeper).options(name=name, num_cpus=0).remote(quota)
+        rows = _Rows(_make_dataset(settings, task, url, examples, known, keeper))
+        in_flight = concurrency
         try:
-            return _collect(settings, task, url, examples, known, keeper, look)
+            labeled = _collect(rows, keeper, lock, look)
+            in_flight = 0
+            return labeled
         except StoppedError:
-            _drain(keeper, settings.label.drain_seconds)
+            in_flight = _drain(keeper, settings.label.drain_seconds, concurrency)
             raise
-        except DistillError:
-            _drain(keeper, _REFUSED_DRAIN_SECONDS)
+        except (DistillError, ray.exceptions.RayError):
+            in_flight = _drain(keeper, _REFUSED_DRAIN_SECONDS, concurrency)
             raise
+        finally:
+            with contextlib.suppress(StorageError):  # then the file tells of more than there are
+                lock.risk(in_flight, lost)
     except ray.exceptions.RayError as error:
         reason = (str(error).splitlines() or [""])[0]
         raise DistillError(f"Ray: {type(error).__name__}: {reason}; run again") from None
     finally:
-        # The data set's thread is not waited for, and complains.
-        for name in ("ray", "ray.data"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        ray.shutdown()
+        _end_ray(rows)
 
 
-def _collect(
+def _make_dataset(
     settings: Settings,
     task: Task,
     url: str,
     examples: list[Example],
     known: dict[str, Reply],
     keeper: Any,
-    watch: Callable[[Snapshot], None],
-) -> tuple[list[pa.Table], Snapshot]:
-    """Runs the data set in a thread, so that this one hears of signals and refusals at once."""
+) -> "ray.data.Dataset":  # quoted: Ray imports it late, when its log level is set
     actors = min(settings.label.actors, settings.teacher.max_concurrency)
-    dataset = ray.data.from_arrow(_make_blocks(examples)).map_batches(
+    return ray.data.from_arrow(_make_blocks(examples)).map_batches(
         LabelActor,
         fn_constructor_args=(settings, task, url, keeper, ray.put(known)),
         batch_size=None,
@@ -121,21 +137,47 @@ def _collect(
         ),
         num_cpus=0.1,
     )
-    arrived: queue.Queue[pa.Table | BaseException | None] = queue.Queue()
 
-    def iterate() -> None:
+
+class _Rows:
+    """Runs a data set in a thread, so that the main one hears of signals and refusals at once."""
+
+    def __init__(self, dataset: "ray.data.Dataset") -> None:
+        self._dataset = dataset
+        self._arrived: queue.Queue[pa.Table | BaseException | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._iterate, daemon=True)
+        self._thread.start()
+
+    def _iterate(self) -> None:
         try:
-            for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                arrived.put(batch)
-            arrived.put(None)
+            for batch in self._dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+                self._arrived.put(batch)
+            self._arrived.put(None)
         except BaseException as error:
-            arrived.put(error)
+            self._arrived.put(error)
 
-    threading.Thread(target=iterate, daemon=True).start()
+    def get(self, seconds: float) -> pa.Table | None:
+        """The next rows; None after the last. Raises queue.Empty if none come in time."""
+        batch = self._arrived.get(timeout=seconds)
+        if isinstance(batch, ray.exceptions.RayError):
+            raise batch
+        if isinstance(batch, BaseException):
+            raise DistillError(f"Ray Data: {type(batch).__name__}: {batch}") from batch
+        return batch
+
+    def end(self, seconds: float) -> bool:
+        """Waits until the data set has ended; whether it has."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+
+def _collect(
+    rows: _Rows, keeper: Any, lock: RunLock, watch: Callable[[Snapshot], None]
+) -> tuple[list[pa.Table], Snapshot]:
     tables: list[pa.Table] = []
     is_over = False
     while True:
-        snapshot: Snapshot = ray.get(keeper.snapshot.remote())
+        snapshot: Snapshot = ray.get(keeper.snapshot.remote(lock.is_sure))
         watch(snapshot)
         if snapshot.failure:
             name, message = snapshot.failure
@@ -143,27 +185,28 @@ def _collect(
         if is_over:
             return tables, snapshot
         with contextlib.suppress(queue.Empty):
-            batch = arrived.get(timeout=_POLL_SECONDS)
-            if isinstance(batch, ray.exceptions.RayError):
-                raise batch
-            if isinstance(batch, BaseException):
-                raise DistillError(f"Ray Data: {type(batch).__name__}: {batch}") from batch
+            batch = rows.get(_POLL_SECONDS)
             if batch is None:
                 is_over = True
             else:
                 tables.append(batch)
 
 
-def _drain(keeper: Any, seconds: float) -> None:
-    """Waits until no call is in flight, at most for `seconds`."""
+def _drain(keeper: Any, seconds: float, concurrency: int) -> int:
+    """Waits until no call is in flight, at most for `seconds`; gives how many are lost."""
     deadline = time.monotonic() + seconds
-    with contextlib.suppress(ray.exceptions.RayError):
+    in_flight = concurrency
+    try:
         ray.get(keeper.stop.remote(("DistillError", "the job is stopping")))
         while time.monotonic() < deadline:
-            if not ray.get(keeper.snapshot.remote()).in_flight:
-                return
+            in_flight = ray.get(keeper.snapshot.remote()).in_flight
+            if not in_flight:
+                return 0
             time.sleep(_POLL_SECONDS / 5)
         log.warning("labels: calls were still in flight after %g s, and are lost", seconds)
+    except ray.exceptions.RayError:  # without the quota, actors end what they have in flight
+        time.sleep(max(0.0, min(deadline - time.monotonic(), _REFUSED_DRAIN_SECONDS)))
+    return in_flight
 
 
 class QuotaKeeper:
@@ -185,9 +228,9 @@ class QuotaKeeper:
         """See `Quota.renew`."""
         return self._quota.renew(name, report)
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, may_start: bool = True) -> Snapshot:
         """See `Quota.snapshot`."""
-        snapshot = self._quota.snapshot()
+        snapshot = self._quota.snapshot(may_start)
         for name, counter in self._counters.items():
             if (more := getattr(snapshot.totals, name) - getattr(self._told, name)) > 0:
                 counter.inc(more)
@@ -290,6 +333,15 @@ def _start_ray() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def _end_ray(rows: _Rows | None) -> None:
+    for name in ("ray", "ray.data"):  # they complain of what ends before its time
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if rows is None or rows.end(_REFUSED_DRAIN_SECONDS):
+        ray.shutdown()
+    else:  # a thread inside Ray while that is shut down brings the process down
+        atexit.unregister(ray._private.worker.shutdown)
 
 
 def _make_blocks(examples: list[Example]) -> list[pa.Table]:

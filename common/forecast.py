@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from common.prices import Price, get_contents
+from common.prices import Price, bound_prompt_tokens, get_contents
 from common.settings import Settings
 from common.tasks import Task
 
@@ -46,7 +46,7 @@ class Forecast:
 
     `seconds` is the least that the limits allow, at `latency_seconds` a call. Dollars are None if
     the price is unknown. They count on no cached prompt and no retry; `worst_dollars` is the sum of
-    what no call can exceed, see `Price.worst_cost`.
+    what no call can exceed, see `bound_prompt_tokens`.
     """
 
     calls: int
@@ -150,11 +150,11 @@ def _expect_label(task: Task, model: str) -> tuple[float, float]:
 
 def _sum_worst(settings: Settings, task: Task, texts: list[str], price: Price) -> float:
     """Dollars that asking for each text once cannot exceed: linear in the texts' bytes."""
-    max_tokens = settings.teacher.max_tokens
-    empty = price.worst_cost(_make_body(settings, task, ""), max_tokens)
-    per_byte = price.worst_cost(_make_body(settings, task, "x"), max_tokens) - empty
-    return len(texts) * empty + per_byte * sum(
-        len(text.encode("utf-8", "surrogatepass")) for text in texts
+    empty = bound_prompt_tokens(_make_body(settings, task, ""))
+    per_byte = bound_prompt_tokens(_make_body(settings, task, "x")) - empty
+    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    return price.worst_cost(
+        len(texts) * empty + per_byte * size, len(texts) * settings.teacher.max_tokens
     )
 
 

@@ -1,4 +1,4 @@
-"""The journal: every reply that was paid for, raw, durable before it is parsed.
+"""The journal: every reply that was or may have to be paid for, raw, durable before it is parsed.
 
 Each writer appends to parts of its own, JSON lines named by a random word: on a disk one file that
 is synced for every group of replies, in an object store one small object a group, and after some
@@ -11,12 +11,12 @@ import io
 import json
 import logging
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from common.errors import DistillError, StorageError
-from common.replies import Reply, read_answer
+from common.replies import Reply
 from common.storage import RunStorage
 
 FOLDER = "journal"
@@ -68,9 +68,8 @@ class JournalWriter:
             DistillError: the storage has failed for too long, or for good. The reply stays in
                 memory, and is written with the next one or by `drain` if the storage recovers.
         """
-        line = _encode(vars(reply)).encode("utf-8", "backslashreplace")
         durable = asyncio.get_running_loop().create_future()
-        self._waiting.append((line + b"\n", durable))
+        self._waiting.append((_encode_line(reply), durable))
         self._flush()
         await durable
 
@@ -157,13 +156,10 @@ class JournalWriter:
         return DistillError(message)
 
 
-def read_journal(storage: RunStorage) -> dict[str, Reply]:
-    """All replies by key, an answer before a refusal."""
-    replies: dict[str, Reply] = {}
-    for reply in iterate_journal(storage):
-        if reply.key not in replies or read_answer(reply).error is None:
-            replies[reply.key] = reply
-    return replies
+def write_lost(storage: RunStorage, owner: str, replies: Iterable[Reply]) -> None:
+    """Writes down the calls that a killed job may have paid for; a second time changes nothing."""
+    lines = (_encode_line(reply) for reply in replies)
+    storage.write_bytes(f"{FOLDER}/lost-{owner}.jsonl", b"".join(lines))
 
 
 def iterate_journal(storage: RunStorage) -> Iterator[Reply]:
@@ -220,6 +216,10 @@ def _replace_parts(storage: RunStorage, names: list[str], lines: bytes) -> None:
     if names:
         storage.write_bytes(f"{FOLDER}/merged-{_make_word()}.jsonl", lines)
         storage.remove(*names)
+
+
+def _encode_line(reply: Reply) -> bytes:
+    return _encode(vars(reply)).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _make_word() -> str:

@@ -1,29 +1,31 @@
 """Gets labels from the teacher: ask, journal, parse; what the journal holds is not asked again."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
 from threading import Thread
 from typing import Any, TypeVar
 
 from common.builtin.teacher import running_stand_in
-from common.errors import StoppedError
-from common.journal import JournalWriter, read_journal
+from common.errors import DistillError, StoppedError, StorageError
+from common.journal import JournalWriter
 from common.labeling import make_label
 from common.leases import Leases, Renew, reach_quota
+from common.ledger import make_keys
+from common.lock import RunLock
 from common.manifest import Fingerprint
-from common.prices import find_price, require_price
-from common.quota import Quota
+from common.prices import require_price
+from common.quota import Quota, Snapshot
 from common.records import Example, LabelRow
-from common.replies import Reply, read_answer
+from common.replies import Reply
 from common.settings import BUILTIN, Settings
 from common.storage import RunStorage
 from common.tasks import Task
-from common.teacher import Teacher, make_key, make_request
+from common.teacher import Teacher, make_request
 
 T = TypeVar("T")
+_LOOK_SECONDS = 0.25
 
 
 class Labeler:
@@ -89,63 +91,6 @@ async def _gather(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     return results
 
 
-@dataclass(frozen=True)
-class Known:
-    """What the journal holds already, parsed again, at no cost.
-
-    `rows` are by id, complete; `replies`, by key, are of examples whose other samples are missing;
-    `cost_usd` was paid for all of the run's replies together, where the price is known.
-    """
-
-    rows: dict[str, LabelRow]
-    replies: dict[str, Reply]
-    cost_usd: float
-
-
-def label_known(
-    settings: Settings, task: Task, storage: RunStorage, examples: Sequence[Example]
-) -> Known:
-    """Labels what the journal has replies for.
-
-    A reply that cannot be parsed does not count, nor a refusal, which costs nothing to ask for
-    again.
-    """
-    journal = read_answered(storage)
-    rows: dict[str, LabelRow] = {}
-    replies: dict[str, Reply] = {}
-    for example in examples if journal else []:
-        keys = make_keys(settings, make_request(settings.teacher, task, example.text))
-        found = {key: journal[key] for key in keys if key in journal}
-        if len(found) == len(keys):
-            rows[example.id] = make_label(example, list(found.values()), task)
-        else:
-            replies |= found
-    return Known(rows, replies, sum_cost(settings, journal.values()))
-
-
-def read_answered(storage: RunStorage) -> dict[str, Reply]:
-    """The journal's usable replies, by key."""
-    return {
-        key: reply
-        for key, reply in read_journal(storage).items()
-        if reply.http_status == 200 and read_answer(reply).error != "bad_response"
-    }
-
-
-def sum_cost(settings: Settings, replies: Iterable[Reply]) -> float:
-    """Dollars paid for replies; 0 where the price is not known."""
-    price = find_price(settings.teacher)
-    if price is None:
-        return 0.0
-    answers = (read_answer(reply) for reply in replies)
-    return sum(price.cost(a.prompt_tokens, a.completion_tokens, a.cached_tokens) for a in answers)
-
-
-def make_keys(settings: Settings, body: dict[str, object]) -> list[str]:
-    """The keys of all samples for one request."""
-    return [make_key(settings.teacher, body, i) for i in range(settings.label.samples)]
-
-
 def make_quota(settings: Settings, spent_usd: float) -> Quota:
     """The quota of a job.
 
@@ -188,6 +133,8 @@ def label_here(
     url: str,
     examples: Sequence[Example],
     quota: Quota,
+    lock: RunLock,
+    watch: Callable[[Snapshot], None],
     known: Mapping[str, Reply] | None = None,
 ) -> list[LabelRow]:
     """Labels in this process, without Ray. A signal lets the calls in flight end.
@@ -198,10 +145,21 @@ def label_here(
 
     async def run() -> list[LabelRow]:
         labeler = Labeler(settings, task, url, reach_quota(quota), known)
+        watcher = asyncio.create_task(look())
         try:
             return await labeler.label(examples)
         finally:
+            watcher.cancel()
             await labeler.close()
+
+    async def look() -> None:
+        while True:
+            try:
+                watch(quota.snapshot(lock.is_sure))
+                lock.check()
+            except DistillError as error:
+                quota.stop((type(error).__name__, str(error)))
+            await asyncio.sleep(_LOOK_SECONDS)
 
     rows: Future[list[LabelRow]] = Future()
 
@@ -211,6 +169,7 @@ def label_here(
         except BaseException as error:
             rows.set_exception(error)
 
+    lock.risk(settings.teacher.max_concurrency)
     Thread(target=work, daemon=True).start()  # signals are for the main thread
     try:
         return rows.result()
@@ -218,6 +177,10 @@ def label_here(
         quota.stop(("DistillError", "the job is stopping"))
         wait([rows], settings.label.drain_seconds)
         raise
+    finally:
+        if rows.done():
+            with suppress(StorageError):
+                lock.risk(0)
 
 
 @contextmanager

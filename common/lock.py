@@ -5,6 +5,9 @@ changes it every two seconds. A job that finds such a file watches it. If it cha
 at work, and the second job stops. If not, its owner was killed, and the second job makes the file
 with the next number. The highest number counts: an owner that sees a higher one has lost the run.
 
+The file also says how many calls are lost if its owner is killed: `in_flight` at most, which may
+have been paid for and are in no journal, and `lost` surely. The next job counts their cost.
+
 No clocks of two machines are compared, and nothing is replaced under a condition, which object
 stores do not know or get wrong; they make an object only if it is absent, as a disk does.
 """
@@ -19,6 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +47,7 @@ class RunLock:
 
     Attributes:
         trouble: what is wrong with the storage at the moment, if anything.
+        inherited: what a killed job left behind that held the run before, if one did.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class RunLock:
     ) -> None:
         """Takes nothing yet. `clock` and `sleep` count seconds."""
         self.trouble: str | None = None
+        self.inherited: Remains | None = None
         self._storage, self._clock, self._sleep = storage, clock, sleep
         self._owner: dict[str, Any] = {
             "owner": uuid.uuid4().hex,
@@ -63,10 +69,13 @@ class RunLock:
             "job": job,
             "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "beat": 0,
+            "in_flight": 0,
+            "lost": 0,
         }
         self._number = 0
         self._refreshed = clock()
-        self._lost: str | None = None
+        self._taken: str | None = None
+        self._writing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat_on, name="run lock", daemon=True)
 
@@ -91,11 +100,31 @@ class RunLock:
                     f"{self._describe(content)} and is at work; wait for its end, or choose "
                     "another DISTILL_RUN"
                 )
-            elif self._clock() - since >= _time_to_watch(content) and self._take(number + 1):
-                log.info("it is not; going on in its place")
-                self._remove(below=number + 1)
-                return
+            elif self._clock() - since >= _time_to_watch(content):
+                self._inherit(_read_owner(content))
+                if self._take(number + 1):
+                    log.info("it is not; going on in its place")
+                    self._remove(below=number + 1)
+                    return
             self._sleep(_LOOK_SECONDS)
+
+    def _inherit(self, owner: dict[str, Any]) -> None:
+        in_flight, lost = (_read_number(owner, name) for name in ("in_flight", "lost"))
+        self.inherited = Remains(str(owner.get("owner")), in_flight, lost)
+        self._owner |= {"in_flight": in_flight, "lost": lost}  # until they are counted
+
+    def risk(self, in_flight: int, lost: int = 0) -> None:
+        """Writes down how many calls are lost if this job is killed; `lost` are so already.
+
+        Unless both are 0 in the end, the file stays behind, as a killed job's does.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        with self._writing:
+            self._owner |= {"in_flight": in_flight, "lost": lost}
+            if not self._taken:
+                self._storage.write_bytes(_name_file(self._number), self._make_content())
 
     def start(self) -> None:
         """Begins to show, in a thread, that this job is at work."""
@@ -107,22 +136,23 @@ class RunLock:
         try:
             number, content = self._find_highest()
             if number != self._number or not self._is_own(content):
-                self._lost = (
+                self._taken = (
                     f"{self._describe(content)}, which this job held: it stood still too long"
                     if number
                     else f"{self._storage.url}/{FOLDER}: this job's lock was removed"
                 )
                 return
-            self._owner["beat"] += 1
-            self._storage.write_bytes(_name_file(number), self._make_content(), attempts=1)
+            with self._writing:
+                self._owner["beat"] += 1
+                self._storage.write_bytes(_name_file(number), self._make_content(), attempts=1)
             self._refreshed, self.trouble = started, None
         except Exception as error:  # the thread must go on
             self.trouble = str(error)
 
     def check(self) -> None:
         """Raises a DistillError if the job must stop, for the run is no longer its own."""
-        if self._lost:
-            raise DistillError(f"{self._lost}; what was paid for is kept, run again later")
+        if self._taken:
+            raise DistillError(f"{self._taken}; what was paid for is kept, run again later")
         silent = self._clock() - self._refreshed
         if silent > _PATIENCE_SECONDS:
             raise DistillError(
@@ -134,13 +164,15 @@ class RunLock:
     def is_sure(self) -> bool:
         """Whether no other job can have taken the run. While not, no new call should be paid."""
         silent = self._clock() - self._refreshed
-        return self._lost is None and silent < _STALE_SECONDS - _BEAT_SECONDS
+        return self._taken is None and silent < _STALE_SECONDS - _BEAT_SECONDS
 
     def release(self) -> None:
         """Gives the run back, if it was taken; never raises for the storage's sake."""
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(_STALE_SECONDS)
+        if self._owner["in_flight"] or self._owner["lost"]:
+            return
         try:
             number, content = self._find_highest() if self._number else (0, b"")
             if number and number == self._number and self._is_own(content):
@@ -149,7 +181,7 @@ class RunLock:
             log.warning("the run's lock stays, the next job will wait for it a moment: %s", error)
 
     def _beat_on(self) -> None:
-        while not self._ended.wait(_BEAT_SECONDS) and not self._lost:
+        while not self._ended.wait(_BEAT_SECONDS) and not self._taken:
             self.beat()
 
     def _find_highest(self) -> tuple[int, bytes]:
@@ -211,6 +243,15 @@ def hold_run(storage: RunStorage, job: str) -> Iterator[RunLock]:
             lock.release()
 
 
+@dataclass(frozen=True)
+class Remains:
+    """What a killed job leaves behind: see the module."""
+
+    owner: str
+    in_flight: int
+    lost: int
+
+
 def _name_file(number: int) -> str:
     return f"{FOLDER}/{number}.json"
 
@@ -222,6 +263,11 @@ def _read_owner(content: bytes) -> dict[str, Any]:
         if isinstance(owner, dict):
             return owner
     return {}
+
+
+def _read_number(owner: dict[str, Any], name: str) -> int:
+    number = owner.get(name)
+    return number if isinstance(number, int) and number > 0 else 0
 
 
 def _time_to_watch(content: bytes) -> float:

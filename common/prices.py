@@ -51,17 +51,22 @@ class Price:
             + completion_tokens * self.output
         ) / 1e6
 
-    def worst_cost(self, body: dict[str, Any], max_tokens: int) -> float:
-        """Dollars that one call with this request body cannot exceed.
+    def worst_cost(self, prompt_tokens: int, max_tokens: int) -> float:
+        """Dollars for a call with so many tokens at most."""
+        prompt_price = max(self.input, self.cached_input)
+        return (prompt_tokens * prompt_price + max_tokens * self.output) / 1e6
 
-        A token of the prompt covers at least one byte of its UTF-8 text, or belongs to the chat
-        template, for which there is an allowance; the server cuts the response at `max_tokens`.
-        That holds for byte-level BPE and for SentencePiece with byte fallback, which all models
-        of today have; a normalisation that makes the text longer (NFKC) could break it.
-        """
-        sizes = [len(c.encode("utf-8", "surrogatepass")) for c in get_contents(body)]
-        tokens = sum(sizes) + _MESSAGE_TOKENS * len(sizes) + _REQUEST_TOKENS
-        return (tokens * max(self.input, self.cached_input) + max_tokens * self.output) / 1e6
+
+def bound_prompt_tokens(body: dict[str, Any]) -> int:
+    """What the tokens of a request's prompt cannot exceed.
+
+    A token of the prompt covers at least one byte of its UTF-8 text, or belongs to the chat
+    template, for which there is an allowance. That holds for byte-level BPE and for SentencePiece
+    with byte fallback, which all models of today have; a normalisation that makes the text longer
+    (NFKC) could break it.
+    """
+    sizes = [len(c.encode("utf-8", "surrogatepass")) for c in get_contents(body)]
+    return sum(sizes) + _MESSAGE_TOKENS * len(sizes) + _REQUEST_TOKENS
 
 
 def get_contents(body: dict[str, Any]) -> list[str]:

@@ -20,9 +20,14 @@ class Progress:
     """One line that tells how far the calls are: in place on a terminal, else logged."""
 
     def __init__(
-        self, calls: int, has_price: bool, clock: Callable[[], float] = time.monotonic
+        self,
+        calls: int,
+        has_price: bool,
+        name: str = "labels",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`calls` is how many answers there are to come."""
+        """`calls` is how many answers there are to come; `name` is what they are for."""
+        self._name = name
         self._calls, self._has_price, self._clock = calls, has_price, clock
         self._logged_at = clock()
         self._marks: list[tuple[float, int]] = []
@@ -42,7 +47,7 @@ class Progress:
         (then, before), *_ = self._marks
         rate = (answered - before) / max(now - then, 1e-9)
         left = (self._calls - answered) / rate if rate else None
-        line = f"labels: {self._describe(snapshot, rate, left)}"
+        line = f"{self._name}: {self._describe(snapshot, rate, left)}"
         if self._in_place:
             print(f"\r\033[K{line}", end="\n" if is_last else "", file=sys.stderr, flush=True)
             return

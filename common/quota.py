@@ -154,6 +154,8 @@ class Snapshot:
     trouble: str | None
     active_seconds: float
     """From the first worker's first report to the last answer."""
+    lost_calls: int
+    """Those of dead workers: nobody knows what became of them."""
 
 
 class _Bucket:
@@ -408,6 +410,7 @@ class Quota:
         self._answered_in_episode = self._refusals_in_a_row = self._strikes = 0
         self._room = 0
         self._failure: tuple[str, str] | None = None
+        self._is_held, self._lost_calls = False, 0
         self._started = 0.0, 0.0
         self._joined_at: float | None = None
         self._answered_at = 0.0
@@ -441,7 +444,7 @@ class Quota:
         owner_is_silent = now - self._owner_seen > self._owner_silence_seconds
         before, worker.slots = worker.slots, self._share_slots(worker)
         worker.held = max(worker.slots, worker.in_flight, before if report.demand else 0)
-        if self._failure or owner_is_silent:
+        if self._failure or owner_is_silent or self._is_held:
             worker.slots = worker.in_flight
             return Lease(0, [], _HEARTBEAT_SECONDS, 0.0, self._failure)
         if pause:
@@ -474,9 +477,13 @@ class Quota:
         """Lets nothing start any more. The first reason stays."""
         self._failure = self._failure or failure
 
-    def snapshot(self) -> Snapshot:
-        """The state of the job; also the sign that the job's owner is alive."""
+    def snapshot(self, may_start: bool = True) -> Snapshot:
+        """The state of the job; also the sign that the job's owner is alive.
+
+        Nothing starts from now on unless it `may_start`.
+        """
         now = self._now()
+        self._is_held = not may_start
         self._owner_seen = now
         self._bury_the_dead(now)
         requests = [self._requests.per_minute, self._learned.per_minute]
@@ -491,6 +498,7 @@ class Quota:
             self._failure,
             next(troubles, None),
             max(0.0, self._answered_at - self._joined_at) if self._joined_at is not None else 0.0,
+            self._lost_calls,
         )
 
     @property
@@ -642,6 +650,7 @@ class Quota:
         for name, worker in list(self._workers.items()):
             if now - worker.last_seen > _DEAD_SECONDS:
                 self._spent_usd += worker.reserved_usd  # its calls may have been paid for
+                self._lost_calls += worker.held
                 del self._workers[name]
 
 

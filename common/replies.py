@@ -23,8 +23,8 @@ _WRONG_SHAPE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticEr
 class Reply:
     """What came back for one request, as it came.
 
-    `http_status` is 0 where there was no response at all; then `body` is "timeout: …" or
-    "connection: …".
+    `http_status` is 0 where there was no response at all; then `body` is "timeout: …",
+    "connection: …" or "lost: …". `most_prompt_tokens` is for those that do not tell their usage.
     """
 
     key: str
@@ -32,6 +32,7 @@ class Reply:
     body: str
     attempts: int
     seconds: float
+    most_prompt_tokens: int = 0
 
     @property
     def is_final(self) -> bool:

@@ -11,8 +11,11 @@ import pyarrow as pa
 
 from common.data import TestRow
 from common.errors import DistillError
-from common.labeler import check_teacher, label_here, label_known, make_quota, open_teacher
+from common.labeler import check_teacher, label_here, make_quota, open_teacher
+from common.ledger import label_known, resume
 from common.lock import hold_run
+from common.prices import find_price
+from common.progress import Progress
 from common.records import PREDICTION_SCHEMA, Example, LabelRow
 from common.replies import TRANSIENT_ERRORS
 from common.settings import Settings
@@ -45,12 +48,16 @@ def ask_teacher(
     examples = [Example(row.id, row.text) for row in rows]
     answers = label_known(settings, task, storage, examples).rows
     if len(answers) < len(examples):
-        with hold_run(storage, "evaluate"), open_teacher(settings) as url:
-            known = label_known(settings, task, storage, examples)
+        with hold_run(storage, "evaluate") as lock, open_teacher(settings) as url:
+            known = resume(settings, task, storage, examples, lock)
             missing = [example for example in examples if example.id not in known.rows]
             quota = make_quota(settings, known.cost_usd)
             check_teacher(settings, url)
-            new = label_here(settings, task, url, missing, quota, known.replies)
+            calls = len(missing) * settings.label.samples
+            progress = Progress(calls, find_price(settings.teacher) is not None, "teacher")
+            new = label_here(
+                settings, task, url, missing, quota, lock, progress.show, known.replies
+            )
             answers = known.rows | {row.id: row for row in new}
     ordered = [answers[example.id] for example in examples]
     _check_gaps(ordered)

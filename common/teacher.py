@@ -21,12 +21,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import aiohttp
 import httpx2
 import openai
 
 from common.errors import DistillError, InputError, SettingsError, TeacherRefusedError
 from common.leases import Call, Leases, Outcome
-from common.prices import find_price
+from common.prices import bound_prompt_tokens, find_price
 from common.quota import Headers, Totals
 from common.replies import (
     Answer,
@@ -76,6 +77,15 @@ def make_request(settings: TeacherSettings, task: Task, text: str) -> dict[str, 
     }
 
 
+def require_model(settings: TeacherSettings) -> None:
+    """Raises a SettingsError if no model is named."""
+    if not settings.model:
+        raise SettingsError(
+            "DISTILL_TEACHER__MODEL is not set: name the model as the API at "
+            f"{settings.base_url} knows it"
+        )
+
+
 def make_key(settings: TeacherSettings, body: dict[str, Any], sample: int = 0) -> str:
     """The identity of a response: endpoint, canonical request (with its model), sample index."""
     identity = [settings.base_url, settings.endpoint, body, sample]
@@ -95,14 +105,11 @@ class Teacher:
     ) -> None:
         """`url` is where the API really is; `leases` says when a call may start.
 
-        `keep` makes a reply durable. A call counts as in flight until it returns, so that a crash
-        costs no more replies than `teacher.max_concurrency`.
+        `keep` makes a reply durable that may have to be paid for, also a call that ended without
+        one, for it may have been answered all the same. A call counts as in flight until it
+        returns, so that a crash costs no more replies than `teacher.max_concurrency`.
         """
-        if not settings.model:
-            raise SettingsError(
-                "DISTILL_TEACHER__MODEL is not set: name the model as the API at "
-                f"{settings.base_url} knows it"
-            )
+        require_model(settings)
         self._settings, self._leases, self._keep = settings, leases, keep
         self._path = "/chat/completions" if settings.endpoint == "chat" else "/completions"
         self._price = find_price(settings)
@@ -157,7 +164,9 @@ class Teacher:
             TeacherRefusedError, InputError: no request will ever succeed.
             DistillError: the job is to stop.
         """
-        worst_usd = self._price.worst_cost(body, self._settings.max_tokens) if self._price else 0.0
+        most_tokens, worst_usd = bound_prompt_tokens(body), 0.0
+        if self._price:
+            worst_usd = self._price.worst_cost(most_tokens, self._settings.max_tokens)
         size, content = count_characters(body), json.dumps(body).encode()
         attempts = calls = 0
         first_sent_at = 0.0
@@ -170,10 +179,10 @@ class Teacher:
             try:
                 sent = await self._send(content)
                 waited = asyncio.get_running_loop().time() - first_sent_at
-                reply = Reply(key, sent.status, sent.text, attempts + 1, waited)
+                reply = Reply(key, sent.status, sent.text, attempts + 1, waited, most_tokens)
                 answer = read_answer(reply)
-                self._count(outcome, call, reply, answer, sent, size)
-                if reply.http_status == 200 and self._keep is not None:
+                self._count(outcome, call, answer, sent, size)
+                if sent.may_be_paid and self._keep is not None:
                     await self._keep(reply)
             except DistillError as error:
                 self._leases.fail(error)
@@ -195,10 +204,10 @@ class Teacher:
                 return reply
 
     def _count(
-        self, outcome: Outcome, call: Call, reply: Reply, answer: Answer, sent: "_Sent", size: int
+        self, outcome: Outcome, call: Call, answer: Answer, sent: "_Sent", size: int
     ) -> None:
         """What the quota needs to know of a call."""
-        totals, status = outcome.totals, reply.http_status
+        totals, status = outcome.totals, sent.status
         outcome.headers = sent.headers
         totals.call_seconds = asyncio.get_running_loop().time() - call.sent_at
         if status == 200:
@@ -207,8 +216,8 @@ class Teacher:
                 answer.prompt_tokens,
                 answer.completion_tokens,
             )
-        elif status != 0:
-            outcome.used_tokens = 0.0  # refused: nothing was used
+        elif not sent.may_be_paid:
+            outcome.used_tokens = 0.0  # refused, or never sent: nothing was used
         if answer.prompt_tokens:
             outcome.used_tokens = answer.prompt_tokens + answer.completion_tokens
             self._tokens.learn(size, answer.prompt_tokens, answer.completion_tokens)
@@ -216,8 +225,8 @@ class Teacher:
                 totals.cost_usd = self._price.cost(
                     answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens
                 )
-        elif status in (0, 200):
-            totals.cost_usd = call.usd  # perhaps it was answered, and has to be paid
+        elif sent.may_be_paid:
+            totals.cost_usd = call.usd
         if status == 429:
             totals.throttled = 1
             outcome.is_throttled, outcome.retry_after_seconds = True, sent.retry_after
@@ -232,7 +241,8 @@ class Teacher:
         except TimeoutError:
             return _Sent(0, f"timeout: no answer in {self._settings.timeout_seconds} s")
         except httpx2.HTTPError as error:
-            return _Sent(0, f"connection: {_describe(error)}")
+            was_sent = not isinstance(error.__cause__, aiohttp.ClientConnectorError)
+            return _Sent(0, f"connection: {_describe(error)}", was_sent=was_sent)
         status = response.status_code
         text = response.content.decode("utf-8", "replace")  # JSON is UTF-8
         headers = read_headers(response.headers.raw)
@@ -283,6 +293,12 @@ class _Sent:
     text: str
     headers: Headers | None = None
     retry_after: float | None = None
+    was_sent: bool = True
+
+    @property
+    def may_be_paid(self) -> bool:
+        """Whether the teacher may have answered, also where no answer, or half of one, arrived."""
+        return self.was_sent and self.status in (0, 200)
 
 
 class _TokenEstimate:

@@ -8,7 +8,6 @@ what it would take, and spends nothing.
 
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pyarrow as pa
@@ -18,24 +17,18 @@ from common.data import Examples, load_examples
 from common.forecast import format_forecast, make_forecast
 from common.journal import compact_journal
 from common.label_files import arrange_rows, check_failures, write_parts
-from common.labeler import (
-    Known,
-    check_teacher,
-    fingerprint_teacher,
-    label_known,
-    make_quota,
-    open_teacher,
-)
+from common.labeler import check_teacher, fingerprint_teacher, make_quota, open_teacher
 from common.labeling import make_label
-from common.lock import hold_run
+from common.ledger import Known, label_known, resume
+from common.lock import RunLock, hold_run
 from common.manifest import Fingerprint, hash_content, is_done, write_manifest
 from common.prices import find_price
 from common.progress import Progress, summarize_calls
-from common.quota import Snapshot
 from common.records import Example, count_by_status, make_label_table
 from common.settings import Settings
 from common.storage import RunStorage
 from common.tasks import Task, load_task
+from common.teacher import require_model
 
 SECTIONS = ("run", "task", "storage", "data", "teacher", "label")
 STEP = "labels"
@@ -53,6 +46,7 @@ def main(settings: Settings) -> None:
             not help.
     """
     started = time.monotonic()
+    require_model(settings.teacher)
     storage, task = RunStorage(settings), load_task(settings.task)
     examples = load_examples(settings, task)
     fingerprint = make_fingerprint(settings, task, examples)
@@ -60,12 +54,13 @@ def main(settings: Settings) -> None:
         log.info("labels: already done, see %s/%s", storage.url, STEP)
         return
     if settings.label.dry_run:
-        forecast(settings, task, storage, examples)
+        forecast(settings, task, examples, label_known(settings, task, storage, examples.rows))
         return
     with hold_run(storage, "label") as lock:
-        known = forecast(settings, task, storage, examples)
+        known = resume(settings, task, storage, examples.rows, lock)
+        forecast(settings, task, examples, known)
         missing = [e for e in examples.rows if e.id not in known.rows]
-        new, figures = label_new(settings, task, missing, known, lock.check)
+        new, figures = label_new(settings, task, missing, known, lock)
         table = arrange_rows(examples, [make_label_table(list(known.rows.values())), *new])
         files = write_parts(storage, STEP, table)
         counts = count_by_status(table)
@@ -93,9 +88,8 @@ def main(settings: Settings) -> None:
         compact_journal(storage)
 
 
-def forecast(settings: Settings, task: Task, storage: RunStorage, examples: Examples) -> Known:
-    """What the journal holds already; prints what the rest will take."""
-    known = label_known(settings, task, storage, examples.rows)
+def forecast(settings: Settings, task: Task, examples: Examples, known: Known) -> None:
+    """Prints what the examples will take that are not known yet."""
     make_quota(settings, known.cost_usd)  # tells of a cap without a price
     texts = [e.text for e in examples.rows if e.id not in known.rows and e.text.strip()]
     if texts or settings.label.dry_run:
@@ -105,7 +99,6 @@ def forecast(settings: Settings, task: Task, storage: RunStorage, examples: Exam
             print(text)
         else:
             log.info("%s", text)
-    return known
 
 
 def make_fingerprint(settings: Settings, task: Task, examples: Examples) -> Fingerprint:
@@ -122,7 +115,7 @@ def label_new(
     task: Task,
     examples: list[Example],
     known: Known,
-    check_lock: Callable[[], None],
+    lock: RunLock,
 ) -> tuple[list[pa.Table], dict[str, Any]]:
     """Asks the teacher; gives the rows, and the figures of the calls.
 
@@ -135,17 +128,14 @@ def label_new(
         return [blank], {}
     has_price = find_price(settings.teacher) is not None
     progress = Progress(len(asked) * settings.label.samples, has_price)
-
-    def watch(snapshot: Snapshot) -> None:
-        check_lock()
-        progress.show(snapshot)
-
     with open_teacher(settings) as url:
         check_teacher(settings, url)
         from common.fan_out import label_on_ray  # Ray takes seconds to import
 
         quota = make_quota(settings, known.cost_usd)
-        tables, snapshot = label_on_ray(settings, task, url, asked, known.replies, quota, watch)
+        tables, snapshot = label_on_ray(
+            settings, task, url, asked, known.replies, quota, lock, progress.show
+        )
     progress.show(snapshot, is_last=True)
     concurrency = settings.teacher.max_concurrency
     return [blank, *tables], summarize_calls(snapshot, concurrency, has_price)

@@ -38,7 +38,7 @@ if __name__ == "__main__":
 
 from commands import Job, start_job
 from common.environment import load_settings
-from common.labeler import make_keys, read_answered
+from common.ledger import make_keys, read_answered
 from common.settings import Settings
 from common.storage import RunStorage
 from common.tasks import load_task

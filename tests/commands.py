@@ -22,6 +22,7 @@ class Job(subprocess.Popen[str]):
         environment = {name: os.environ[name] for name in inherited if name in os.environ}
         environment |= {n: v for n, v in os.environ.items() if n.startswith("AWS_")}
         environment |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+        environment["PYTHONFAULTHANDLER"] = "1"
         environment["DISTILL_STORAGE__ROOT"] = str(folder / "runs")
         environment |= {f"DISTILL_{name}": str(value) for name, value in settings.items()}
         self.mark = uuid.uuid4().hex

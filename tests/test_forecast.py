@@ -6,7 +6,7 @@ import pytest
 
 from common.forecast import Forecast, estimate_tokens, format_forecast, make_forecast
 from common.forecast import optimum_seconds as optimum
-from common.prices import Price, find_price
+from common.prices import Price, bound_prompt_tokens, find_price
 from common.settings import Settings
 from common.tasks import load_task
 
@@ -120,7 +120,7 @@ def test_the_worst_case_is_the_sum_of_the_calls(endpoint):
         for text in texts
         if text
     ]
-    worst = 2 * sum(price.worst_cost(body, 512) for body in bodies)
+    worst = 2 * sum(price.worst_cost(bound_prompt_tokens(body), 512) for body in bodies)
     forecast = make_forecast(settings, task, texts, price)
     assert forecast.worst_dollars == pytest.approx(worst)
     assert forecast.dollars < forecast.worst_dollars

@@ -10,8 +10,8 @@ from common.journal import (
     JournalWriter,
     compact_journal,
     iterate_journal,
-    read_journal,
 )
+from common.ledger import read_answered
 from common.replies import Reply
 from common.storage import RunStorage
 from failing_store import running_failing_store
@@ -41,6 +41,10 @@ def append(storage, *replies, writer=None):
         await asyncio.gather(*(target.append(reply) for reply in replies))
 
     asyncio.run(run())
+
+
+def read_journal(storage):
+    return {reply.key: reply for reply in iterate_journal(storage)}
 
 
 def test_no_journal_is_empty(storage):
@@ -239,7 +243,7 @@ def test_an_answer_is_kept_before_a_reply_that_cannot_be_read(storage):
     bad = Reply("key", 200, "<html>", 1, 0.1)
     for name, reply in (("a", good), ("b", bad)):
         storage.write_bytes(f"journal/{name}.jsonl", json.dumps(vars(reply)).encode() + b"\n")
-    assert read_journal(storage) == {"key": good}
+    assert read_answered(storage) == {"key": good}
 
 
 def write_parts(storage, number):

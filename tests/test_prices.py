@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import InputError, SettingsError
-from common.prices import Price, find_price, require_price
+from common.prices import Price, bound_prompt_tokens, find_price, require_price
 from common.settings import TeacherSettings
 from common.tasks import load_task
 
@@ -193,8 +193,9 @@ def test_the_cost_of_a_call(tokens, dollars):
     ],
 )
 def test_the_worst_cost_counts_bytes_and_an_allowance(body, tokens):
-    assert Price(1, 0, 1).worst_cost(body, 100) == pytest.approx(tokens / 1e6)
-    assert Price(1, 2, 3).worst_cost(body, 100) == pytest.approx((3 * tokens + 200) / 1e6)
+    assert bound_prompt_tokens(body) == tokens
+    assert Price(1, 0, 1).worst_cost(tokens, 100) == pytest.approx(tokens / 1e6)
+    assert Price(1, 2, 3).worst_cost(tokens, 100) == pytest.approx((3 * tokens + 200) / 1e6)
 
 
 def test_the_worst_cost_is_above_what_a_tiny_vocabulary_needs():
@@ -202,18 +203,17 @@ def test_the_worst_cost_is_above_what_a_tiny_vocabulary_needs():
     tokenizers = pytest.importorskip("tokenizers")
     path = Path(__file__).parents[1] / "common/builtin/student/tokenizer.json"
     tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    rng, price = random.Random(0), Price(1e6, 0, 1e6)
+    rng = random.Random(0)
     for _ in range(200):
         text = "".join(chr(rng.choice([0x20, 0xE9, 0x4E00, 0x1F600]) + rng.randrange(60)) * 3)
         marked = f"<|im_start|>user\n{text}<|im_end|>\n"
         used = len(tokenizer.encode(marked).ids)
-        assert used <= price.worst_cost({"messages": [{"content": text}]}, 0)
+        assert used <= bound_prompt_tokens({"messages": [{"content": text}]})
 
 
 def test_the_worst_cost_is_quick():
     body = {"messages": load_task("gec").make_messages("Ich habe gestern ein Buch gekauft.")}
-    price = Price(2.5, 10, 1.25)
-    seconds = min(timeit.repeat(lambda: price.worst_cost(body, 512), number=100, repeat=5)) / 100
+    seconds = min(timeit.repeat(lambda: bound_prompt_tokens(body), number=100, repeat=5)) / 100
     assert seconds < 50e-6, json.dumps(body)
 
 

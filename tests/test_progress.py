@@ -22,7 +22,7 @@ class Clock:
 
 def begin(calls, clock, has_price=False) -> Progress:
     """The progress of a job that has just begun."""
-    progress = Progress(calls, has_price, clock)
+    progress = Progress(calls, has_price, clock=clock)
     progress.show(make_snapshot())
     return progress
 
@@ -38,6 +38,7 @@ def make_snapshot(answered=0, **values) -> Snapshot:
         "failure": None,
         "trouble": None,
         "active_seconds": 0.0,
+        "lost_calls": 0,
     }
     return Snapshot(**{**state, **values})
 

@@ -280,6 +280,28 @@ def test_retry_after_pauses_everyone_for_as_long_as_the_longest():
     assert renew(quota, "b", calls=9).delays is None  # any may start
 
 
+def test_nothing_starts_while_the_owner_holds_the_calls_back():
+    quota = make_quota()
+    assert renew(quota, calls=3).delays is None
+    quota.snapshot(may_start=False)
+    assert renew(quota, calls=3).slots == 0
+    assert renew(quota, calls=3).delays == []
+    quota.snapshot()
+    assert renew(quota, calls=3).delays is None
+
+
+def test_the_calls_of_a_dead_worker_are_told_as_lost():
+    quota = make_quota(max_concurrency=8)
+    renew(quota, "b", calls=9)
+    renew(quota, calls=9)
+    assert quota.snapshot().lost_calls == 0
+    clock.now += 19
+    renew(quota, calls=9)
+    clock.now += 2
+    assert quota.snapshot().lost_calls == 8
+    assert quota.snapshot().lost_calls == 8
+
+
 def test_429s_without_an_answer_between_pause_longer_and_longer():
     quota, pauses = make_quota(), []
     answer(quota)

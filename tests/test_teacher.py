@@ -10,6 +10,7 @@ from aiohttp import web
 from common import teacher as teacher_module
 from common.errors import DistillError, InputError, SettingsError, TeacherRefusedError
 from common.leases import Leases, reach_quota
+from common.prices import bound_prompt_tokens
 from common.quota import Headers, Quota
 from common.replies import Reply, read_answer
 from common.settings import TeacherSettings
@@ -351,6 +352,65 @@ def test_a_call_without_an_answer_may_have_cost_its_worst(prices):
     values = {"prices": prices, "timeout_seconds": 0.2, "max_attempts": 1, "max_tokens": 100}
     ask(lambda text, call: TimeoutError(), ["a"], quota, **values)
     assert quota.snapshot().totals.cost_usd > 100 * 10.0 / 1e6
+
+
+def keep_calls(answer, **values):
+    """The replies that are kept of one call."""
+    kept = []
+
+    async def keep(reply):
+        kept.append(reply)
+
+    async def run(url):
+        settings = make_settings(**values)
+        teacher = Teacher(settings, url, make_leases(), keep)
+        try:
+            await teacher.ask(make_request(settings, TASK, "a"), "key")
+        finally:
+            await teacher.close()
+
+    with running_teacher(answer) as server:
+        asyncio.run(run(server.url))
+    return kept
+
+
+@pytest.mark.parametrize(
+    "trouble", [TimeoutError(), ConnectionResetError(), web.Response(text='{"choices": [')]
+)
+def test_what_may_have_to_be_paid_is_kept_with_the_most_that_it_may_have_cost(trouble):
+    """Also that of a call without an answer, so that the next job's cap knows of it."""
+    (reply,) = keep_calls(lambda text, call: trouble, timeout_seconds=0.2, max_attempts=1)
+    assert reply.http_status in (0, 200)
+    body = make_request(make_settings(), TASK, "a")
+    assert reply.most_prompt_tokens == bound_prompt_tokens(body)
+
+
+@pytest.mark.parametrize("status", [400, 429, 503])
+def test_a_refusal_costs_nothing_and_is_not_kept(status):
+    calls = []
+
+    def answer(text, call):
+        calls.append(text)
+        return "fine" if len(calls) > 1 else refuse(status, "no", headers={"Retry-After": "0.1"})
+
+    kept = keep_calls(answer)
+    assert [reply.http_status for reply in kept] == ([] if status == 400 else [200])
+
+
+def test_a_call_that_never_reached_the_teacher_costs_nothing(prices):
+    quota = Quota()
+    with running_teacher(lambda text, call: text) as server:
+        url = server.url
+
+    async def run():
+        settings = make_settings(prices=prices, max_attempts=1)
+        teacher = Teacher(settings, url, make_leases(quota))
+        reply = await teacher.ask(make_request(settings, TASK, "a"), "key")
+        await teacher.close()
+        return reply
+
+    assert asyncio.run(run()).body.startswith("connection: ")
+    assert quota.snapshot().totals.cost_usd == 0
 
 
 def test_a_refusal_lets_calls_in_flight_end_and_starts_no_more():
