@@ -35,9 +35,9 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., S
     """`settings(DATA__SOURCE="builtin")` sets DISTILL_ variables and loads the settings."""
     monkeypatch.setenv("DISTILL_STORAGE__ROOT", str(tmp_path / "runs"))
 
-    def make(**variables: str) -> Settings:
+    def make(**variables: object) -> Settings:
         for name, value in variables.items():
-            monkeypatch.setenv(f"DISTILL_{name}", value)
+            monkeypatch.setenv(f"DISTILL_{name}", str(value))
         return load_settings()
 
     return make

@@ -26,6 +26,7 @@ def describe(source: Path, url: str) -> dict[str, object]:
         "DATA__TEXT_COLUMN": "text",
         "TEACHER__BASE_URL": url,
         "TEACHER__MODEL": "big",
+        "LABEL__ACTORS": 1,
     }
 
 

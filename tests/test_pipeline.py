@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import fsspec
@@ -10,13 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from commands import run_job
+from common.errors import InputError
 from fake_teacher import running_teacher
+from jobs import evaluate, pipeline
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "multilingual_gec"
 
 
-def test_the_built_in_parts_distil(tmp_path):
-    settings = {
+def test_the_built_in_parts_distil(tmp_path, settings):
+    variables = {
         "DATA__SOURCE": "builtin",
         "TEACHER__BASE_URL": "builtin",
         "STUDENT__MODEL": "builtin",
@@ -24,7 +27,7 @@ def test_the_built_in_parts_distil(tmp_path):
         "DATA__TEST_LIMIT": 120,
         "TRAIN__EPOCHS": 3,
     }
-    done = run_job("pipeline", tmp_path, **settings)
+    done = run_job("pipeline", tmp_path, **variables)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs/default"
     metrics = json.loads((run / "metrics.json").read_text())
@@ -43,7 +46,7 @@ def test_the_built_in_parts_distil(tmp_path):
     labels = pq.read_table(run / "labels/part-00000.parquet")
     assert not {"sentence", "reference", "references"} & set(labels.column_names)
 
-    again = run_job("pipeline", tmp_path, **settings)
+    again = run_job("pipeline", tmp_path, **variables)
     assert again.returncode == 0
     assert again.stderr.count("already done") == 3
 
@@ -52,9 +55,8 @@ def test_the_built_in_parts_distil(tmp_path):
         ("STUDENT__QUANTIZATION", "none", "student.quantization was 'nf4' and is 'none'"),
         ("TEACHER__TEMPERATURE", 1, "teacher.temperature was 0.0 and is 1.0"),
     ):
-        other = run_job("evaluate", tmp_path, **settings, **{name: value})
-        assert other.returncode == 3
-        assert told in other.stderr.splitlines()[-1]
+        with pytest.raises(InputError, match=re.escape(told)):
+            evaluate.main(settings(**(variables | {name: value})))
 
 
 TASK = """
@@ -112,25 +114,24 @@ def test_another_task_runs_from_its_file_alone(tmp_path):
     assert values["distilled"] > 0.8
 
 
-def test_what_evaluation_would_miss_is_found_before_the_teacher_is_asked(tmp_path):
+def test_what_evaluation_would_miss_is_found_before_the_teacher_is_asked(tmp_path, settings):
     rows = pa.table({"modified": ["a text", "another"]})
     (tmp_path / "data").mkdir()
     pq.write_table(rows, tmp_path / "data/train.parquet")
 
-    def refused(**settings):
+    def refused(**variables):
         with running_teacher(lambda text, call: text) as teacher:
-            done = run_job(
-                "pipeline",
-                tmp_path,
-                DATA__SOURCE="data",
+            own = settings(
+                DATA__SOURCE=tmp_path / "data",
                 TEACHER__BASE_URL=teacher.url,
                 TEACHER__MODEL="big",
-                **settings,
+                **variables,
             )
-            assert done.returncode == 3, done.stderr
+            with pytest.raises(InputError) as caught:
+                pipeline.main(own)
             assert teacher.bodies == []
-            assert not (tmp_path / "runs").exists()
-        return done.stderr.splitlines()[-1]
+            assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+        return str(caught.value)
 
     assert "no file whose name starts with 'test'" in refused(STUDENT__MODEL="builtin")
     pq.write_table(rows, tmp_path / "data/test.parquet")
@@ -141,12 +142,13 @@ def test_what_evaluation_would_miss_is_found_before_the_teacher_is_asked(tmp_pat
     assert "DISTILL_STUDENT__MODEL='./nowhere'" in refused(STUDENT__MODEL="./nowhere")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the real sentences are not beside the checkout")
-def test_real_sentences_run_by_settings_alone(tmp_path):
+def test_a_run_lives_on_an_object_store(tmp_path, bucket):
+    """Of real sentences, where they are at hand: by settings alone."""
     done = run_job(
         "pipeline",
         tmp_path,
-        DATA__SOURCE=SHARED,
+        STORAGE__ROOT=f"{bucket}/some/prefix",
+        DATA__SOURCE=SHARED if SHARED.is_dir() else "builtin",
         DATA__TRAIN_LIMIT=60,
         DATA__TEST_LIMIT=30,
         TEACHER__BASE_URL="builtin",
@@ -155,23 +157,9 @@ def test_real_sentences_run_by_settings_alone(tmp_path):
         EVALUATE__MAX_NEW_TOKENS=64,
     )
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "runs/default/metrics.json").read_text())
-    assert metrics["systems"]["teacher"]["exact_match"]["n"] == 30
-
-
-def test_a_run_lives_on_an_object_store(tmp_path, bucket):
-    done = run_job(
-        "pipeline",
-        tmp_path,
-        STORAGE__ROOT=f"{bucket}/some/prefix",
-        DATA__SOURCE="builtin",
-        DATA__TRAIN_LIMIT=40,
-        DATA__TEST_LIMIT=20,
-        TEACHER__BASE_URL="builtin",
-        STUDENT__MODEL="builtin",
-        TRAIN__EPOCHS=1,
-    )
-    assert done.returncode == 0, done.stderr
     assert f"report: {bucket}/some/prefix/default/report.html" in done.stdout
-    assert fsspec.filesystem("s3").exists(f"{bucket}/some/prefix/default/report.html")
+    store, folder = fsspec.filesystem("s3"), f"{bucket}/some/prefix/default"
+    metrics = json.loads(store.cat(f"{folder}/metrics.json"))
+    assert metrics["systems"]["teacher"]["exact_match"]["n"] == 30
+    assert store.exists(f"{folder}/report.html")
     assert not (tmp_path / "runs").exists()
