@@ -8,7 +8,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from common import errors
-from common.quota import AT_ONCE_SECONDS, Amount, Headers, Lease, Quota, Report, Totals, add
+from common.quota import (
+    AT_ONCE_SECONDS,
+    Amount,
+    Headers,
+    Lease,
+    Quota,
+    Report,
+    TokenEstimate,
+    Totals,
+    add,
+)
 
 Renew = Callable[[str, Report], Awaitable[Lease]]
 _MOST_WAITING = 512
@@ -19,11 +29,13 @@ _SOON_SECONDS = 0.01
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A call that waits, or is in flight. Numbers are for its quota: an estimate, a worst case."""
+    """A call that waits, or is in flight. `usd` is what it may cost in the worst case."""
 
-    tokens: float
+    characters: float
     usd: float
     may_start: asyncio.Future[None]
+    tokens: float = 0.0
+    """As guessed when it asked for a start."""
     is_granted: bool = False
     starts_at: float = 0.0
     sent_at: float = 0.0
@@ -45,9 +57,18 @@ class Outcome:
 class Leases:
     """Starts calls as the job's quota allows. Use it in one event loop."""
 
-    def __init__(self, renew: Renew, trouble: Callable[[], str | None] = lambda: None) -> None:
-        """`renew` reaches the quota; `trouble` tells what this worker is held up by."""
+    def __init__(
+        self,
+        renew: Renew,
+        trouble: Callable[[], str | None] = lambda: None,
+        estimate: TokenEstimate | None = None,
+    ) -> None:
+        """`renew` reaches the quota; `trouble` tells what this worker is held up by.
+
+        `estimate` holds until the quota knows a better one.
+        """
         self._renew, self._trouble = renew, trouble
+        self._estimate = estimate or TokenEstimate()
         self._name = uuid.uuid4().hex[:12]
         self._waiting: deque[Call] = deque()
         self._asked: list[Call] = []
@@ -64,8 +85,10 @@ class Leases:
         self._flushes: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    async def acquire(self, tokens: float, usd: float, again: bool = False) -> Call:
+    async def acquire(self, characters: float, usd: float, again: bool = False) -> Call:
         """Waits until a call may be sent; one that is sent `again` goes first.
+
+        `characters` are those of its prompt; it is guessed from them how many tokens it will use.
 
         Raises:
             DistillError: the job is to stop: see `fail`.
@@ -75,7 +98,7 @@ class Leases:
         self._loop = asyncio.get_running_loop()
         if self._renewer is None:
             self._renewer = self._loop.create_task(self._renew_regularly())
-        call = Call(tokens, usd, self._loop.create_future())
+        call = Call(characters, usd, self._loop.create_future())
         if again:
             self._waiting.appendleft(call)
         else:
@@ -99,6 +122,14 @@ class Leases:
         report = self._report
         report.totals.add(outcome.totals)
         report.token_correction += outcome.used_tokens - call.tokens
+        if outcome.totals.prompt_tokens:
+            answers, characters, prompt, completion = report.usage
+            report.usage = (
+                answers + 1,
+                characters + call.characters,
+                prompt + outcome.totals.prompt_tokens,
+                completion + outcome.totals.completion_tokens,
+            )
         report.released_usd += call.usd if call.is_granted else 0.0
         if outcome.headers:
             self._note_headers(outcome.headers, call)
@@ -170,6 +201,8 @@ class Leases:
                 self._return(call)
                 continue
             call.sent_at = now
+            if not call.is_granted:
+                call.tokens = self._estimate.guess(call.characters)
             amount = 1.0, call.tokens
             call.started = self._started = add(self._started, amount)
             self._report.started = add(self._report.started, amount)
@@ -217,6 +250,8 @@ class Leases:
             room = self._slots + self._slots // 2 - self._in_flight - len(self._granted)
             count = min(len(self._waiting), max(room, 1), _MOST_WAITING)
             self._asked = [self._waiting.popleft() for _ in range(count)]
+            for call in self._asked:
+                call.tokens = self._estimate.guess(call.characters)
             report.waiting = [(call.tokens, call.usd) for call in self._asked]
         self._has_demanded = report.demand > 0
         if not report.demand:
@@ -247,6 +282,7 @@ class Leases:
         asked, self._asked = self._asked, []
         self._slots, self._is_open = lease.slots, lease.delays is None
         self._started = add(lease.started, self._report.started)
+        self._estimate = lease.estimate or self._estimate
         delays = lease.delays or []
         self._waiting.extendleft(reversed(asked[len(delays) :]))
         now = self._now()

@@ -56,10 +56,24 @@ _SCOUT_SECONDS = 3.0
 """The others wait for the first call's end for so long at most."""
 _HELPED_CALLS, _STRIKES = 10, 3
 """Headers that let fewer calls pass between 429s, so many times in a row, are no help."""
+_RECENT_ANSWERS = 100
+"""How many answers the estimate of a call's tokens is mostly made from."""
 _NO_USD = 1e-9
 
 Amount = tuple[float, float]
 """Calls, and their tokens as estimated."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEstimate:
+    """How many tokens a call will use, guessed by the characters of its prompt."""
+
+    per_character: float = 1 / 3.5
+    completion: float = 0.0
+
+    def guess(self, characters: float) -> float:
+        """The tokens of prompt and response."""
+        return characters * self.per_character + self.completion
 
 
 @dataclass(slots=True)
@@ -106,6 +120,8 @@ class Report:
     started: Amount = (0.0, 0.0)
     granted: Amount = (0.0, 0.0)
     """What is granted and has not started yet."""
+    usage: tuple[int, float, int, int] = (0, 0.0, 0, 0)
+    """Answers that told their usage: their number, characters, prompt and completion tokens."""
     token_correction: float = 0.0
     """Tokens used beyond the estimates; negative where less was used."""
     released_usd: float = 0.0
@@ -138,6 +154,8 @@ class Lease:
     """Nothing starts any more."""
     started: Amount = (0.0, 0.0)
     """By all workers, as far as the quota has heard."""
+    estimate: TokenEstimate | None = None
+    """Learned from what all workers' calls used."""
 
 
 @dataclass
@@ -412,6 +430,8 @@ class Quota:
         self._failure: tuple[str, str] | None = None
         self._is_held, self._lost_calls = False, 0
         self._started = 0.0, 0.0
+        self._estimate: TokenEstimate | None = None
+        self._estimated_from = 0
         self._joined_at: float | None = None
         self._answered_at = 0.0
 
@@ -429,7 +449,7 @@ class Quota:
     def renew(self, name: str, report: Report) -> Lease:
         """Takes a worker's report, and gives it a new lease."""
         lease = self._renew(name, report)
-        lease.started = self._started
+        lease.started, lease.estimate = self._started, self._estimate
         return lease
 
     def _renew(self, name: str, report: Report) -> Lease:
@@ -520,6 +540,7 @@ class Quota:
         worker.granted_calls, worker.granted_tokens = report.granted
         self._started = add(self._started, report.started)
         self._totals.add(report.totals)
+        self._learn_usage(*report.usage)
         self._spent_usd += report.totals.cost_usd
         requests, tokens, usd = report.returned
         worker.reserved_usd = max(0.0, worker.reserved_usd - report.released_usd - usd)
@@ -539,6 +560,18 @@ class Quota:
             self._throttle(now - age_seconds, retry_after, now)
         if report.failure:
             self.stop(report.failure)
+
+    def _learn_usage(self, answers: int, characters: float, prompt: int, completion: int) -> None:
+        """The latest answers count the most."""
+        if not answers or not characters:
+            return
+        self._estimated_from = min(self._estimated_from + answers, _RECENT_ANSWERS + answers)
+        weight = answers / self._estimated_from
+        old = self._estimate or TokenEstimate()
+        self._estimate = TokenEstimate(
+            old.per_character + weight * (prompt / characters - old.per_character),
+            old.completion + weight * (completion / answers - old.completion),
+        )
 
     def _read_headers(self, h: Headers, started: Amount, age: float, now: float) -> None:
         """What a call was told that was sent later than any before it tells the most."""

@@ -47,8 +47,6 @@ _UNKNOWN_MODEL = re.compile(
     r"model\b.*(not found|not exist|unknown)|(unknown|invalid|not a valid) model", re.IGNORECASE
 )
 """How servers that answer 400 say that there is no such model."""
-_CHARACTERS_PER_TOKEN = 3.5
-"""A rough guess for the token quota, corrected by every response's usage."""
 _RATE_LIMIT_FIELDS = {
     f"x-ratelimit-{what}-{kind}".encode(): f"{kind}_{what}{unit}"
     for kind in ("requests", "tokens")
@@ -113,7 +111,6 @@ class Teacher:
         self._settings, self._leases, self._keep = settings, leases, keep
         self._path = "/chat/completions" if settings.endpoint == "chat" else "/completions"
         self._price = find_price(settings)
-        self._tokens = _TokenEstimate()
         slots = settings.max_concurrency
         # The package's own transport and headers; but not its request options, retries and models,
         # which take more time on this side than all else together (tests/benchmarks/label.py).
@@ -171,7 +168,7 @@ class Teacher:
         attempts = calls = 0
         first_sent_at = 0.0
         while True:
-            call = await self._leases.acquire(self._tokens.guess(size), worst_usd, again=calls > 0)
+            call = await self._leases.acquire(size, worst_usd, again=calls > 0)
             calls += 1
             first_sent_at = first_sent_at or call.sent_at
             totals = Totals(calls=1, retries=int(calls > 1))
@@ -181,7 +178,7 @@ class Teacher:
                 waited = asyncio.get_running_loop().time() - first_sent_at
                 reply = Reply(key, sent.status, sent.text, attempts + 1, waited, most_tokens)
                 answer = read_answer(reply)
-                self._count(outcome, call, answer, sent, size)
+                self._count(outcome, call, answer, sent)
                 if sent.may_be_paid and self._keep is not None:
                     await self._keep(reply)
             except DistillError as error:
@@ -203,9 +200,7 @@ class Teacher:
             if waited > _MAX_WAIT_SECONDS:
                 return reply
 
-    def _count(
-        self, outcome: Outcome, call: Call, answer: Answer, sent: "_Sent", size: int
-    ) -> None:
+    def _count(self, outcome: Outcome, call: Call, answer: Answer, sent: "_Sent") -> None:
         """What the quota needs to know of a call."""
         totals, status = outcome.totals, sent.status
         outcome.headers = sent.headers
@@ -220,7 +215,6 @@ class Teacher:
             outcome.used_tokens = 0.0  # refused, or never sent: nothing was used
         if answer.prompt_tokens:
             outcome.used_tokens = answer.prompt_tokens + answer.completion_tokens
-            self._tokens.learn(size, answer.prompt_tokens, answer.completion_tokens)
             if self._price:
                 totals.cost_usd = self._price.cost(
                     answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens
@@ -299,24 +293,6 @@ class _Sent:
     def may_be_paid(self) -> bool:
         """Whether the teacher may have answered, also where no answer, or half of one, arrived."""
         return self.was_sent and self.status in (0, 200)
-
-
-class _TokenEstimate:
-    """Guesses the tokens of a call by its characters; learns from every answer."""
-
-    def __init__(self) -> None:
-        self._tokens_per_character = 1 / _CHARACTERS_PER_TOKEN
-        self._completion_tokens = 0.0
-        self._seen = 0
-
-    def guess(self, characters: int) -> float:
-        return characters * self._tokens_per_character + self._completion_tokens
-
-    def learn(self, characters: int, prompt_tokens: int, completion_tokens: int) -> None:
-        self._seen = min(self._seen + 1, 100)
-        rate = prompt_tokens / max(characters, 1)
-        self._tokens_per_character += (rate - self._tokens_per_character) / self._seen
-        self._completion_tokens += (completion_tokens - self._completion_tokens) / self._seen
 
 
 def count_characters(body: dict[str, Any]) -> int:

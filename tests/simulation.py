@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from common.leases import Call, Leases, Outcome
-from common.quota import Headers, Lease, Quota, Report, Totals
+from common.quota import Headers, Lease, Quota, Report, TokenEstimate, Totals
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ def make_quota(*limits: float | None, **values: Any) -> Quota:
     return Quota(*limits, **values, clock=asyncio.get_running_loop().time)
 
 
-def join(quota: Quota, distance: float = 0.0) -> Leases:
+def join(quota: Quota, distance: float = 0.0, per_character: float = 1.0) -> Leases:
     """A worker whose messages to the quota take `distance` seconds, there and back."""
 
     async def renew(name: str, report: Report) -> Lease:
@@ -61,7 +61,7 @@ def join(quota: Quota, distance: float = 0.0) -> Leases:
         await asyncio.sleep(distance / 2)
         return lease
 
-    return Leases(renew)
+    return Leases(renew, estimate=TokenEstimate(per_character))
 
 
 class Bucket:
@@ -139,7 +139,7 @@ class Server:
         await asyncio.sleep(self.latency * self.random.uniform(0.8, 1.2))
         self.in_flight -= 1
         self.answered += 1
-        return Outcome(Totals(calls=1, answered=1), tokens, headers)
+        return Outcome(Totals(calls=1, answered=1, prompt_tokens=round(tokens)), tokens, headers)
 
     def tell(self) -> Headers | None:
         """Its headers."""
@@ -193,10 +193,14 @@ async def work(
     workers: int = 2,
     distance: float = 0.002,
     concurrency: int = 64,
+    per_character: float = 1.0,
 ) -> Result:
-    """A whole job: `told` are the limits (requests, tokens) that its settings say."""
+    """A whole job: `told` are the limits (requests, tokens) that its settings say.
+
+    A call has 100 characters and uses 100 tokens on average: `per_character` is its first guess.
+    """
     quota = make_quota(*told, max_concurrency=concurrency, sends_scout=True)
-    members = [join(quota, distance) for _ in range(workers)]
+    members = [join(quota, distance, per_character) for _ in range(workers)]
     begun = now()
     await asyncio.gather(*(send(members[i % workers], server) for i in range(calls)))
     seconds = now() - begun

@@ -116,6 +116,16 @@ def test_estimates_need_not_be_known_when_the_answers_are_slow():
     assert result.throttled <= 0.005
 
 
+@pytest.mark.parametrize("headers", [True, False])
+@pytest.mark.parametrize("per_character", [0.3, 3.0])
+def test_a_wrong_guess_of_the_tokens_is_mended_by_the_first_answer(headers, per_character):
+    """Also for the calls that wait already, and for workers that have no answer of their own."""
+    server = Server(tokens=Bucket(120_000, burst=2_000), headers=headers)
+    result = run(work(server, None, 120_000, calls=1200, workers=4, per_character=per_character))
+    assert result.ratio < 1.03
+    assert result.throttled <= 0.002
+
+
 @pytest.mark.parametrize("allowed", [Bucket(RATE, burst=RATE), Window(RATE)])
 def test_a_burst_that_headers_announce_is_used(allowed):
     result = run(work(Server(allowed), RATE, calls=2400))
