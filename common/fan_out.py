@@ -11,7 +11,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
 import pyarrow as pa
@@ -28,11 +27,11 @@ from common.quota import Lease, Quota, Report, Snapshot, Totals
 from common.records import EXAMPLE_SCHEMA, Example, make_label_table
 from common.replies import Reply
 from common.settings import Settings
+from common.signals import STOP_SIGNALS, noting_signals
 from common.storage import RunStorage
 from common.tasks import Task
 
 _BLOCK_ROWS = 256
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _POLL_SECONDS = 0.25
 _OWNER_SILENCE_SECONDS = 5.0
 """A driver that is not heard of for so long is dead; calls without it would be lost on the next."""
@@ -60,8 +59,8 @@ def label_on_ray(
     Raises:
         DistillError: as an actor met it; or the run is no longer the lock's.
     """
-    with _noting_signals() as check_signals:
-        return _label(settings, task, url, examples, known, quota, lock, watch, check_signals)
+    with noting_signals() as signals:
+        return _label(settings, task, url, examples, known, quota, lock, watch, signals.check)
 
 
 def _label(
@@ -279,37 +278,9 @@ class LabelActor:
 
 
 @contextlib.contextmanager
-def _noting_signals() -> Iterator[Callable[[], None]]:
-    """SIGTERM and SIGINT are noted meanwhile, and raised by what this gives, and at the end.
-
-    What a handler raises within Ray's compiled code becomes a SystemError, or is lost.
-    """
-    noted: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        del frame
-        if noted:  # the second ends the process at once
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        noted.append(number)
-
-    def check() -> None:
-        if noted:
-            raise StoppedError(noted[0])
-
-    handlers = {number: signal.signal(number, note) for number in _STOP_SIGNALS}
-    try:
-        yield check
-        check()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
 def _keeping_handlers() -> Iterator[None]:
     """Ray sets signal handlers as it starts, which end the process in ways of their own."""
-    handlers = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     utils = ray._private.utils
     set_handler, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
     try:

@@ -30,6 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     # The published reference experiment. Its number of epochs was not published.
     "reference": {
+        "held_out": 0,
         "lora_rank": 8,
         "lora_alpha": 8,
         "lora_dropout": 0.1,
@@ -40,6 +41,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 8,
         "max_grad_norm": 0.3,
     },
+    # For a GPU with little memory: activations are computed twice instead of kept.
+    "lean": {"gradient_checkpointing": True},
     # For the built-in student: 2 M parameters learn at a far higher rate than 1 B do.
     "builtin": {"learning_rate": 3e-3, "epochs": 4, "batch_size": 16},
 }
@@ -193,7 +196,7 @@ class StudentSettings(Section):
 class TrainSettings(Section):
     """The train job. A preset sets the fields below it; any of them can be set on top."""
 
-    preset: Literal["default", "reference", "builtin"] = Field(
+    preset: Literal["default", "reference", "lean", "builtin"] = Field(
         "default", description="`builtin` is taken by itself for the built-in student."
     )
     epochs: float = Field(3, gt=0, allow_inf_nan=False, description="Passes over the labels.")
@@ -211,13 +214,39 @@ class TrainSettings(Section):
         min_length=1,
         description="Modules that LoRA adapts, by comma; `all-linear`: all.",
     )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations twice instead of keeping them: slower, less memory."
+    )
+    held_out: int = Field(
+        200,
+        ge=0,
+        description="Labels kept from training, to choose the checkpoint by; at most a tenth.",
+    )
+    evaluations: int = Field(
+        6, ge=1, description="Times that agreement on those is measured, at equal distances."
+    )
+    patience: int = Field(
+        3, ge=0, description="Evaluations without a gain after which training ends; 0: never."
+    )
+    checkpoint_seconds: float = Field(
+        300, gt=0, description="Seconds from one checkpoint to the next, beside the evaluations'."
+    )
+    report_to: Annotated[list[str], NoDecode] = Field(
+        [],
+        description="Trackers of the Trainer to report to, by comma: tensorboard, mlflow, wandb …; "
+        "their packages must be installed.",
+    )
+    merge: bool = Field(False, description="Also write the student with the adapter merged in.")
+    push_to: str | None = Field(
+        None, description="Hub repository to publish the adapter in, as HF_TOKEN allows."
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
         return PRESETS.get(str(given.get("preset", "default")), {}) | given
 
-    @field_validator("target_modules", mode="before")
+    @field_validator("target_modules", "report_to", mode="before")
     @classmethod
     def _split_names(cls, names: str | list[str]) -> list[str]:
         return (

@@ -1,92 +1,291 @@
-"""The trainer: TRL's, around the quantised student with a LoRA adapter."""
+"""The trainer: TRL's, around the quantised student with a LoRA adapter.
+
+What is done otherwise than by TRL, and why:
+
+* Logits are made of the label's tokens only (TRL's fused head does so on GPUs alone), and nothing
+  is read back from the GPU between two log lines.
+* LoRA's weights stay fp32. TRL makes them bf16 under a quantised base, where small updates vanish,
+  and a resumed training goes another way.
+* The order of the batches is planned ahead, so that a resumed training goes on with the very next.
+"""
 
 import logging
+import math
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from common.batches import IGNORED, LabelCollator, plan_batches
+from common.checkpoints import Checkpoints
 from common.errors import SettingsError
-from common.settings import Settings
+from common.settings import Settings, TrainSettings
+from common.signals import NotedSignals
 from common.student import find_student, load_student
+
+_LOG_UPDATES = 10
+_LINE_SECONDS = 10.0
+
+Measure = Callable[[Any], dict[str, float]]
+"""Measures a model: its `agreement` with the teacher, and its `loss`."""
 
 log = logging.getLogger(__name__)
 
 
+class LabelTrainer(SFTTrainer):  # type: ignore[misc]
+    """Trains on a plan of batches; see the module."""
+
+    def __init__(
+        self, plan: Sequence[list[int]], measure: Measure | None, **arguments: Any
+    ) -> None:
+        """`measure` is called at each evaluation; without it there is none."""
+        super().__init__(**arguments)
+        self._plan, self.measure = plan, measure
+        self._is_finite: torch.Tensor | None = None
+        self._tokens = 0
+        self._logged = time.monotonic()
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The planned batches: one epoch of the trainer's is the whole training."""
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self._plan,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.device.type == "cuda",
+        )
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Cross-entropy of the labels' tokens, as a mean over those of the update."""
+        assert not return_outputs
+        labels = inputs.pop("labels")
+        logits = model(**inputs, use_cache=False).logits[:, :-1]
+        learned = labels != IGNORED
+        total = cross_entropy(logits[learned].float(), labels[learned], reduction="sum")
+        loss = total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
+        self._tokens += inputs["input_ids"].numel()
+        self.note(loss)
+        return loss
+
+    def note(self, loss: torch.Tensor) -> None:
+        """Remembers, on the device, whether every loss was a finite number."""
+        finite = torch.isfinite(loss.detach())
+        self._is_finite = finite if self._is_finite is None else self._is_finite & finite
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measures the model as it is."""
+        assert self.measure is not None
+        metrics = {f"eval_{name}": value for name, value in self.measure(self.model).items()}
+        self._logged = time.monotonic()
+        self._tokens = 0
+        SFTTrainer.log(self, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds speed and memory to what is logged."""
+        if "loss" in logs:
+            seconds = max(time.monotonic() - self._logged, 1e-9)
+            logs["tokens_per_second"] = round(self._tokens / seconds, 1)
+            if self.args.device.type == "cuda":
+                logs["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
+            self._logged, self._tokens = time.monotonic(), 0
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The adapter alone: else the hub is asked whether the embeddings are to be saved, too."""
+        del state_dict
+        self.model.save_pretrained(output_dir, save_embedding_layers=False)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        Trainer._save_checkpoint(self, model, trial)  # without TRL's model card
+
+    def check_finite(self) -> None:
+        """Raises a SettingsError if a loss, or a weight, is no number any more."""
+        trained = (p for p in self.model.parameters() if p.requires_grad)
+        is_finite = self._is_finite is None or bool(self._is_finite)
+        if not is_finite or not all(bool(torch.isfinite(p).all()) for p in trained):
+            raise SettingsError(
+                f"the loss is no finite number any more, before update {self.state.global_step}; "
+                f"lower DISTILL_TRAIN__LEARNING_RATE (now {self.args.learning_rate:g}) or "
+                f"DISTILL_TRAIN__MAX_GRAD_NORM (now {self.args.max_grad_norm:g}), delete the run's "
+                "folder checkpoints, and run again"
+            )
+
+
 def make_trainer(
-    settings: Settings, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, folder: str
-) -> SFTTrainer:
-    """TRL's trainer around the quantised student with a fresh adapter."""
+    settings: Settings,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset,
+    folder: Path,
+    measure: Measure | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> LabelTrainer:
+    """The trainer around the quantised student with a fresh adapter; it works in `folder`."""
     train = settings.train
-    names = train.target_modules
-    lora = LoraConfig(
-        r=train.lora_rank,
-        lora_alpha=train.lora_alpha,
-        lora_dropout=train.lora_dropout,
-        target_modules="all-linear" if names == ["all-linear"] else names,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        model = get_peft_model(load_student(settings), lora)
-    except ValueError as error:
-        raise SettingsError(f"DISTILL_TRAIN__TARGET_MODULES={','.join(names)!r}: {error}") from None
+    lengths = [len(ids) for ids in dataset["input_ids"]]
     on_gpu = torch.cuda.is_available()
-    trainer = SFTTrainer(
-        model=model,
+    trainer = LabelTrainer(
+        plan_batches(lengths, train.batch_size, train.epochs, train.seed),
+        measure,
+        model=add_adapter(settings, load_student(settings)),
         args=SFTConfig(
-            output_dir=folder,
-            num_train_epochs=train.epochs,
+            output_dir=str(folder),
+            num_train_epochs=1,  # the plan has them all
             per_device_train_batch_size=train.batch_size,
             learning_rate=train.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=train.warmup_steps,
             weight_decay=train.weight_decay,
             max_grad_norm=train.max_grad_norm,
-            optim="adamw_torch",
+            optim="adamw_torch_fused" if on_gpu else "adamw_torch",
             seed=train.seed,
             use_cpu=not on_gpu,
             bf16=on_gpu and torch.cuda.is_bf16_supported(),
-            activation_checkpointing=False,
-            train_sampling_strategy="group_by_length",
+            gradient_checkpointing=train.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
             max_length=None,
             dataset_kwargs={"skip_prepare_dataset": True},
-            logging_steps=10,
-            save_strategy="no",
-            report_to="none",
+            remove_unused_columns=False,
+            logging_steps=_LOG_UPDATES,
+            logging_nan_inf_filter=False,
+            save_strategy="no",  # see _Schedule
+            report_to=train.report_to or "none",
             disable_tqdm=True,
         ),
         train_dataset=dataset,
+        data_collator=LabelCollator(tokenizer.pad_token_id),
         processing_class=tokenizer,
-        callbacks=[_ProgressLine()],
+        callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
-            # SFTTrainer made them bf16, where small updates vanish.
             parameter.data = parameter.data.float()
     trainer.model.peft_config["default"].base_model_name_or_path = _portable_name(settings)
     return trainer
+
+
+def add_adapter(settings: Settings, student: Any) -> PeftModel:
+    """The student with a fresh adapter.
+
+    Raises:
+        SettingsError: it has no such modules.
+    """
+    try:
+        return get_peft_model(student, make_lora(settings.train))
+    except ValueError as error:
+        names = ",".join(settings.train.target_modules)
+        raise SettingsError(f"DISTILL_TRAIN__TARGET_MODULES={names!r}: {error}") from None
+
+
+def make_lora(train: TrainSettings) -> LoraConfig:
+    """LoRA as the settings have it."""
+    names = train.target_modules
+    return LoraConfig(
+        r=train.lora_rank,
+        lora_alpha=train.lora_alpha,
+        lora_dropout=train.lora_dropout,
+        target_modules="all-linear" if names == ["all-linear"] else names,
+        task_type="CAUSAL_LM",
+    )
+
+
+class Schedule(TrainerCallback):
+    """Says when to evaluate, to save and to stop; prints a line now and then."""
+
+    def __init__(
+        self,
+        train: TrainSettings,
+        checkpoints: Checkpoints,
+        signals: NotedSignals,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """When one of `signals` has come, what is done is saved, and the training ends."""
+        self._train, self._checkpoints = train, checkpoints
+        self._signals, self._clock = signals, clock
+        self._saved_at = self._said_at = clock()
+        self.trainer: LabelTrainer | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Evaluates at equal distances and at the end, and saves then, and after some time."""
+        assert self.trainer is not None
+        if self._signals.are_there:
+            control.should_save = control.should_training_stop = True
+        evaluations = list_evaluations(self._train, state.max_steps)
+        if self.trainer.measure and state.global_step in evaluations:
+            control.should_evaluate = control.should_save = True
+        is_late = self._clock() - self._saved_at >= self._train.checkpoint_seconds
+        if is_late or state.global_step >= state.max_steps:
+            control.should_save = True
+        if control.should_save or state.global_step % _LOG_UPDATES == 0:
+            self.trainer.check_finite()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ends a training that has not become better for long enough."""
+        measured = [entry["step"] for entry in state.log_history if "eval_agreement" in entry]
+        since_best = len(measured) - 1 - measured.index(find_best(state.log_history))
+        if self._train.patience and since_best >= self._train.patience:
+            log.info("train: no gain in %d evaluations, that is enough", since_best)
+            control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Copies the checkpoint to the run's storage."""
+        update = state.global_step
+        folder = Path(args.output_dir) / f"checkpoint-{update}"
+        self._checkpoints.save(folder, update, find_best(state.log_history) or update)
+        self._saved_at = self._clock()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Prints what was logged, if it is time to."""
+        entry = logs or {}
+        is_evaluation = "eval_agreement" in entry
+        is_soon = self._clock() - self._said_at < _LINE_SECONDS
+        if not is_evaluation and ("loss" not in entry or is_soon):
+            return
+        if not is_evaluation:
+            self._said_at = self._clock()
+        names = ("loss", "learning_rate", "tokens_per_second", "eval_agreement", "eval_loss")
+        figures = {name: entry[name] for name in names if name in entry}
+        line = ", ".join(f"{n.replace('_', ' ')} {v:.3g}" for n, v in figures.items())
+        log.info(
+            "train: update %d of %d, %s",
+            state.global_step,
+            state.max_steps,
+            line,
+            extra={"figures": {"update": state.global_step, "of": state.max_steps, **figures}},
+        )
+
+
+def list_evaluations(train: TrainSettings, updates: int) -> list[int]:
+    """The updates after which is evaluated: at equal distances, the last one among them."""
+    count = min(train.evaluations, updates)
+    return sorted({math.ceil(updates * (i + 1) / count) for i in range(count)})
+
+
+def find_best(history: Sequence[dict[str, Any]]) -> int:
+    """The update with the highest agreement; of equal ones that with the lowest loss; 0 if none."""
+    measured = [entry for entry in history if "eval_agreement" in entry]
+    best = max(measured, key=lambda e: (e["eval_agreement"], -e["eval_loss"]), default={"step": 0})
+    return int(best["step"])
 
 
 def _portable_name(settings: Settings) -> str:
     path = Path(find_student(settings))
     root = Path(__file__).parent.parent
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
-
-
-class _ProgressLine(TrainerCallback):
-    """Logs loss, learning rate and progress in one line."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs and state.global_step % 50 == 0:
-            log.info(
-                "train: update %d of %d, loss %.3f, learning rate %.1e",
-                state.global_step,
-                state.max_steps,
-                float(logs["loss"]),
-                float(logs["learning_rate"]),
-            )

@@ -4,6 +4,7 @@ Reads metrics, predictions and manifests of a run; writes <root>/<run>/report.ht
 that needs no network.
 """
 
+import json
 import logging
 from typing import Any
 
@@ -51,8 +52,9 @@ def main(settings: Settings) -> None:
 
 
 def _read_history(storage: RunStorage) -> list[dict[str, Any]]:
-    name = "adapter/history.json"
-    return list(storage.read_json(name)) if storage.exists(name) else []
+    name = "adapter/history.jsonl"
+    lines = storage.read_bytes(name).splitlines() if storage.exists(name) else []
+    return [json.loads(line) for line in lines]
 
 
 if __name__ == "__main__":

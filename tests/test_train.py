@@ -1,18 +1,33 @@
+import json
 import shutil
+import signal
+import time
+from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from commands import run_job
-from common.errors import InputError
+from commands import run_job, start_job
+from common.agreement import hold_out, make_measure
+from common.checkpoints import Checkpoints
+from common.errors import InputError, SettingsError
 from common.manifest import read_manifest, write_manifest
 from common.records import LabelRow, hash_text, make_label_table
 from common.storage import RunStorage
-from common.student import find_student, load_tokenizer
+from common.student import (
+    encode_example,
+    encode_prompt,
+    find_student,
+    generate,
+    load_student,
+    load_tokenizer,
+)
 from common.tasks import load_task
-from common.training import make_trainer
-from jobs.train import encode_labels, main, read_labels
+from common.training import LabelTrainer, Schedule, make_lora, make_trainer
+from jobs.train import HISTORY_FILE, encode_labels, main, read_labels
 
 
 def write_labels(settings, pairs, status="ok"):
@@ -25,25 +40,49 @@ def write_labels(settings, pairs, status="ok"):
     return storage
 
 
-PAIRS = [(f"the {i} dog sleep", f"The {i} dogs sleep.") for i in range(12)]
+PAIRS = [(f"the {i} dog sleep", f"The {i} dogs sleep.") for i in range(24)]
 
 
 @pytest.fixture
 def tiny(settings):
-    return settings(STUDENT__MODEL="builtin", TRAIN__EPOCHS="1", TRAIN__BATCH_SIZE="4")
+    return settings(
+        STUDENT__MODEL="builtin",
+        TRAIN__EPOCHS=2,
+        TRAIN__BATCH_SIZE=4,
+        TRAIN__EVALUATIONS=3,
+        EVALUATE__BATCH_TOKENS=4096,
+    )
+
+
+def make(settings, pairs=PAIRS):
+    """A trainer on pairs, and its tokenizer."""
+    tokenizer = load_tokenizer(settings)
+    dataset, _ = encode_labels(settings, load_task("gec"), tokenizer, pairs)
+    return make_trainer(settings, tokenizer, dataset, Path("trainer")), tokenizer
+
+
+def read_adapter(storage):
+    return load_file(storage.path("adapter/adapter_model.safetensors"))
 
 
 def test_an_adapter_is_trained_and_a_rerun_leaves_it(tiny, caplog):
     storage = write_labels(tiny, PAIRS)
     main(tiny)
     manifest = read_manifest(storage, "adapter")
-    assert manifest["counts"] == {"labels": 12, "dropped_too_long": 0}
-    assert manifest["summary"]["updates"] == 3
+    assert manifest["counts"] == {"labels": 22, "held_out": 2, "dropped_too_long": 0}
+    assert manifest["summary"]["updates"] == 12
     assert {"adapter/adapter_model.safetensors", "adapter/tokenizer.json"} <= set(manifest["files"])
-    weights = load_file(storage.path("adapter/adapter_model.safetensors"))
+    weights = read_adapter(storage)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     learned = [tensor.abs().max() for name, tensor in weights.items() if "lora_B" in name]
     assert all(value > 0 for value in learned)
+    history = [json.loads(line) for line in storage.read_bytes(HISTORY_FILE).splitlines()]
+    assert [entry["step"] for entry in history if "eval_agreement" in entry] == [4, 8, 12]
+    assert all(entry["eval_loss"] > 0 for entry in history if "eval_agreement" in entry)
+    (entry,) = [entry for entry in history if "loss" in entry]
+    assert {"learning_rate", "grad_norm", "tokens_per_second"} <= entry.keys()
+    assert "# gec: builtin, distilled from" in storage.read_bytes("adapter/README.md").decode()
+    assert storage.list_files("checkpoints") == []
     finished_at = manifest["finished_at"]
     caplog.set_level("INFO")
     main(tiny)
@@ -58,14 +97,103 @@ def test_the_same_seed_gives_the_same_adapter_and_another_setting_is_an_error(ti
     with pytest.raises(InputError, match=r"train\.seed was 0 and is 1"):
         main(settings(TRAIN__SEED="1"))
     shutil.rmtree(storage.path("adapter"))
-    main(tiny)  # torch's and Python's random states are other ones now
+    main(settings(TRAIN__SEED="0", TRAIN__GRADIENT_CHECKPOINTING="true"))  # torch's state differs
     assert storage.read_bytes("adapter/adapter_model.safetensors") == first
 
 
+class Crash(BaseException):
+    """What no handler expects."""
+
+
+@pytest.mark.parametrize("update", [1, 3, 4, 5, 9, 12])
+def test_a_training_that_is_cut_off_goes_on_to_the_same_weights(
+    tiny, settings, tmp_path, monkeypatch, update
+):
+    own = settings(TRAIN__CHECKPOINT_SECONDS=1e-9)  # after each update
+    main(settings(RUN="whole") if write_labels(settings(RUN="whole"), PAIRS) else own)
+    whole = read_adapter(RunStorage(settings(RUN="whole")))
+    cut = settings(RUN="cut")
+    storage = write_labels(cut, PAIRS)
+    compute_loss, calls = LabelTrainer.compute_loss, []
+
+    def crash(self, *arguments, **values):
+        calls.append(self.state.global_step)
+        if len(calls) == update:
+            raise Crash
+        return compute_loss(self, *arguments, **values)
+
+    monkeypatch.setattr(LabelTrainer, "compute_loss", crash)
+    with pytest.raises(Crash):
+        main(cut)
+    assert not storage.exists("adapter/manifest.json")
+    torch.rand(7)  # the new process has other random numbers
+    main(cut)
+    assert calls.count(update - 1) == 2
+    assert len(calls) == 13  # no other update was made twice
+    again = read_adapter(storage)
+    assert again.keys() == whole.keys()
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_a_killed_training_goes_on_from_storage_on_another_machine(tmp_path, bucket, settings):
+    """SIGTERM first, then kill -9, each with an empty disk after it."""
+    variables = {
+        "STUDENT__MODEL": "builtin",
+        "TRAIN__EPOCHS": 20,
+        "TRAIN__BATCH_SIZE": 4,
+        "TRAIN__CHECKPOINT_SECONDS": 0.5,
+        "TRAIN__PATIENCE": 0,
+    }
+    roots = {"whole": tmp_path / "runs", "cut": f"{bucket}/runs"}
+    storages = {
+        run: write_labels(settings(RUN=run, STORAGE__ROOT=root, **variables), PAIRS)
+        for run, root in roots.items()
+    }
+    done = run_job("train", tmp_path, RUN="whole", STORAGE__ROOT=roots["whole"], **variables)
+    assert done.returncode == 0, done.stderr
+    storage = storages["cut"]
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
+        before = len(storage.list_files("checkpoints"))
+        with start_job(
+            "train", tmp_path, RUN="cut", STORAGE__ROOT=roots["cut"], **variables
+        ) as job:
+            while not has_newer_checkpoint(storage, before):
+                assert job.poll() is None, job.communicate()
+                time.sleep(0.05)
+            job.send_signal(number)
+            _, errors = job.communicate(timeout=60)
+            assert job.returncode == code, errors
+            assert "Traceback" not in errors
+    last = run_job("train", tmp_path, RUN="cut", STORAGE__ROOT=roots["cut"], **variables)
+    assert last.returncode == 0, last.stderr
+    assert "going on after update" in last.stderr
+    name = "adapter/adapter_model.safetensors"
+    assert storage.read_bytes(name) == storages["whole"].read_bytes(name)
+
+
+def has_newer_checkpoint(storage, before):
+    return len(storage.list_files("checkpoints")) > before
+
+
+def test_a_half_written_checkpoint_does_not_count(tiny):
+    checkpoints = Checkpoints(RunStorage(tiny), {"a": 1})
+    folder = Path("local")
+    folder.mkdir()
+    (folder / "weights").write_text("1")
+    checkpoints.save(folder, 5, 5)
+    RunStorage(tiny).write_bytes("checkpoints/00000009/weights", b"half")
+    assert checkpoints.list_updates() == [5]
+    checkpoints.save(folder, 10, 5)
+    checkpoints.save(folder, 15, 10)
+    assert checkpoints.list_updates() == [10, 15]
+    with pytest.raises(InputError, match=r"checkpoints was made from something else: a was 1"):
+        Checkpoints(RunStorage(tiny), {"a": 2}).load(15, Path("other"))
+    checkpoints.remove_all()
+    assert RunStorage(tiny).list_files("checkpoints") == []
+
+
 def test_lora_weights_stay_in_full_precision_and_nothing_else_is_trained(tiny):
-    tokenizer = load_tokenizer(tiny)
-    dataset, _ = encode_labels(tiny, load_task("gec"), tokenizer, PAIRS)
-    trainer = make_trainer(tiny, tokenizer, dataset, "trainer")
+    trainer, _ = make(tiny)
     trained = {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert all("lora_" in name for name in trained)
     assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
@@ -77,27 +205,203 @@ def test_over_long_rows_are_dropped_and_never_cut(tiny):
     tokenizer = load_tokenizer(tiny)
     long = ("word " * 600, "label")
     dataset, dropped = encode_labels(tiny, load_task("gec"), tokenizer, [*PAIRS, long])
-    assert (len(dataset), dropped) == (12, 1)
+    assert (len(dataset), dropped) == (24, 1)
     assert all(row["input_ids"][-1] == tokenizer.eos_token_id for row in dataset)
     with pytest.raises(InputError, match="DISTILL_STUDENT__MAX_TOKENS=512"):
         encode_labels(tiny, load_task("gec"), tokenizer, [long])
 
 
 def test_the_batch_keeps_prompts_and_padding_out_of_the_loss(tiny):
-    tokenizer = load_tokenizer(tiny)
-    dataset, _ = encode_labels(
-        tiny, load_task("gec"), tokenizer, [("a", "b"), ("a " * 9, "b " * 9)]
-    )
-    trainer = make_trainer(tiny, tokenizer, dataset, "trainer")
+    trainer, tokenizer = make(tiny, [("a", "b"), ("a " * 9, "b " * 9)])
     batch = next(iter(trainer.get_train_dataloader()))
     texts = [tokenizer.decode(row[row != -100]) for row in batch["labels"]]
     assert sorted(texts) == ["b " * 9 + "</s>", "b</s>"]
-    assert batch["attention_mask"].sum() == sum(len(row["input_ids"]) for row in dataset)
+    assert batch["attention_mask"].sum() == sum(
+        len(row["input_ids"]) for row in trainer.train_dataset
+    )
+
+
+def test_the_loss_is_that_of_a_model_that_is_given_the_labels(tiny):
+    """As transformers computes it, with all logits, and one row at a time."""
+    trainer, _ = make(tiny, [("a", "b c d"), ("a " * 9, "b " * 9), ("Où est", "Où est-il ?")])
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer.model.eval()
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+        total = count = 0
+        for row in trainer.train_dataset:
+            ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+            learned = int((labels != -100).sum())
+            total += trainer.model(input_ids=ids, labels=labels).loss * learned
+            count += learned
+    torch.testing.assert_close(loss, total / count)
+
+
+def test_the_checkpoint_with_the_highest_agreement_is_chosen(tiny, settings, monkeypatch):
+    agreements = iter([0.2, 0.6, 0.6])
+    losses = iter([1.0, 2.0, 3.0])
+
+    def measure(model):
+        return {"agreement": next(agreements), "loss": next(losses)}
+
+    monkeypatch.setattr("jobs.train.make_measure", lambda *arguments: measure)
+    storage = write_labels(tiny, PAIRS)
+    saved = {}
+    on_save = Schedule.on_save
+
+    def note(self, args, state, control, **values):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        saved[state.global_step] = load_file(folder / "adapter_model.safetensors")
+        on_save(self, args, state, control, **values)
+
+    monkeypatch.setattr(Schedule, "on_save", note)
+    main(tiny)
+    summary = read_manifest(storage, "adapter")["summary"]
+    assert (summary["best_update"], summary["agreement"]) == (8, 0.6)
+    weights = read_adapter(storage)
+    assert all(torch.equal(weights[name], saved[8][name]) for name in weights)
+
+
+def test_a_training_without_a_gain_ends_early(settings, monkeypatch):
+    own = settings(
+        STUDENT__MODEL="builtin", TRAIN__EPOCHS=4, TRAIN__BATCH_SIZE=4, TRAIN__PATIENCE=2
+    )
+    measured = iter([0.1, 0.5, 0.4, 0.5, 0.9, 0.9])
+    monkeypatch.setattr(
+        "jobs.train.make_measure",
+        lambda *arguments: lambda model: {"agreement": next(measured), "loss": 1.0},
+    )
+    storage = write_labels(own, PAIRS)
+    main(own)
+    assert read_manifest(storage, "adapter")["summary"]["updates"] == 16
+    assert read_manifest(storage, "adapter")["summary"]["best_update"] == 8
+
+
+def test_agreement_is_the_share_of_labels_that_the_student_gives_exactly(tiny):
+    tokenizer, task = load_tokenizer(tiny), load_task("gec")
+    model = load_student(tiny)
+    texts = ["The old man sees a book.", "Le chat dort."]
+    prompts = [encode_prompt(tokenizer, task, text) for text in texts]
+    answers = [
+        r.text for r in generate(model, tokenizer, prompts, max_new_tokens=60, batch_tokens=4096)
+    ]
+    pairs = list(zip(texts, [answers[0], answers[1] + "x"], strict=True))
+    measured = make_measure(tiny, task, tokenizer, pairs)(model)
+    assert measured["agreement"] == 0.5
+    rows = [encode_example(tokenizer, task, *pair) for pair in pairs]
+    total = count = 0
+    with torch.no_grad():
+        for row in rows:
+            labels = torch.tensor([row["labels"]])
+            learned = int((labels != -100).sum())
+            ids = torch.tensor([row["input_ids"]])
+            total += float(model(input_ids=ids, labels=labels).loss) * learned
+            count += learned
+    assert measured["loss"] == pytest.approx(total / count, rel=1e-4)
+
+
+def test_labels_are_held_out_by_their_texts_alone():
+    kept, held_out = hold_out(PAIRS, 200)
+    assert (len(kept), len(held_out)) == (22, 2)
+    assert sorted(kept + held_out) == sorted(PAIRS)
+    assert hold_out(PAIRS[::-1], 200)[1] == held_out[::-1]
+    assert hold_out(PAIRS, 1)[1][0] in held_out
+    assert hold_out(PAIRS[:9], 200) == (PAIRS[:9], [])
+
+
+@pytest.mark.parametrize("count", [1, 9])
+def test_few_labels_are_learned_without_a_choice(tiny, count):
+    storage = write_labels(tiny, PAIRS[:count])
+    main(tiny)
+    manifest = read_manifest(storage, "adapter")
+    assert manifest["counts"]["held_out"] == 0
+    assert manifest["summary"]["agreement"] is None
+
+
+def test_a_loss_that_is_no_number_stops_the_job_and_keeps_the_last_checkpoint(
+    tiny, settings, monkeypatch
+):
+    own = settings(TRAIN__CHECKPOINT_SECONDS=1e-9)
+    storage = write_labels(own, PAIRS)
+    compute_loss = LabelTrainer.compute_loss
+
+    def spoil(self, model, inputs, **values):
+        loss = compute_loss(self, model, inputs, **values)
+        if self.state.global_step == 5:
+            loss = loss * float("nan")
+            self.note(loss)
+        return loss
+
+    monkeypatch.setattr(LabelTrainer, "compute_loss", spoil)
+    with pytest.raises(SettingsError, match=r"before update 6; lower DISTILL_TRAIN__LEARNING_RATE"):
+        main(own)
+    assert Checkpoints(storage, {}).list_updates()[-1] == 5
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_too_little_memory_names_the_settings_to_lower(tiny, monkeypatch, error):
+    write_labels(tiny, PAIRS)
+
+    def fail(self, *arguments, **values):
+        raise error
+
+    monkeypatch.setattr(LabelTrainer, "compute_loss", fail)
+    with pytest.raises(SettingsError, match=r"memory.*DISTILL_TRAIN__BATCH_SIZE \(now 4\)"):
+        main(tiny)
+
+
+def test_another_runtime_error_is_not_taken_for_it(tiny, monkeypatch):
+    write_labels(tiny, PAIRS)
+
+    def fail(self, *arguments, **values):
+        raise RuntimeError("a shape is wrong")
+
+    monkeypatch.setattr(LabelTrainer, "compute_loss", fail)
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        main(tiny)
+
+
+def test_a_merged_student_answers_as_the_adapter_does(tiny, settings):
+    storage = write_labels(tiny, PAIRS)
+    main(tiny)
+    main(settings(TRAIN__MERGE="true"))  # later, on the adapter that is there
+    manifest = read_manifest(storage, "merged")
+    assert manifest["summary"] == {"compared_prompts": 24, "equal_answers": 24}
+    merged = AutoModelForCausalLM.from_pretrained(storage.path("merged"))
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    base = AutoModelForCausalLM.from_pretrained(find_student(tiny))
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not torch.equal(merged.get_parameter(name), base.get_parameter(name))
+    assert AutoTokenizer.from_pretrained(storage.path("merged")).chat_template
+
+
+def test_the_reference_preset_has_the_published_size(settings, tmp_path):
+    """TinyLlama-1.1B's configuration: 1.13 M trainable parameters, a 4.5 MB adapter."""
+    config = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=2_048,
+        intermediate_size=5_632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+        adapted = get_peft_model(model, make_lora(settings(TRAIN__PRESET="reference").train))
+    trained = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert trained == 1_126_400
+    assert trained * 4 == pytest.approx(4.5e6, rel=0.01)
 
 
 def test_only_ok_labels_are_learned(tiny):
     storage = write_labels(tiny, PAIRS, status="filtered")
-    with pytest.raises(InputError, match="none of its 12 rows has status ok"):
+    with pytest.raises(InputError, match="none of its 24 rows has status ok"):
         read_labels(storage, ["labels/part-00000.parquet"])
 
 
@@ -113,6 +417,5 @@ def test_a_student_in_a_folder_without_a_chat_template_learns_too(tiny, settings
     own = settings(STUDENT__MODEL=str(tmp_path / "student"), TRAIN__LEARNING_RATE="1e-3")
     storage = write_labels(own, PAIRS)
     main(own)
-    history = storage.read_json("adapter/history.json")
     assert read_manifest(storage, "adapter")["settings"]["train"]["preset"] == "default"
-    assert history[-1]["train_loss"] > 0
+    assert json.loads(storage.read_bytes(HISTORY_FILE).splitlines()[-1])["train_loss"] > 0

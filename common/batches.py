@@ -1,0 +1,88 @@
+"""What the student sees at each update: which labels, in which order, and as which tensors."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+_GROUP_BATCHES = 50
+"""Batches are made of labels of about the same length among so many batches' worth of them."""
+IGNORED = -100
+"""The label of a token that is not to be learned, as in torch's cross-entropy."""
+
+
+def plan_batches(
+    lengths: Sequence[int], batch_size: int, epochs: float, seed: int
+) -> list[list[int]]:
+    """The indices of each update, for the whole training.
+
+    Every epoch holds each row once, in an order of its own, in batches of similar length, which
+    saves padding; an update has as many examples as without that. The plan depends on nothing but
+    the arguments, so that a resumed training goes on with the very next batch. The longest row
+    comes first: memory that does not suffice fails at once, and not after an hour.
+
+    Args:
+        lengths: of the rows, in tokens.
+        batch_size: rows of an update; the last one of an epoch may have fewer.
+        epochs: passes over the rows; half a pass is half of its batches.
+        seed: of the order.
+    """
+    plan: list[list[int]] = []
+    per_epoch = -(-len(lengths) // batch_size)
+    total = max(1, round(per_epoch * epochs))
+    epoch = 0
+    while len(plan) < total:
+        plan += _plan_epoch(lengths, batch_size, random.Random(f"{seed} {epoch}"))
+        epoch += 1
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    first = next(i for i, batch in enumerate(plan) if longest in batch)
+    plan[0], plan[first] = plan[first], plan[0]
+    return plan[:total]
+
+
+def _plan_epoch(lengths: Sequence[int], batch_size: int, rng: random.Random) -> list[list[int]]:
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    size = batch_size * _GROUP_BATCHES
+    groups = (order[at : at + size] for at in range(0, len(order), size))
+    order = [i for group in groups for i in sorted(group, key=lengths.__getitem__)]
+    batches = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    rng.shuffle(batches)
+    return batches
+
+
+class LabelCollator:
+    """Makes a batch's tensors, padded on the left, so that all labels end in the last column.
+
+    The logits are then needed of the last columns only, and `logits_to_keep` says of how many;
+    `labels` has these columns but the first, whose logits predict the second.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        """`pad_token_id` fills up the shorter rows, unseen by attention and loss."""
+        self._pad = pad_token_id
+
+    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        """The batch.
+
+        `input_ids`, `attention_mask`, `position_ids`: (rows, longest row); `labels`: (rows, longest
+        label); `logits_to_keep`: a number.
+        """
+        width = max(len(row["input_ids"]) for row in rows)
+        ids = torch.full((len(rows), width), self._pad)
+        labels = torch.full((len(rows), width), IGNORED)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            start = width - len(row["input_ids"])
+            ids[i, start:] = torch.tensor(row["input_ids"])
+            labels[i, start:] = torch.tensor(row["labels"])
+            mask[i, start:] = 1
+        learned = int((labels != IGNORED).any(0).sum())
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+            "labels": labels[:, -learned:],
+            "logits_to_keep": learned + 1,
+        }

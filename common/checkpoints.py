@@ -1,0 +1,64 @@
+"""Checkpoints of a training on the run's storage, so that another machine can go on with it.
+
+Each is a folder <root>/<run>/checkpoints/<update> with a manifest that is written last: without it
+the checkpoint does not count. The latest and the best one stay; all go when the training is done.
+"""
+
+from pathlib import Path
+
+from common.manifest import Fingerprint, check_same, read_manifest, write_manifest
+from common.storage import RunStorage
+
+FOLDER = "checkpoints"
+
+
+class Checkpoints:
+    """The checkpoints of one training."""
+
+    def __init__(self, storage: RunStorage, fingerprint: Fingerprint) -> None:
+        """`fingerprint` is what the training depends on."""
+        self._storage, self._fingerprint = storage, fingerprint
+
+    def save(self, local: Path, update: int, best: int) -> None:
+        """Copies a local folder, and removes all but this one and that of the update `best`."""
+        step = _name(update)
+        if read_manifest(self._storage, step) is None:
+            files = self._storage.upload(local, step)
+            write_manifest(self._storage, step, self._fingerprint, files=files)
+        for old in self.list_updates():
+            if old not in (update, best):
+                self._remove(old)
+
+    def list_updates(self) -> list[int]:
+        """The updates with a whole checkpoint, in their order."""
+        names = self._storage.list_files(FOLDER)
+        return sorted(int(n.split("/")[1]) for n in names if n.endswith("/manifest.json"))
+
+    def load(self, update: int, local: Path) -> None:
+        """Copies a checkpoint to a local folder.
+
+        Raises:
+            InputError: it is of a training from other labels or settings; or damaged.
+        """
+        step = _name(update)
+        manifest = read_manifest(self._storage, step)
+        assert manifest is not None, step
+        check_same(f"{self._storage.url}/{FOLDER}", manifest["fingerprint"], self._fingerprint)
+        self._storage.download(manifest["files"], step, local)
+
+    def remove_all(self) -> None:
+        """Removes whatever is in the folder."""
+        for update in self.list_updates():
+            self._remove(update)
+        with self._storage.removing_empty_folder(FOLDER):
+            self._storage.remove(*self._storage.list_files(FOLDER))
+
+    def _remove(self, update: int) -> None:
+        step = _name(update)
+        with self._storage.removing_empty_folder(step):
+            self._storage.remove(f"{step}/manifest.json")  # first: no half of it ever counts
+            self._storage.remove(*self._storage.list_files(step))
+
+
+def _name(update: int) -> str:
+    return f"{FOLDER}/{update:08}"

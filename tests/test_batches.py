@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from common.batches import IGNORED, LabelCollator, plan_batches
+
+LENGTHS = [(7 * i) % 90 + 10 for i in range(1003)]
+
+
+def test_each_epoch_has_every_row_once_in_an_order_of_its_own():
+    plan = plan_batches(LENGTHS, batch_size=8, epochs=2, seed=0)
+    assert len(plan) == 2 * 126
+    first, second = plan[:126], plan[126:]
+    assert sorted(i for batch in second for i in batch) == list(range(1003))
+    assert sorted(i for batch in first for i in batch) == list(range(1003))
+    assert first != second
+    assert sorted(len(batch) for batch in first) == [3] + 125 * [8]
+
+
+def test_batches_hold_rows_of_similar_length():
+    plan = plan_batches(LENGTHS, batch_size=8, epochs=1, seed=0)
+    padded = sum(len(batch) * max(LENGTHS[i] for i in batch) for batch in plan)
+    assert padded < 1.1 * sum(LENGTHS)
+
+
+def test_the_longest_row_comes_first():
+    plan = plan_batches([*LENGTHS, 500], batch_size=8, epochs=2, seed=3)
+    assert 1003 in plan[0]
+    assert sorted(i for batch in plan[:126] for i in batch) == list(range(1004))
+
+
+@pytest.mark.parametrize(("epochs", "updates"), [(0.5, 63), (1, 126), (2.5, 315), (1e-9, 1)])
+def test_parts_of_an_epoch(epochs, updates):
+    assert len(plan_batches(LENGTHS, batch_size=8, epochs=epochs, seed=0)) == updates
+
+
+def test_the_plan_depends_on_the_seed_alone():
+    def make(seed):
+        return plan_batches(LENGTHS, batch_size=8, epochs=2, seed=seed)
+
+    assert make(1) == make(1)
+    assert make(1) != make(2)
+
+
+def test_a_batch_ends_where_its_labels_end():
+    rows = [
+        {"input_ids": [5, 6, 7, 8], "labels": [IGNORED, IGNORED, 7, 8]},
+        {"input_ids": [9, 2], "labels": [IGNORED, 2]},
+    ]
+    batch = LabelCollator(pad_token_id=0)(rows)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [0, 0, 9, 2]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3], [0, 0, 0, 1]]
+    assert batch["labels"].tolist() == [[7, 8], [IGNORED, 2]]
+    assert batch["logits_to_keep"] == 3
+    assert {value.dtype for value in batch.values() if torch.is_tensor(value)} == {torch.int64}
