@@ -1,6 +1,7 @@
 # make run      the whole workflow on the built-in parts: no key, no GPU, no hub (2 to 4 minutes)
 # make test     all tests            make check    style and types
 # make bench-label   the label job against curator, its quotas, its memory (tests/benchmarks)
+# make bench-train   the train job against the reference's way; make ablation: what its settings are worth
 # make install  the environment alone, for python -m jobs.<job>
 # make          these lines
 
@@ -9,7 +10,7 @@ VENV ?= .venv
 python := $(VENV)/bin/python
 torch := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: help install run test bench-label check format settings-table constraints clean
+.PHONY: help install run test bench-label bench-train ablation check format settings-table constraints clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -37,6 +38,12 @@ format: $(VENV)/.installed
 
 bench-label: $(VENV)/.installed
 	$(python) -m tests.benchmarks.label $(ARGS)
+
+bench-train: $(VENV)/.installed
+	$(python) -m tests.benchmarks.train $(ARGS)
+
+ablation: $(VENV)/.installed
+	$(python) -m tests.benchmarks.ablation $(ARGS)
 
 # Puts the table of settings into the README.
 settings-table: $(VENV)/.installed

@@ -15,6 +15,15 @@ from common.evaluation import SYSTEMS
 _TEMPLATE = Path(__file__).with_name("report_template.html")
 _EXAMPLES = 500
 _CURVE_WIDTH, _CURVE_HEIGHT = 640, 180
+_CURVES = (
+    ("loss", "Loss on the labels that are learned", ".2f"),
+    ("eval_loss", "Loss on held-out labels", ".2f"),
+    ("eval_agreement", "Agreement with the teacher on held-out labels", ".0%"),
+    ("learning_rate", "Learning rate", ".1e"),
+    ("tokens_per_second", "Tokens a second", ",.0f"),
+    ("peak_gpu_bytes", "Most GPU memory so far, in bytes", ".2e"),
+)
+"""What is drawn of the training's history: its name there, a title, a number's format."""
 
 Rows = list[dict[str, Any]]
 
@@ -35,7 +44,7 @@ def render_report(
         "task": html.escape(metrics["task"]),
         "headline": _headline(metrics),
         "bars": "".join(_bars(metrics, group) for group in _groups(metrics)),
-        "curve": _curve([(h["step"], float(h["loss"])) for h in history if "loss" in h]),
+        "curves": _curves(history),
         "facts": _facts(metrics, manifests),
         "examples": _embed(_collect_examples(tables)),
     }
@@ -85,23 +94,33 @@ def _bars(metrics: dict[str, Any], group: str) -> str:
     return f'<h2>By {html.escape(group)}</h2><table class="bars">{"".join(rows)}</table>'
 
 
-def _curve(points: list[tuple[int, float]]) -> str:
-    """The training loss as an SVG line."""
+def _curves(history: Rows) -> str:
+    """A small chart for each thing that was measured while the student learned."""
+    charts = [
+        _curve(title, [(int(h["step"]), float(h[name])) for h in history if name in h], form)
+        for name, title, form in _CURVES
+    ]
+    return "".join(charts) or "<p>No training history.</p>"
+
+
+def _curve(title: str, points: list[tuple[int, float]], form: str) -> str:
+    """An SVG line from 0 to the highest value; nothing where there is no line to draw."""
     if len(points) < 2:
-        return "<p>No training history.</p>"
-    last_step, highest = points[-1][0], max(loss for _, loss in points)
+        return ""
+    last_step, highest = points[-1][0], max(max(value for _, value in points), 1e-12)
     path = " ".join(
-        f"{40 + (_CURVE_WIDTH - 50) * step / last_step:.1f},"
-        f"{10 + (_CURVE_HEIGHT - 40) * (1 - loss / highest):.1f}"
-        for step, loss in points
+        f"{60 + (_CURVE_WIDTH - 70) * step / last_step:.1f},"
+        f"{10 + (_CURVE_HEIGHT - 40) * (1 - value / highest):.1f}"
+        for step, value in points
     )
     bottom = _CURVE_HEIGHT - 30
     return (
-        f'<svg viewBox="0 0 {_CURVE_WIDTH} {_CURVE_HEIGHT}" role="img" aria-label="training loss">'
-        f'<line x1="40" y1="{bottom}" x2="{_CURVE_WIDTH - 10}" y2="{bottom}"/>'
+        f"<h3>{title}</h3>"
+        f'<svg viewBox="0 0 {_CURVE_WIDTH} {_CURVE_HEIGHT}" role="img" aria-label="{title}">'
+        f'<line x1="60" y1="{bottom}" x2="{_CURVE_WIDTH - 10}" y2="{bottom}"/>'
         f'<polyline points="{path}"/>'
-        f'<text x="36" y="18" text-anchor="end">{highest:.2f}</text>'
-        f'<text x="36" y="{bottom}" text-anchor="end">0</text>'
+        f'<text x="56" y="18" text-anchor="end">{highest:{form}}</text>'
+        f'<text x="56" y="{bottom}" text-anchor="end">0</text>'
         f'<text x="{_CURVE_WIDTH - 10}" y="{bottom + 18}" text-anchor="end">'
         f"update {last_step}</text>"
         "</svg>"

@@ -102,12 +102,12 @@ def train(
         if not adapter.exists():
             checkpoints.load(best, adapter)
         trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-        agreements = [h["eval_agreement"] for h in history if h.get("step") == best]
+        agreements = {h["step"]: h["eval_agreement"] for h in history if "eval_agreement" in h}
         summary = {
             "trainable_parameters": trainable,
             "updates": trainer.state.global_step,
             "best_update": best,
-            "agreement": next(iter(a for a in agreements if a is not None), None),
+            "agreement": agreements.get(best),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
             "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
             "seconds": round(time.monotonic() - started, 1),

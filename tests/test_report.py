@@ -110,3 +110,13 @@ def test_the_page_needs_no_network():
 @pytest.mark.parametrize("history", [[], [{"step": 1, "loss": 1.0}], [{"train_runtime": 3.0}]])
 def test_a_run_without_a_training_curve(history):
     assert "polyline" not in Page(render(["one"], history=history)).tags
+
+
+def test_each_thing_that_was_measured_has_its_curve():
+    losses = [{"step": 10 * i, "loss": 2.0 / i, "learning_rate": 1e-3} for i in (1, 2, 3)]
+    measured = [{"step": i, "eval_agreement": i / 40, "eval_loss": 1.0} for i in (15, 30)]
+    page = render({}, history=[*losses, *measured, {"step": 30, "train_loss": 1.0}])
+    for title in ("Loss on the labels that are learned", "Agreement with the teacher", "Learning"):
+        assert f'aria-label="{title}' in page
+    assert "75%" in page
+    assert "GPU memory" not in page
