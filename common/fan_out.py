@@ -35,6 +35,8 @@ _BLOCK_ROWS = 256
 _POLL_SECONDS = 0.25
 _OWNER_SILENCE_SECONDS = 5.0
 """A driver that is not heard of for so long is dead; calls without it would be lost on the next."""
+_PATIENCE_SECONDS = 8.0
+"""When Ray's own processes die, it says so later than that, or ends this process without a word."""
 _REFUSED_DRAIN_SECONDS = 3.0
 """After a refusal, how long the calls in flight may take to end."""
 
@@ -176,7 +178,9 @@ def _collect(
     tables: list[pa.Table] = []
     is_over = False
     while True:
-        snapshot: Snapshot = ray.get(keeper.snapshot.remote(lock.is_sure))
+        snapshot: Snapshot = ray.get(
+            keeper.snapshot.remote(lock.is_sure), timeout=_PATIENCE_SECONDS
+        )
         watch(snapshot)
         if snapshot.failure:
             name, message = snapshot.failure
@@ -196,9 +200,11 @@ def _drain(keeper: Any, seconds: float, concurrency: int) -> int:
     deadline = time.monotonic() + seconds
     in_flight = concurrency
     try:
-        ray.get(keeper.stop.remote(("DistillError", "the job is stopping")))
+        stopping = keeper.stop.remote(("DistillError", "the job is stopping"))
+        ray.get(stopping, timeout=_REFUSED_DRAIN_SECONDS)
         while time.monotonic() < deadline:
-            in_flight = ray.get(keeper.snapshot.remote()).in_flight
+            snapshot = ray.get(keeper.snapshot.remote(), timeout=_REFUSED_DRAIN_SECONDS)
+            in_flight = snapshot.in_flight
             if not in_flight:
                 return 0
             time.sleep(_POLL_SECONDS / 5)
