@@ -36,7 +36,7 @@ _POLL_SECONDS = 0.25
 _OWNER_SILENCE_SECONDS = 5.0
 """A driver that is not heard of for so long is dead; calls without it would be lost on the next."""
 _PATIENCE_SECONDS = 8.0
-"""When Ray's own processes die, it says so later than that, or ends this process without a word."""
+"""When the quota's actor does not answer for so long, Ray has died without saying so."""
 _REFUSED_DRAIN_SECONDS = 3.0
 """After a refusal, how long the calls in flight may take to end."""
 
@@ -87,6 +87,7 @@ def _label(
             nonlocal lost
             check_signals()
             lock.check()
+            _check_ray()
             if snapshot.lost_calls > lost:
                 lost = snapshot.lost_calls
                 lock.risk(concurrency, lost)
@@ -310,6 +311,14 @@ def _start_ray() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def _check_ray() -> None:
+    """Raises a DistillError if a process of Ray's has died: soon it would end this one, too."""
+    node = ray._private.worker._global_node
+    dead = [name for name, _ in node.dead_processes()] if node else []
+    if dead:
+        raise DistillError(f"Ray's {' and '.join(dead)} died; run again")
 
 
 def _end_ray(rows: _Rows | None) -> None:
