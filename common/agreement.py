@@ -1,6 +1,6 @@
 """How well a student in training agrees with the teacher, on labels that it does not learn from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,33 +8,24 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from common.batches import IGNORED, LabelCollator
-from common.records import hash_text
 from common.settings import Settings
 from common.student import encode_example, encode_prompt, generate, make_batches
 from common.tasks import Task
+from common.train_set import Labels
 from common.training import Measure
-
-Labels = list[tuple[str, str]]
-"""Pairs of text and label."""
-_MOST_HELD_OUT = 0.1
-"""The share of the labels that is held out at most."""
-
-
-def hold_out(labels: Labels, count: int) -> tuple[Labels, Labels]:
-    """Labels to learn from, and up to `count` others, chosen by the hash of their text."""
-    count = min(count, int(len(labels) * _MOST_HELD_OUT))
-    chosen = set(sorted({hash_text(text) for text, _ in labels})[:count])
-    kept = [pair for pair in labels if hash_text(pair[0]) not in chosen]
-    return kept, [pair for pair in labels if hash_text(pair[0]) in chosen]
 
 
 def make_measure(
-    settings: Settings, task: Task, tokenizer: PreTrainedTokenizerBase, held_out: Labels
+    settings: Settings,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Labels,
+    check: Callable[[], None] = lambda: None,
 ) -> Measure:
     """What measures `agreement` and `loss` on the held-out labels.
 
     The agreement is the share of them that the student gives exactly, by greedy decoding; the loss
-    is its mean cross-entropy on their tokens.
+    is its mean cross-entropy on their tokens. `check` is called now and then, and may raise.
     """
     prompts = [encode_prompt(tokenizer, task, text) for text, _ in held_out]
     rows = [encode_example(tokenizer, task, text, label) for text, label in held_out]
@@ -48,7 +39,9 @@ def make_measure(
             prompts,
             max_new_tokens=longest,  # what is longer agrees with none of them
             batch_tokens=settings.evaluate.batch_tokens,
+            check=check,
         )
+        check()
         hits = sum(r.text == answer for r, answer in zip(responses, answers, strict=True))
         loss = measure_loss(model, tokenizer, rows, settings.evaluate.batch_tokens)
         return {"agreement": hits / len(answers), "loss": loss}

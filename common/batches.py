@@ -19,7 +19,7 @@ def plan_batches(
 
     Every epoch holds each row once, in an order of its own, in batches of similar length, which
     saves padding; an update has as many examples as without that. The plan depends on nothing but
-    the arguments, so that a resumed training goes on with the very next batch. The longest row
+    the arguments, so that a resumed training goes on with the very next batch. The largest batch
     comes first: memory that does not suffice fails at once, and not after an hour.
 
     Args:
@@ -35,9 +35,8 @@ def plan_batches(
     while len(plan) < total:
         plan += _plan_epoch(lengths, batch_size, random.Random(f"{seed} {epoch}"))
         epoch += 1
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
-    first = next(i for i, batch in enumerate(plan) if longest in batch)
-    plan[0], plan[first] = plan[first], plan[0]
+    largest = max(range(per_epoch), key=lambda i: len(plan[i]) * max(lengths[j] for j in plan[i]))
+    plan[0], plan[largest] = plan[largest], plan[0]
     return plan[:total]
 
 

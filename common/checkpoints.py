@@ -4,12 +4,15 @@ Each is a folder <root>/<run>/checkpoints/<update> with a manifest that is writt
 the checkpoint does not count. The latest and the best one stay; all go when the training is done.
 """
 
+import logging
 from pathlib import Path
 
 from common.manifest import Fingerprint, check_same, read_manifest, write_manifest
 from common.storage import RunStorage
 
 FOLDER = "checkpoints"
+
+log = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -26,7 +29,7 @@ class Checkpoints:
             files = self._storage.upload(local, step)
             write_manifest(self._storage, step, self._fingerprint, files=files)
         for old in self.list_updates():
-            if old not in (update, best):
+            if old < update and old != best:
                 self._remove(old)
 
     def list_updates(self) -> list[int]:
@@ -45,6 +48,16 @@ class Checkpoints:
         assert manifest is not None, step
         check_same(f"{self._storage.url}/{FOLDER}", manifest["fingerprint"], self._fingerprint)
         self._storage.download(manifest["files"], step, local)
+
+    def load_latest(self, folder: Path) -> Path | None:
+        """Copies the latest checkpoint into a folder of its own there; None if there is none."""
+        updates = self.list_updates()
+        if not updates:
+            return None
+        local = folder / f"checkpoint-{updates[-1]}"
+        self.load(updates[-1], local)
+        log.info("train: going on after update %d", updates[-1])
+        return local
 
     def remove_all(self) -> None:
         """Removes whatever is in the folder."""

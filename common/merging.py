@@ -1,21 +1,60 @@
 """Merges an adapter into its student, for servers that take no adapters."""
 
+import gc
 import logging
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, GenerationConfig
 
-from common.errors import DistillError
+from common.errors import InputError
+from common.manifest import Fingerprint, require_manifest, write_manifest
 from common.settings import Settings
-from common.student import find_student, generate, load_tokenizer
+from common.storage import RunStorage
+from common.student import (
+    choose_dtype,
+    encode_prompt,
+    find_student,
+    generate,
+    load_student,
+    load_tokenizer,
+)
+from common.tasks import Task
+from common.train_set import read_labels
+from common.training import explaining_memory
 
+STEP = "merged"
+_PROMPTS = 32
 _LEAST_EQUAL = 0.95
 """The share of the prompts that must be answered alike; rounding may turn a close call."""
 
 log = logging.getLogger(__name__)
+
+
+def merge(
+    settings: Settings,
+    task: Task,
+    storage: RunStorage,
+    labels_manifest: dict[str, Any],
+    fingerprint: Fingerprint,
+) -> None:
+    """Writes the student with the adapter merged into it."""
+    adapter = require_manifest(storage, "adapter", "python -m jobs.train")
+    labels = read_labels(storage, labels_manifest["files"])
+    tokenizer = load_tokenizer(settings)
+    prompts = [encode_prompt(tokenizer, task, text) for text, _ in labels[:_PROMPTS]]
+    advice = "merging needs the whole student unquantised; set DISTILL_TRAIN__MERGE=false"
+    gc.collect()  # the trainer, which refers to itself
+    with tempfile.TemporaryDirectory() as name, explaining_memory(advice):
+        folder = Path(name)
+        storage.download(adapter["files"], "adapter", folder / "adapter")
+        summary = merge_adapter(settings, folder / "adapter", folder / STEP, prompts)
+        files = storage.upload(folder / STEP, STEP)
+    write_manifest(storage, STEP, fingerprint, files=files, summary=summary)
+    log.info("train: merged, see %s/%s", storage.url, STEP)
 
 
 def merge_adapter(
@@ -27,12 +66,9 @@ def merge_adapter(
     to 4 bits again, and mostly lost.
 
     Raises:
-        DistillError: it answers otherwise than the adapter on that same student does.
+        InputError: it answers otherwise than the adapter on that same student does.
     """
-    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    student: Any = AutoModelForCausalLM.from_pretrained(find_student(settings), dtype=dtype)
-    if torch.cuda.is_available():
-        student = student.to("cuda")
+    student = load_student(settings, is_quantized=False)
     model: Any = PeftModel.from_pretrained(student, str(adapter))
     tokenizer = load_tokenizer(settings)
     limits = settings.evaluate.model_dump()
@@ -41,10 +77,13 @@ def merge_adapter(
     after = generate(model, tokenizer, prompts, **limits)
     equal = sum(b.text == a.text for b, a in zip(before, after, strict=True))
     if equal < _LEAST_EQUAL * len(prompts):
-        raise DistillError(
+        raise InputError(
             f"the merged student answers {len(prompts) - equal} of {len(prompts)} prompts "
             "otherwise than with the adapter beside it; serve the adapter instead"
         )
-    model.save_pretrained(target)
+    source = find_student(settings)
+    with suppress(OSError):  # not every student has any
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    model.to(AutoConfig.from_pretrained(source).dtype or choose_dtype()).save_pretrained(target)
     tokenizer.save_pretrained(target)
     return {"compared_prompts": len(prompts), "equal_answers": equal}

@@ -1,26 +1,25 @@
 """The model card of an adapter: what it was made of, and how, as the Hugging Face hub shows it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from common.manifest import code_version
-from common.settings import Settings
-from common.student import find_student
+from common.settings import BUILTIN, Settings
 from common.tasks import Task
 
 _CARD = """---
-base_model: {base_model}
-library_name: peft
+{base}library_name: peft
 pipeline_tag: text-generation
 tags: [distillation, lora, {task}]
 ---
 
-# {task}: {base_model}, distilled from {teacher}
+# {task}: {student}, distilled from {teacher}
 
 {description}
 
-A LoRA adapter, trained by [distill](https://pypi.org/project/distill/) {version} on labels that the
-teacher gave to {source}; no label is a person's.
+A LoRA adapter, trained by distill {version} on labels that the teacher gave to {source}; no label
+is a person's.
 
 | | |
 | --- | --- |
@@ -57,8 +56,11 @@ def render_card(
     """The card as Markdown."""
     agreement = summary["agreement"]
     labels = labels_manifest.get("settings", {})
+    student = settings.student.model
+    is_local = student == BUILTIN or Path(student).exists()  # the hub takes names of its own only
     return _CARD.format(
-        base_model=find_student(settings) if settings.student.model != "builtin" else "builtin",
+        base="" if is_local else f"base_model: {student}\n",
+        student=Path(student).name if is_local else student,
         task=task.name,
         description=task.description,
         teacher=labels.get("teacher", {}).get("model") or "the built-in stand-in",

@@ -5,7 +5,7 @@ Training and evaluation build their tokens here, so that both see the very same 
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,15 +92,20 @@ def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_student(settings: Settings) -> Any:
+def load_student(settings: Settings, is_quantized: bool | None = None) -> Any:
     """The base student on the GPU, if there is one, in the precision of the settings.
+
+    `is_quantized` goes before them. Its generation settings are forgotten but for its end tokens:
+    a repetition penalty, as some models bring one, is no greedy decoding.
 
     Raises:
         InputError: it cannot be loaded.
     """
+    if is_quantized is None:
+        is_quantized = settings.student.quantization == "nf4"
     transformers_logging.disable_progress_bar()
     on_gpu = torch.cuda.is_available()
-    dtype = _compute_dtype()
+    dtype = choose_dtype()
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -111,7 +116,7 @@ def load_student(settings: Settings) -> Any:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             find_student(settings),
             dtype=dtype,
-            quantization_config=quantization if settings.student.quantization == "nf4" else None,
+            quantization_config=quantization if is_quantized else None,
             device_map={"": 0 if on_gpu else "cpu"},
             output_loading_info=True,
         )
@@ -128,6 +133,7 @@ def load_student(settings: Settings) -> Any:
             # On CPUs with AVX512-BF16 a forward without gradient repacks the weights for bf16;
             # later backward passes then give no gradient, and results differ from other machines'.
             module.support_avx512bf16_for_cpu = False
+    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
     return model
 
 
@@ -136,10 +142,12 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     return PeftModel.from_pretrained(model, str(folder))
 
 
-def _compute_dtype() -> torch.dtype:
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.float32
+def choose_dtype() -> torch.dtype:
+    """What is computed in here: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU."""
+    if not torch.cuda.is_available():
+        return torch.float32
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float16
 
 
 def _refuse(settings: Settings, error: Exception) -> Any:
@@ -180,11 +188,13 @@ def generate(
     *,
     max_new_tokens: int,
     batch_tokens: int,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Response]:
     """Greedy responses of a base student or one with an adapter, in the order of the prompts.
 
     Prompts are batched by length, the longest first, so that too large a batch shows at once; a
-    batch holds at most `batch_tokens` tokens of prompts and responses.
+    batch holds at most `batch_tokens` tokens of prompts and responses. `check` is called before
+    each batch, and may raise.
     """
     model.eval()
     config = GenerationConfig(
@@ -196,6 +206,7 @@ def generate(
     responses: dict[int, Response] = {}
     started, logged = time.monotonic(), time.monotonic()
     for batch in make_batches([len(p) + max_new_tokens for p in prompts], batch_tokens):
+        check()
         batch_started = time.monotonic()
         padded = tokenizer.pad({"input_ids": [prompts[i] for i in batch]}, return_tensors="pt")
         with torch.inference_mode():

@@ -2,17 +2,20 @@
 
 What is done otherwise than by TRL, and why:
 
-* Logits are made of the label's tokens only (TRL's fused head does so on GPUs alone), and nothing
-  is read back from the GPU between two log lines.
+* Logits are made of the label's tokens only (TRL's fused head does so on GPUs alone), and no
+  metric is read back from the GPU between two log lines.
 * LoRA's weights stay fp32. TRL makes them bf16 under a quantised base, where small updates vanish,
   and a resumed training goes another way.
 * The order of the batches is planned ahead, so that a resumed training goes on with the very next.
 """
 
+import contextlib
 import logging
 import math
+import os
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,13 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+)
 from trl import SFTConfig, SFTTrainer
 
 from common.batches import IGNORED, LabelCollator, plan_batches
@@ -29,10 +38,13 @@ from common.checkpoints import Checkpoints
 from common.errors import SettingsError
 from common.settings import Settings, TrainSettings
 from common.signals import NotedSignals
-from common.student import find_student, load_student
+from common.student import choose_dtype, find_student, load_student
 
 _LOG_UPDATES = 10
 _LINE_SECONDS = 10.0
+_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+TENSORBOARD = "tensorboard"
+"""The folder of its files, in the trainer's and in the adapter's."""
 
 Measure = Callable[[Any], dict[str, float]]
 """Measures a model: its `agreement` with the teacher, and its `loss`."""
@@ -71,11 +83,12 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
     ) -> Any:
         """Cross-entropy of the labels' tokens, as a mean over those of the update."""
         assert not return_outputs
+        del num_items_in_batch  # does not count the first column, for other labels are not shifted
         labels = inputs.pop("labels")
         logits = model(**inputs, use_cache=False).logits[:, :-1]
-        learned = labels != IGNORED
-        total = cross_entropy(logits[learned].float(), labels[learned], reduction="sum")
-        loss = total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
+        loss = cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="mean"
+        )
         self._tokens += inputs["input_ids"].numel()
         self.note(loss)
         return loss
@@ -97,6 +110,26 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         )
         return metrics
 
+    def is_evaluation_due(self, train: TrainSettings) -> bool:
+        """Whether the model as it is should be measured, and was not yet."""
+        update, history = self.state.global_step, self.state.log_history
+        return (
+            self.measure is not None
+            and update in list_evaluations(train, self.state.max_steps)
+            and not any("eval_agreement" in e and e["step"] == update for e in history)
+        )
+
+    def catch_up(self, train: TrainSettings, checkpoint: Path) -> bool:
+        """Takes the state of a checkpoint, evaluates it if that is due; whether it was the last."""
+        path = checkpoint / "trainer_state.json"
+        self.state = TrainerState.load_from_json(str(path))
+        if self.is_evaluation_due(train):
+            self._load_from_checkpoint(str(checkpoint))
+            self.evaluate()
+            self.state.save_to_json(str(path))
+        is_last = self.state.global_step >= self.state.max_steps
+        return is_last or is_enough(train, self.state.log_history)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds speed and memory to what is logged."""
         if "loss" in logs:
@@ -115,11 +148,19 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         Trainer._save_checkpoint(self, model, trial)  # without TRL's model card
 
+    def _prepare_input(self, data: Any) -> Any:
+        """To the device, without waiting for it."""
+        if isinstance(data, torch.Tensor):
+            return data.to(self.args.device, non_blocking=True)
+        return super()._prepare_input(data)
+
     def check_finite(self) -> None:
         """Raises a SettingsError if a loss, or a weight, is no number any more."""
-        trained = (p for p in self.model.parameters() if p.requires_grad)
-        is_finite = self._is_finite is None or bool(self._is_finite)
-        if not is_finite or not all(bool(torch.isfinite(p).all()) for p in trained):
+        norms = torch._foreach_norm([p.data for p in self.model.parameters() if p.requires_grad])
+        is_finite = torch.stack(norms).isfinite().all()
+        if self._is_finite is not None:
+            is_finite &= self._is_finite
+        if not is_finite:
             raise SettingsError(
                 f"the loss is no finite number any more, before update {self.state.global_step}; "
                 f"lower DISTILL_TRAIN__LEARNING_RATE (now {self.args.learning_rate:g}) or "
@@ -140,39 +181,54 @@ def make_trainer(
     train = settings.train
     lengths = [len(ids) for ids in dataset["input_ids"]]
     on_gpu = torch.cuda.is_available()
-    trainer = LabelTrainer(
-        plan_batches(lengths, train.batch_size, train.epochs, train.seed),
-        measure,
-        model=add_adapter(settings, load_student(settings)),
-        args=SFTConfig(
-            output_dir=str(folder),
-            num_train_epochs=1,  # the plan has them all
-            per_device_train_batch_size=train.batch_size,
-            learning_rate=train.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=train.warmup_steps,
-            weight_decay=train.weight_decay,
-            max_grad_norm=train.max_grad_norm,
-            optim="adamw_torch_fused" if on_gpu else "adamw_torch",
-            seed=train.seed,
-            use_cpu=not on_gpu,
-            bf16=on_gpu and torch.cuda.is_bf16_supported(),
-            activation_checkpointing=train.gradient_checkpointing,
-            activation_checkpointing_kwargs={"use_reentrant": False},
-            max_length=None,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            remove_unused_columns=False,
-            logging_steps=_LOG_UPDATES,
-            logging_nan_inf_filter=False,
-            save_strategy="no",  # see _Schedule
-            report_to=train.report_to or "none",
-            disable_tqdm=True,
-        ),
-        train_dataset=dataset,
-        data_collator=LabelCollator(tokenizer.pad_token_id),
-        processing_class=tokenizer,
-        callbacks=list(callbacks),
+    arguments = SFTConfig(
+        output_dir=str(folder),
+        num_train_epochs=1,  # the plan has them all
+        per_device_train_batch_size=train.batch_size,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=train.warmup_steps,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        optim="adamw_torch_fused" if on_gpu else "adamw_torch",
+        seed=train.seed,
+        use_cpu=not on_gpu,
+        bf16=on_gpu and choose_dtype() is torch.bfloat16,
+        fp16=on_gpu and choose_dtype() is torch.float16,
+        activation_checkpointing=train.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        logging_steps=_LOG_UPDATES,
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # see Schedule
+        report_to=train.report_to or "none",
+        disable_tqdm=True,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # of several GPUs, the first
+    model = add_adapter(settings, load_student(settings))
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / TENSORBOARD))
+    try:
+        trainer = LabelTrainer(
+            plan_batches(lengths, train.batch_size, train.epochs, train.seed),
+            measure,
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            data_collator=LabelCollator(tokenizer.pad_token_id),
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SettingsError(
+            f"the trainer refuses these settings: {reason}; see DISTILL_TRAIN__REPORT_TO="
+            f"{','.join(train.report_to)!r} and DISTILL_TRAIN__TARGET_MODULES="
+            f"{','.join(train.target_modules)!r}"
+        ) from None
     trainer.remove_callback(PrinterCallback)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
@@ -206,6 +262,29 @@ def make_lora(train: TrainSettings) -> LoraConfig:
     )
 
 
+@contextlib.contextmanager
+def explaining_memory(advice: str) -> Iterator[None]:
+    """Raises a SettingsError, which no retry repeats, where the memory does not suffice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
+        reason = str(error).split(". ")[0]
+        is_memory = isinstance(error, MemoryError) or any(s in reason for s in _MEMORY_SIGNS)
+        if not is_memory:
+            raise
+        raise SettingsError(f"the memory does not suffice ({reason}); {advice}") from None
+
+
+def describe_memory(settings: Settings) -> str:
+    """Which settings to lower where the memory does not suffice for the training."""
+    return (
+        f"lower DISTILL_TRAIN__BATCH_SIZE (now {settings.train.batch_size}), "
+        f"DISTILL_STUDENT__MAX_TOKENS (now {settings.student.max_tokens}) or, if it ended in an "
+        f"evaluation, DISTILL_EVALUATE__BATCH_TOKENS (now {settings.evaluate.batch_tokens}); or "
+        "set DISTILL_TRAIN__GRADIENT_CHECKPOINTING=true"
+    )
+
+
 class Schedule(TrainerCallback):
     """Says when to evaluate, to save and to stop; prints a line now and then."""
 
@@ -214,42 +293,48 @@ class Schedule(TrainerCallback):
         train: TrainSettings,
         checkpoints: Checkpoints,
         signals: NotedSignals,
+        check: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """When one of `signals` has come, what is done is saved, and the training ends."""
-        self._train, self._checkpoints = train, checkpoints
+        """When one of `signals` has come, what is done is saved, and the training ends.
+
+        `check` is called where the training can be left, and may raise.
+        """
+        self._train, self._checkpoints, self._check = train, checkpoints, check
         self._signals, self._clock = signals, clock
         self._saved_at = self._said_at = clock()
         self.trainer: LabelTrainer | None = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Evaluates at equal distances and at the end, and saves then, and after some time."""
+        """Saves where an evaluation is due, after some time, at the end, and at a signal."""
         assert self.trainer is not None
         if self._signals.are_there:
             control.should_save = control.should_training_stop = True
-        evaluations = list_evaluations(self._train, state.max_steps)
-        if self.trainer.measure and state.global_step in evaluations:
-            control.should_evaluate = control.should_save = True
+        if self.trainer.is_evaluation_due(self._train):
+            control.should_save = True
         is_late = self._clock() - self._saved_at >= self._train.checkpoint_seconds
         if is_late or state.global_step >= state.max_steps:
             control.should_save = True
         if control.should_save or state.global_step % _LOG_UPDATES == 0:
             self.trainer.check_finite()
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ends a training that has not become better for long enough."""
-        measured = [entry["step"] for entry in state.log_history if "eval_agreement" in entry]
-        since_best = len(measured) - 1 - measured.index(find_best(state.log_history))
-        if self._train.patience and since_best >= self._train.patience:
-            log.info("train: no gain in %d evaluations, that is enough", since_best)
-            control.should_training_stop = True
-
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Copies the checkpoint to the run's storage."""
+        """Copies the checkpoint to the run's storage; then evaluates, if that is due.
+
+        In that order, for an evaluation takes long, and a signal may end the job in its middle.
+        """
+        assert self.trainer is not None
         update = state.global_step
         folder = Path(args.output_dir) / f"checkpoint-{update}"
         self._checkpoints.save(folder, update, find_best(state.log_history) or update)
+        shutil.rmtree(folder)
         self._saved_at = self._clock()
+        self._check()
+        if self.trainer.is_evaluation_due(self._train):
+            self.trainer.evaluate()
+        if is_enough(self._train, state.log_history):
+            log.info("train: no gain in %d evaluations, that is enough", self._train.patience)
+            control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Prints what was logged, if it is time to."""
@@ -270,6 +355,14 @@ class Schedule(TrainerCallback):
             line,
             extra={"figures": {"update": state.global_step, "of": state.max_steps, **figures}},
         )
+
+
+def is_enough(train: TrainSettings, history: Sequence[dict[str, Any]]) -> bool:
+    """Whether the training has not become better for as long as it may."""
+    measured = [entry["step"] for entry in history if "eval_agreement" in entry]
+    if not train.patience or not measured:
+        return False
+    return len(measured) - 1 - measured.index(find_best(history)) >= train.patience
 
 
 def list_evaluations(train: TrainSettings, updates: int) -> list[int]:

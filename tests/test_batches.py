@@ -22,10 +22,14 @@ def test_batches_hold_rows_of_similar_length():
     assert padded < 1.1 * sum(LENGTHS)
 
 
-def test_the_longest_row_comes_first():
-    plan = plan_batches([*LENGTHS, 500], batch_size=8, epochs=2, seed=3)
-    assert 1003 in plan[0]
-    assert sorted(i for batch in plan[:126] for i in batch) == list(range(1004))
+@pytest.mark.parametrize("count", [20, 203, 1003])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_largest_batch_comes_first(count, seed):
+    plan = plan_batches(LENGTHS[:count], batch_size=8, epochs=2, seed=seed)
+    sizes = [len(batch) * max(LENGTHS[i] for i in batch) for batch in plan]
+    epoch = -(-count // 8)
+    assert sizes[0] == max(sizes[:epoch])
+    assert sorted(i for batch in plan[:epoch] for i in batch) == list(range(count))
 
 
 @pytest.mark.parametrize(("epochs", "updates"), [(0.5, 63), (1, 126), (2.5, 315), (1e-9, 1)])

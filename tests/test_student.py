@@ -91,6 +91,22 @@ def test_greedy_output_of_a_batch_equals_one_at_a_time(settings, quantization):
     assert [r.tokens for r in together] == [r.tokens for r in alone]
 
 
+def test_greedy_decoding_knows_no_penalty(settings, builtin, tmp_path):
+    """Some models bring one in generation_config.json, which would keep a student from copying."""
+    folder = tmp_path / "student"
+    shutil.copytree(find_student(builtin), folder)
+    penalty = {"repetition_penalty": 9.0, "no_repeat_ngram_size": 2, "do_sample": True}
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 0} | penalty))
+    tokenizer = load_tokenizer(builtin)
+    prompts = [encode_prompt(tokenizer, TASK, "the old man sees the old man")]
+    texts = []
+    for own in (builtin, settings(STUDENT__MODEL=str(folder))):
+        model = load_student(own)
+        responses = generate(model, tokenizer, prompts, max_new_tokens=30, batch_tokens=999)
+        texts.append(responses[0].text)
+    assert texts[0] == texts[1]
+
+
 def test_a_quantised_student_gives_gradients_after_an_evaluation(builtin):
     """Where a CPU has AVX512-BF16, bitsandbytes would repack the weights before the second."""
     model = load_student(builtin)

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import signal
 import time
@@ -11,11 +12,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from commands import run_job, start_job
-from common.agreement import hold_out, make_measure
+from common.agreement import make_measure
 from common.checkpoints import Checkpoints
-from common.errors import InputError, SettingsError
+from common.errors import InputError, SettingsError, StoppedError
 from common.manifest import read_manifest, write_manifest
 from common.records import LabelRow, hash_text, make_label_table
+from common.settings import PRESETS
 from common.storage import RunStorage
 from common.student import (
     encode_example,
@@ -26,8 +28,9 @@ from common.student import (
     load_tokenizer,
 )
 from common.tasks import load_task
+from common.train_set import drop_over_long, encode_labels, hold_out, read_labels
 from common.training import LabelTrainer, Schedule, make_lora, make_trainer
-from jobs.train import HISTORY_FILE, encode_labels, main, read_labels
+from jobs.train import HISTORY_FILE, main
 
 
 def write_labels(settings, pairs, status="ok"):
@@ -57,7 +60,7 @@ def tiny(settings):
 def make(settings, pairs=PAIRS):
     """A trainer on pairs, and its tokenizer."""
     tokenizer = load_tokenizer(settings)
-    dataset, _ = encode_labels(settings, load_task("gec"), tokenizer, pairs)
+    dataset = encode_labels(load_task("gec"), tokenizer, pairs)
     return make_trainer(settings, tokenizer, dataset, Path("trainer")), tokenizer
 
 
@@ -139,9 +142,9 @@ def test_a_killed_training_goes_on_from_storage_on_another_machine(tmp_path, buc
     """SIGTERM first, then kill -9, each with an empty disk after it."""
     variables = {
         "STUDENT__MODEL": "builtin",
-        "TRAIN__EPOCHS": 20,
+        "TRAIN__EPOCHS": 12,
         "TRAIN__BATCH_SIZE": 4,
-        "TRAIN__CHECKPOINT_SECONDS": 0.5,
+        "TRAIN__CHECKPOINT_SECONDS": 0.2,
         "TRAIN__PATIENCE": 0,
     }
     roots = {"whole": tmp_path / "runs", "cut": f"{bucket}/runs"}
@@ -153,11 +156,11 @@ def test_a_killed_training_goes_on_from_storage_on_another_machine(tmp_path, buc
     assert done.returncode == 0, done.stderr
     storage = storages["cut"]
     for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, -9)):
-        before = len(storage.list_files("checkpoints"))
+        before = find_latest(storage)
         with start_job(
             "train", tmp_path, RUN="cut", STORAGE__ROOT=roots["cut"], **variables
         ) as job:
-            while not has_newer_checkpoint(storage, before):
+            while find_latest(storage) <= before:
                 assert job.poll() is None, job.communicate()
                 time.sleep(0.05)
             job.send_signal(number)
@@ -171,8 +174,8 @@ def test_a_killed_training_goes_on_from_storage_on_another_machine(tmp_path, buc
     assert storage.read_bytes(name) == storages["whole"].read_bytes(name)
 
 
-def has_newer_checkpoint(storage, before):
-    return len(storage.list_files("checkpoints")) > before
+def find_latest(storage):
+    return max(Checkpoints(storage, {}).list_updates(), default=0)
 
 
 def test_a_half_written_checkpoint_does_not_count(tiny):
@@ -202,13 +205,18 @@ def test_lora_weights_stay_in_full_precision_and_nothing_else_is_trained(tiny):
 
 
 def test_over_long_rows_are_dropped_and_never_cut(tiny):
-    tokenizer = load_tokenizer(tiny)
-    long = ("word " * 600, "label")
-    dataset, dropped = encode_labels(tiny, load_task("gec"), tokenizer, [*PAIRS, long])
-    assert (len(dataset), dropped) == (24, 1)
-    assert all(row["input_ids"][-1] == tokenizer.eos_token_id for row in dataset)
+    long = [(f"{i} " + "word " * 600, "label") for i in range(30)]
+    storage = write_labels(tiny, [*PAIRS, *long])
+    main(tiny)  # none of them is held out either
+    counts = read_manifest(storage, "adapter")["counts"]
+    assert counts == {"labels": 22, "held_out": 2, "dropped_too_long": 30}
+    tokenizer, task = load_tokenizer(tiny), load_task("gec")
+    kept = drop_over_long(tiny, task, tokenizer, [*PAIRS, *long])
+    assert kept == PAIRS
+    rows = encode_labels(task, tokenizer, kept)
+    assert all(row["input_ids"][-1] == tokenizer.eos_token_id for row in rows)
     with pytest.raises(InputError, match="DISTILL_STUDENT__MAX_TOKENS=512"):
-        encode_labels(tiny, load_task("gec"), tokenizer, [long])
+        drop_over_long(tiny, task, tokenizer, long)
 
 
 def test_the_batch_keeps_prompts_and_padding_out_of_the_loss(tiny):
@@ -227,7 +235,8 @@ def test_the_loss_is_that_of_a_model_that_is_given_the_labels(tiny):
     batch = next(iter(trainer.get_train_dataloader()))
     trainer.model.eval()
     with torch.no_grad():
-        loss = trainer.compute_loss(trainer.model, dict(batch))
+        _, count = trainer.get_batch_samples(iter([batch]), 1, torch.device("cpu"))
+        loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=count)
         total = count = 0
         for row in trainer.train_dataset:
             ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
@@ -237,14 +246,23 @@ def test_the_loss_is_that_of_a_model_that_is_given_the_labels(tiny):
     torch.testing.assert_close(loss, total / count)
 
 
-def test_the_checkpoint_with_the_highest_agreement_is_chosen(tiny, settings, monkeypatch):
-    agreements = iter([0.2, 0.6, 0.6])
-    losses = iter([1.0, 2.0, 3.0])
+def give_measures(monkeypatch, *agreements):
+    """Lets evaluations, in their order, find these; gives the updates that were measured."""
+    measured = []
 
-    def measure(model):
-        return {"agreement": next(agreements), "loss": next(losses)}
+    def make(*arguments):
+        def measure(model):
+            measured.append(len(measured))
+            return {"agreement": agreements[len(measured) - 1], "loss": 1.0 + len(measured)}
 
-    monkeypatch.setattr("jobs.train.make_measure", lambda *arguments: measure)
+        return measure
+
+    monkeypatch.setattr("jobs.train.make_measure", make)
+    return measured
+
+
+def test_the_checkpoint_with_the_highest_agreement_is_chosen(tiny, monkeypatch):
+    give_measures(monkeypatch, 0.2, 0.6, 0.6)
     storage = write_labels(tiny, PAIRS)
     saved = {}
     on_save = Schedule.on_save
@@ -262,19 +280,61 @@ def test_the_checkpoint_with_the_highest_agreement_is_chosen(tiny, settings, mon
     assert all(torch.equal(weights[name], saved[8][name]) for name in weights)
 
 
-def test_a_training_without_a_gain_ends_early(settings, monkeypatch):
-    own = settings(
+@pytest.fixture
+def patient(settings):
+    return settings(
         STUDENT__MODEL="builtin", TRAIN__EPOCHS=4, TRAIN__BATCH_SIZE=4, TRAIN__PATIENCE=2
     )
-    measured = iter([0.1, 0.5, 0.4, 0.5, 0.9, 0.9])
-    monkeypatch.setattr(
-        "jobs.train.make_measure",
-        lambda *arguments: lambda model: {"agreement": next(measured), "loss": 1.0},
-    )
-    storage = write_labels(own, PAIRS)
-    main(own)
+
+
+def test_a_training_without_a_gain_ends_early(patient, monkeypatch):
+    give_measures(monkeypatch, 0.1, 0.5, 0.4, 0.5, 0.9, 0.9)
+    storage = write_labels(patient, PAIRS)
+    main(patient)
     assert read_manifest(storage, "adapter")["summary"]["updates"] == 16
     assert read_manifest(storage, "adapter")["summary"]["best_update"] == 8
+
+
+@pytest.mark.parametrize("place", ["jobs.train.write_adapter", "jobs.train.Checkpoints.remove_all"])
+def test_a_training_that_was_cut_off_at_its_end_is_not_gone_on_with(patient, monkeypatch, place):
+    measured = give_measures(monkeypatch, 0.1, 0.5, 0.4, 0.5, 0.9, 0.9)
+    storage = write_labels(patient, PAIRS)
+
+    def crash(*arguments):
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, crash)
+        with pytest.raises(Crash):
+            main(patient)
+    measured[3:] = []  # the last one is not in the checkpoint, and is measured again
+    main(patient)
+    assert read_manifest(storage, "adapter")["summary"]["updates"] == 16
+    assert read_manifest(storage, "adapter")["summary"]["best_update"] == 8
+    assert storage.list_files("checkpoints") == []
+
+
+def test_a_signal_during_an_evaluation_finds_what_is_done_saved(tiny, monkeypatch):
+    storage = write_labels(tiny, PAIRS)
+    measure = make_measure
+    whole = []
+
+    def make(*arguments):
+        def interrupted(model):
+            if not whole:
+                os.kill(os.getpid(), signal.SIGTERM)
+                whole.append(model)
+            return measure(*arguments)(model)
+
+        return interrupted
+
+    monkeypatch.setattr("jobs.train.make_measure", make)
+    with pytest.raises(StoppedError):
+        main(tiny)
+    assert Checkpoints(storage, {}).list_updates() == [4]
+    main(tiny)
+    history = [json.loads(line) for line in storage.read_bytes(HISTORY_FILE).splitlines()]
+    assert [entry["step"] for entry in history if "eval_agreement" in entry] == [4, 8, 12]
 
 
 def test_agreement_is_the_share_of_labels_that_the_student_gives_exactly(tiny):
@@ -343,6 +403,7 @@ def test_a_loss_that_is_no_number_stops_the_job_and_keeps_the_last_checkpoint(
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"),
     ],
 )
 def test_too_little_memory_names_the_settings_to_lower(tiny, monkeypatch, error):
@@ -360,11 +421,38 @@ def test_another_runtime_error_is_not_taken_for_it(tiny, monkeypatch):
     write_labels(tiny, PAIRS)
 
     def fail(self, *arguments, **values):
-        raise RuntimeError("a shape is wrong")
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(LabelTrainer, "compute_loss", fail)
-    with pytest.raises(RuntimeError, match="a shape is wrong"):
+    with pytest.raises(RuntimeError, match="illegal memory access"):
         main(tiny)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize(
+    ("name", "value"), [("TRAIN__REPORT_TO", "nosuch"), ("TRAIN__TARGET_MODULES", "q_proj,lm_head")]
+)
+def test_settings_that_the_trainer_refuses_are_named(tiny, settings, name, value):
+    write_labels(tiny, PAIRS)
+    with pytest.raises(SettingsError, match=f"DISTILL_{name}='{value}'"):
+        main(settings(**{name: value}))
+
+
+def test_a_preset_that_learns_the_same_goes_on_with_the_checkpoint(tiny, settings, monkeypatch):
+    storage = write_labels(tiny, PAIRS)
+    with monkeypatch.context() as patch:
+        patch.setattr("jobs.train.write_adapter", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(tiny)
+    lean = PRESETS["builtin"] | PRESETS["lean"]
+    main(
+        settings(
+            TRAIN__PRESET="lean",
+            **{f"TRAIN__{n.upper()}": v for n, v in lean.items()}
+            | {"TRAIN__EPOCHS": 2, "TRAIN__BATCH_SIZE": 4},
+        )
+    )
+    assert read_manifest(storage, "adapter")["summary"]["updates"] == 12
 
 
 def test_a_merged_student_answers_as_the_adapter_does(tiny, settings):

@@ -64,21 +64,17 @@ _WARM_UP_UPDATES = 5
 
 
 class Clock(TrainerCallback):
-    """Times the updates after the first few."""
+    """Times the updates after the first few, all together."""
 
     def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._then = 0.0
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._then = read_time()
+        self.seconds = self._then = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds.append(read_time() - self._then)
+        if state.global_step == _WARM_UP_UPDATES:
+            self._then = read_time()
 
-    @property
-    def median_seconds(self) -> float:
-        return statistics.median(self.seconds[_WARM_UP_UPDATES:])
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.seconds = read_time() - self._then
 
 
 def read_time() -> float:
@@ -152,7 +148,8 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
                 clock = Clock()
                 with tempfile.TemporaryDirectory() as folder:
                     run(settings, tokenizer, dataset, Path(folder), clock)
-                figure = {"examples_per_second": options.batch_size / clock.median_seconds}
+                rate = options.updates * options.batch_size / clock.seconds
+                figure = {"examples_per_second": rate}
                 if torch.cuda.is_available():
                     figure["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
                 figures[name].append(figure)
