@@ -73,7 +73,7 @@ CASES = [
     Case("reference, as published", variables=REFERENCE | {"TRAIN__LEARNING_RATE": "2e-4"}),
     *vary("targets", "TARGET_MODULES", "q_proj,v_proj", "q_proj,k_proj,v_proj,o_proj"),
     *vary("rank", "LORA_RANK", "4", "8", "32"),
-    *vary("dropout", "LORA_DROPOUT", "0", "0.1"),
+    *vary("dropout", "LORA_DROPOUT", "0.05", "0.1"),
     *vary("learning rate", "LEARNING_RATE", "1e-3", "2e-3", "5e-3"),
     *vary("batch", "BATCH_SIZE", "8", "32"),
     *(Case(f"labels {n}", labels=n) for n in (500, 1_000, 5_000)),
