@@ -51,12 +51,13 @@ def test_the_built_in_parts_distil(tmp_path, settings):
     assert again.stderr.count("already done") == 3
 
     (run / "predictions/manifest.json").unlink()
+    unchanged = {"STUDENT__QUANTIZATION": "nf4", "TEACHER__TEMPERATURE": 0}
     for name, value, told in (
         ("STUDENT__QUANTIZATION", "none", "student.quantization was 'nf4' and is 'none'"),
         ("TEACHER__TEMPERATURE", 1, "teacher.temperature was 0.0 and is 1.0"),
     ):
         with pytest.raises(InputError, match=re.escape(told)):
-            evaluate.main(settings(**(variables | {name: value})))
+            evaluate.main(settings(**(variables | unchanged | {name: value})))
 
 
 TASK = """
