@@ -62,60 +62,47 @@ def label_on_ray(
         DistillError: as an actor met it; or the run is no longer the lock's.
     """
     with noting_signals() as signals:
-        return _label(settings, task, url, examples, known, quota, lock, watch, signals.check)
-
-
-def _label(
-    settings: Settings,
-    task: Task,
-    url: str,
-    examples: list[Example],
-    known: dict[str, Reply],
-    quota: Quota,
-    lock: RunLock,
-    watch: Callable[[Snapshot], None],
-    check_signals: Callable[[], None],
-) -> tuple[list[pa.Table], Snapshot]:
-    rows: _Rows | None = None
-    try:
-        _start_ray()
-        check_signals()
-        concurrency, lost = settings.teacher.max_concurrency, 0
-        lock.risk(concurrency)
-
-        def look(snapshot: Snapshot) -> None:
-            nonlocal lost
-            check_signals()
-            lock.check()
-            _check_ray()
-            if snapshot.lost_calls > lost:
-                lost = snapshot.lost_calls
-                lock.risk(concurrency, lost)
-            snapshot.trouble = snapshot.trouble or lock.trouble
-            watch(snapshot)
-
-        name = f"distill-quota-{uuid.uuid4().hex[:8]}"
-        keeper = ray.remote(QuotaKeeper).options(name=name, num_cpus=0).remote(quota)
-        rows = _Rows(_make_dataset(settings, task, url, examples, known, keeper))
-        in_flight = concurrency
+        rows: _Rows | None = None
         try:
-            labeled = _collect(rows, keeper, lock, look)
-            in_flight = 0
-            return labeled
-        except StoppedError:
-            in_flight = _drain(keeper, settings.label.drain_seconds, concurrency)
-            raise
-        except (DistillError, ray.exceptions.RayError):
-            in_flight = _drain(keeper, _REFUSED_DRAIN_SECONDS, concurrency)
-            raise
+            _start_ray()
+            signals.check()
+            concurrency, lost = settings.teacher.max_concurrency, 0
+            lock.risk(concurrency)
+
+            def look(snapshot: Snapshot) -> None:
+                nonlocal lost
+                signals.check()
+                lock.check()
+                _check_ray()
+                if snapshot.lost_calls > lost:
+                    lost = snapshot.lost_calls
+                    lock.risk(concurrency, lost)
+                snapshot.trouble = snapshot.trouble or lock.trouble
+                watch(snapshot)
+
+            name = f"distill-quota-{uuid.uuid4().hex[:8]}"
+            keeper = ray.remote(QuotaKeeper).options(name=name, num_cpus=0).remote(quota)
+            rows = _Rows(_make_dataset(settings, task, url, examples, known, keeper))
+            in_flight = concurrency
+            try:
+                labeled = _collect(rows, keeper, lock, look)
+                in_flight = 0
+                return labeled
+            except StoppedError:
+                in_flight = _drain(keeper, settings.label.drain_seconds, concurrency)
+                raise
+            except (DistillError, ray.exceptions.RayError):
+                in_flight = _drain(keeper, _REFUSED_DRAIN_SECONDS, concurrency)
+                raise
+            finally:
+                # If that fails, the file tells of more calls than there are.
+                with contextlib.suppress(StorageError):
+                    lock.risk(in_flight, lost)
+        except ray.exceptions.RayError as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise DistillError(f"Ray: {type(error).__name__}: {reason}; run again") from None
         finally:
-            with contextlib.suppress(StorageError):  # then the file tells of more than there are
-                lock.risk(in_flight, lost)
-    except ray.exceptions.RayError as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise DistillError(f"Ray: {type(error).__name__}: {reason}; run again") from None
-    finally:
-        _end_ray(rows)
+            _end_ray(rows)
 
 
 def _make_dataset(
