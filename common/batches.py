@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 
-_GROUP_BATCHES = 50
-"""Batches are made of labels of about the same length among so many batches' worth of them."""
+_GROUP_BATCHES = 8
+"""Batches are made of labels of about the same length among so many batches' worth of them.
+
+Eight leave 2 % of padding. Fifty leave none, and a held-out loss that is 5 % higher.
+"""
 IGNORED = -100
 """The label of a token that is not to be learned, as in torch's cross-entropy."""
 

@@ -61,6 +61,8 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         """`measure` is called at each evaluation; without it there is none."""
         super().__init__(**arguments)
         self._plan, self.measure = plan, measure
+        learned = (sum(t != IGNORED for t in row) for row in self.train_dataset["labels"])
+        self._tokens_per_row = sum(learned) / len(self.train_dataset)
         self._is_finite: torch.Tensor | None = None
         self._tokens = 0
         self._logged = time.monotonic()
@@ -81,14 +83,19 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Cross-entropy of the labels' tokens, as a mean over those of the update."""
+        """Cross-entropy of the labels' tokens, over their number in an average update.
+
+        Over their number in this one, a token of a short label would count more than one of a long
+        label, since an update's labels have about the same length.
+        """
         assert not return_outputs
         del num_items_in_batch  # does not count the first column, for other labels are not shifted
         labels = inputs.pop("labels")
         logits = model(**inputs, use_cache=False).logits[:, :-1]
-        loss = cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="mean"
+        total = cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
         )
+        loss = total / (self._tokens_per_row * len(labels))
         self._tokens += inputs["input_ids"].numel()
         self.note(loss)
         return loss

@@ -246,6 +246,21 @@ def test_the_loss_is_that_of_a_model_that_is_given_the_labels(tiny):
     torch.testing.assert_close(loss, total / count)
 
 
+def test_a_token_counts_the_same_in_every_update(tiny):
+    """Whether the labels of its update are long or short."""
+    trainer, _ = make(tiny, [("a", "b"), ("a " * 9, "b " * 9)])
+    trainer.model.eval()
+    rows = list(trainer.train_dataset)
+    counts = [sum(token != -100 for token in row["labels"]) for row in rows]
+    assert counts[0] < counts[1]
+    for row, count in zip(rows, counts, strict=True):
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        with torch.no_grad():
+            loss = trainer.compute_loss(trainer.model, trainer.data_collator([row]))
+            mean = trainer.model(input_ids=ids, labels=labels).loss
+        torch.testing.assert_close(loss, mean * count / (sum(counts) / 2))
+
+
 def give_measures(monkeypatch, *agreements):
     """Lets evaluations, in their order, find these; gives the updates that were measured."""
     measured = []
