@@ -70,8 +70,8 @@ def resume(
     bodies = [make_request(settings.teacher, task, e.text) for e in missing or examples]
     dearest = sorted(map(bound_prompt_tokens, bodies), reverse=True)
     remains, samples = lock.inherited, settings.label.samples
-    lost = dearest[: len(missing)] * samples
-    lost = lost[: remains.in_flight] + dearest[:1] * remains.lost
+    in_flight = [tokens for tokens in dearest[: len(missing)] for _ in range(samples)]
+    lost = in_flight[: remains.in_flight] + dearest[:1] * remains.lost
     if lost:
         reason = f"lost: job {remains.owner} was killed"
         write_lost(

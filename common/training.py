@@ -215,7 +215,8 @@ def make_trainer(
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # of several GPUs, the first
     model = add_adapter(settings, load_student(settings))
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / TENSORBOARD))
+    if TENSORBOARD in train.report_to:
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / TENSORBOARD))
     try:
         trainer = LabelTrainer(
             plan_batches(lengths, train.batch_size, train.epochs, train.seed),

@@ -99,6 +99,13 @@ def test_no_more_calls_can_be_lost_in_flight_than_are_missing(own):
     assert known.cost_usd == pytest.approx(3 * USED + worst(own, "one"))
 
 
+def test_all_samples_of_the_dearest_example_may_have_been_in_flight(own):
+    label = own.label.model_copy(update={"samples": 3})
+    own = own.model_copy(update={"label": label})
+    known = resume(own, TASK, RunStorage(own), EXAMPLES, FakeLock(4, 0))
+    assert known.cost_usd == pytest.approx(3 * worst(own, "a longer one") + worst(own, "and four"))
+
+
 def test_calls_of_a_dead_worker_were_asked_again_and_count_also_when_none_is_missing(own):
     storage = RunStorage(own)
     write(storage, "a", *(make_reply(own, text) for text in TEXTS))
