@@ -23,7 +23,8 @@ from common.errors import DistillError, StoppedError, StorageError
 from common.labeler import Labeler
 from common.ledger import read_answered
 from common.lock import RunLock
-from common.quota import Lease, Quota, Report, Snapshot, Totals
+from common.protocol import Lease, Report, Snapshot, Totals
+from common.quota import Quota
 from common.records import EXAMPLE_SCHEMA, Example, make_label_table
 from common.replies import Reply
 from common.settings import Settings

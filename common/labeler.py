@@ -16,7 +16,8 @@ from common.ledger import make_keys
 from common.lock import RunLock
 from common.manifest import Fingerprint
 from common.prices import require_price
-from common.quota import Quota, Snapshot
+from common.protocol import Snapshot
+from common.quota import Quota
 from common.records import Example, LabelRow
 from common.replies import Reply
 from common.settings import BUILTIN, Settings

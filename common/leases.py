@@ -8,17 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from common import errors
-from common.quota import (
-    AT_ONCE_SECONDS,
-    Amount,
-    Headers,
-    Lease,
-    Quota,
-    Report,
-    TokenEstimate,
-    Totals,
-    add,
-)
+from common.protocol import Amount, Headers, Lease, Report, TokenEstimate, Totals, add
+from common.quota import AT_ONCE_SECONDS, Quota
 
 Renew = Callable[[str, Report], Awaitable[Lease]]
 _MOST_WAITING = 512

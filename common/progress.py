@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common.forecast import optimum_seconds
-from common.quota import Snapshot
+from common.protocol import Snapshot
 
 _LOG_SECONDS = 5.0
 _RATE_SECONDS = 15.0

@@ -18,11 +18,13 @@ What the quota knows of the server, from the surest word to the weakest:
    server had accepted then.
 """
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from common.limits import LearnedRate, Limit
+from common.protocol import Amount, Headers, Lease, Report, Snapshot, TokenEstimate, Totals, add
 
 AT_ONCE_SECONDS = 0.02
 """Calls that are sent within this time may arrive in any order."""
@@ -32,23 +34,8 @@ _RENEW_SECONDS, _BUSY_SECONDS = 0.04, 0.06
 _HEARTBEAT_SECONDS = 0.1
 _DEAD_SECONDS = 20.0
 """A worker that is silent for so long is dead: its slots come back, its calls count as paid."""
-_SAFETY = 0.998
-"""The share of a told limit that is used: the server's clock and ours are not the same."""
-_JITTER_SECONDS = 0.02
-"""Calls may arrive so much closer together than they were sent."""
-_FIRST_BURST_SECONDS, _BURST_SECONDS, _TRIAL_SECONDS = 0.25, 1.0, 3.0
-"""How much of a told limit may be used at once: at first, and after so long at its full rate."""
 _INCREASE, _DECREASE = 0.1, 0.85
 """Calls that the window grows by for each window of answers, and its factor for each episode."""
-_PROBE_SECONDS, _SEARCH_STEP, _PROBE_STEP = 1.0, 0.4, 0.02
-"""A learned rate is raised by a step after so long without a 429.
-
-The step doubles with each raise; the time doubles with each 429 that a raise brings.
-"""
-_RELIABLE_CALLS, _LONGEST_PROBE_SECONDS = 20, 30.0
-"""So many calls tell a rate well enough."""
-_SUSTAINED_SHARE, _BACK_OFF = 1 / 3, 0.8
-"""What is taken to last of a first burst; the factor while too few calls tell a rate."""
 _PAUSE_SECONDS = 0.5, 30.0
 _RETRY_MARGIN = 1.01
 """A quota that comes back at a moment is not asked for just before it."""
@@ -59,325 +46,6 @@ _HELPED_CALLS, _STRIKES = 10, 3
 _RECENT_ANSWERS = 100
 """How many answers the estimate of a call's tokens is mostly made from."""
 _NO_USD = 1e-9
-
-Amount = tuple[float, float]
-"""Calls, and their tokens as estimated."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenEstimate:
-    """How many tokens a call will use, guessed by the characters of its prompt."""
-
-    per_character: float = 1 / 3.5
-    completion: float = 0.0
-
-    def guess(self, characters: float) -> float:
-        """The tokens of prompt and response."""
-        return characters * self.per_character + self.completion
-
-
-@dataclass(slots=True)
-class Headers:
-    """What a response's `x-ratelimit-*` headers say; None where they say nothing."""
-
-    requests_limit: float | None = None
-    requests_remaining: float | None = None
-    requests_reset_seconds: float | None = None
-    tokens_limit: float | None = None
-    tokens_remaining: float | None = None
-    tokens_reset_seconds: float | None = None
-
-
-@dataclass(slots=True)
-class Totals:
-    """What was done, added up."""
-
-    calls: int = 0
-    retries: int = 0
-    answered: int = 0
-    throttled: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost_usd: float = 0.0
-    call_seconds: float = 0.0
-
-    def add(self, other: "Totals") -> None:
-        """Adds another's."""
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-
-@dataclass(slots=True)
-class Report:
-    """What a worker tells. What happened is since its last report."""
-
-    waiting: list[tuple[float, float]] = field(default_factory=list)
-    """Of each call that wants to start, in order: estimated tokens, dollars in the worst case."""
-    demand: int = 0
-    """Calls that want to start, also those that are not in `waiting`."""
-    in_flight: int = 0
-    totals: Totals = field(default_factory=Totals)
-    started: Amount = (0.0, 0.0)
-    granted: Amount = (0.0, 0.0)
-    """What is granted and has not started yet."""
-    usage: tuple[int, float, int, int] = (0, 0.0, 0, 0)
-    """Answers that told their usage: their number, characters, prompt and completion tokens."""
-    token_correction: float = 0.0
-    """Tokens used beyond the estimates; negative where less was used."""
-    released_usd: float = 0.0
-    """What was reserved for the calls that have ended."""
-    returned: tuple[int, float, float] = (0, 0.0, 0.0)
-    """Grants that were not used: calls, tokens, dollars."""
-    headers: tuple[Headers, Amount, float] | None = None
-    """The latest call's that had any, what had started with it, the seconds since it was sent."""
-    throttles: list[tuple[float, float | None]] = field(default_factory=list)
-    """Of each 429: the seconds since its call was sent, and its Retry-After in seconds."""
-    failure: tuple[str, str] | None = None
-    """The name and message of the error that should stop the job."""
-    trouble: str | None = None
-    """What the worker is waiting for, as the storage."""
-
-
-@dataclass(slots=True)
-class Lease:
-    """What a worker may do until it reports again, at the latest after `renew_seconds`."""
-
-    slots: int
-    delays: list[float] | None
-    """For the first calls of `waiting`: they may start so many seconds from now.
-
-    None: any call may start while there are slots.
-    """
-    renew_seconds: float
-    pause_seconds: float = 0.0
-    failure: tuple[str, str] | None = None
-    """Nothing starts any more."""
-    started: Amount = (0.0, 0.0)
-    """By all workers, as far as the quota has heard."""
-    estimate: TokenEstimate | None = None
-    """Learned from what all workers' calls used."""
-
-
-@dataclass
-class Snapshot:
-    """The state of a job, for people."""
-
-    totals: Totals
-    in_flight: int
-    slots: int
-    requests_per_minute: float | None
-    tokens_per_minute: float | None
-    pause_seconds: float
-    failure: tuple[str, str] | None
-    trouble: str | None
-    active_seconds: float
-    """From the first worker's first report to the last answer."""
-    lost_calls: int
-    """Those of dead workers: nobody knows what became of them."""
-
-
-class _Bucket:
-    """A token bucket, as the moment `empty_at` at which it was or will be empty.
-
-    Taking is immediate, and may leave a debt; whoever takes waits for `delay` then.
-    """
-
-    def __init__(self, rate: float, burst: float, first_burst: float, now: float) -> None:
-        """`rate` is in units a second, the bursts in units."""
-        self.rate, self.burst = rate, burst
-        self.empty_at = now - first_burst / rate
-
-    def delay(self, amount: float, now: float) -> float:
-        """Until the amount is there; one larger than the bucket waits until that is full."""
-        return max(0.0, self.empty_at + min(amount, self.burst) / self.rate - now)
-
-    def take(self, amount: float, now: float) -> None:
-        self.empty_at = max(self.empty_at, now - self.burst / self.rate) + amount / self.rate
-
-    def level(self, now: float) -> float:
-        return (now - self.empty_at) * self.rate
-
-    def set_level(self, level: float, now: float) -> None:
-        self.empty_at = now - level / self.rate
-
-    def set_rate(self, rate: float, now: float) -> None:
-        level = self.level(now)
-        self.rate = rate
-        self.set_level(level, now)
-
-
-class _Limit:
-    """One kind of limit, requests or tokens: what the settings say, and what the headers say."""
-
-    def __init__(self, told_per_minute: float | None, reserve_calls: float, now: float) -> None:
-        self._reserve_calls = reserve_calls
-        self._told: _Bucket | None = None
-        self._server: _Bucket | None = None
-        self._server_limit: float | None = None
-        self.granted = self._typical = self._variance = 0.0
-        if told_per_minute:
-            rate = told_per_minute / 60 * _SAFETY
-            burst = rate * _FIRST_BURST_SECONDS
-            self._told = _Bucket(rate, burst, burst, now)
-
-    @property
-    def per_minute(self) -> float | None:
-        """The lower of the limits that are known."""
-        told = self._told.rate * 60 / _SAFETY if self._told else None
-        known = [limit for limit in (told, self._server_limit) if limit is not None]
-        return min(known) if known else None
-
-    def _buckets(self) -> list[_Bucket]:
-        """The told limit counts unless the server itself tells of one that is no higher."""
-        if self._server is None:
-            return [self._told] if self._told else []
-        assert self._server_limit is not None
-        told_is_lower = self._told is not None and self._told.rate * 61 < self._server_limit
-        return [b for b in (self._server, self._told if told_is_lower else None) if b]
-
-    def delay(self, amount: float, now: float) -> float:
-        return max((bucket.delay(amount, now) for bucket in self._buckets()), default=0.0)
-
-    def take(self, amount: float, now: float) -> None:
-        self.granted += amount
-        self._typical += (amount - self._typical) / 16 if self._typical else amount
-        self._take(amount, now)
-        if self._told and self.granted > self._told.rate * _TRIAL_SECONDS:
-            self._told.burst = self._told.rate * _BURST_SECONDS
-
-    def give_back(self, amount: float, now: float) -> None:
-        self.granted -= amount
-        self._take(-amount, now)
-
-    def _take(self, amount: float, now: float) -> None:
-        for bucket in (self._told, self._server):
-            if bucket:
-                bucket.take(amount, now)
-
-    def correct(self, amount: float, calls: int, now: float) -> None:
-        """Counts what calls used beyond the estimates; the server's headers tell that anyway."""
-        if self._told:
-            self._told.take(amount, now)
-        if calls:
-            self._variance += (amount**2 / calls - self._variance) / 16
-
-    def teach(
-        self,
-        told: tuple[float | None, float | None, float | None],
-        amount_since: float,
-        calls_since: float,
-        age_seconds: float,
-        is_new: bool,
-        now: float,
-    ) -> None:
-        """The headers (limit, remaining, reset) of a call that was sent `age_seconds` ago.
-
-        `amount_since` was sent since, or will be, in so many calls. If the headers are not new,
-        they can only lower the level.
-        """
-        limit, remaining, reset_seconds = told
-        if limit is None or remaining is None or limit < 1:
-            return
-        rate = limit / 60
-        if reset_seconds and remaining < limit:  # a limit by the day is refilled more slowly
-            rate = min(rate, (limit - remaining) / reset_seconds)
-        if self._server is None:
-            self._server = _Bucket(rate, 1.0, 0.0, now)
-        self._server_limit = limit
-        self._server.burst = max(self._server.burst, remaining + 1)
-        self._server.set_rate(rate, now)
-        reserve = (
-            self._typical * self._reserve_calls
-            + rate * _JITTER_SECONDS
-            + 3 * math.sqrt(self._variance * max(0.0, calls_since))
-        )
-        level = remaining - min(reserve, self._server.burst / 4) + rate * age_seconds
-        level = min(level, self._server.burst) - amount_since
-        if is_new or level < self._server.level(now):
-            self._server.set_level(level, now)
-
-    def explains(self, sent_at: float, now: float) -> bool:
-        """Whether a call that was sent then got a 429 for what the headers say was left."""
-        if self._server is None:
-            return False
-        left = self._server.level(now) - self._server.rate * (now - sent_at)
-        return left < 2 * self._typical + self._server.rate * _JITTER_SECONDS
-
-
-class _LearnedRate:
-    """A request rate learned from 429s, see the module's third point."""
-
-    def __init__(self) -> None:
-        self._anchor: float | None = None
-        self._accepted = self._granted = 0.0
-        self._first_at: float | None = None
-        self._bucket: _Bucket | None = None
-        self._burst_seconds = _BURST_SECONDS
-        self._probe_at, self._probe_seconds = 0.0, _PROBE_SECONDS
-        self._was_raised, self._step = False, _SEARCH_STEP
-
-    @property
-    def per_minute(self) -> float | None:
-        return self._bucket.rate * 60 if self._bucket else None
-
-    @property
-    def is_active(self) -> bool:
-        return self._bucket is not None
-
-    def accept(self, calls: int, now: float) -> None:
-        self._accepted += calls
-        if self._first_at is None:
-            self._first_at = now
-        if self._bucket and now >= self._probe_at:
-            self._bucket.set_rate(self._bucket.rate * (1 + self._step), now)
-            self._step = min(_SEARCH_STEP, self._step * 2)
-            self._probe_at = now + self._probe_seconds
-            self._was_raised = True
-
-    def use_up(self, in_flight: int, pause: float, now: float) -> None:
-        """The server's quota is used up, with so many calls accepted and not yet answered."""
-        accepted = self._accepted + in_flight
-        if accepted < 1:  # nothing passed, as somebody else had used it up: that tells no rate
-            self._accepted, self._granted, self._first_at = -in_flight, 0.0, now + pause
-            if self._anchor is not None:
-                self._anchor = now + pause
-        elif self._anchor is None:
-            # Its rate is lower than what it let pass so far, for a burst is included: a guess.
-            assert self._first_at is not None
-            elapsed = max(now - self._first_at, 0.1)
-            rate = max(accepted, self._granted) / elapsed
-            rate *= min(1.0, _SUSTAINED_SHARE + elapsed / 60)
-            self._bucket = _Bucket(rate, 1, -1, now)
-            self._anchor, self._accepted = now, -in_flight
-        elif (elapsed := now - self._anchor) > 0:
-            assert self._bucket is not None
-            rate, pace = accepted / elapsed, self._bucket.rate
-            if accepted < _RELIABLE_CALLS:  # a 429 is no reason to go faster
-                rate = min(max(rate, pace / 2), pace) * _BACK_OFF
-            self._bucket.set_rate(rate, now)
-            if accepted < 5:  # the server allows no burst
-                self._burst_seconds /= 2
-            self._bucket.burst = max(1.0, rate * self._burst_seconds)
-            self._bucket.set_level(-1, now)  # one call less, to stay clear of the edge
-            if accepted > _RELIABLE_CALLS:  # the older half counts for half
-                self._anchor, self._accepted = now - elapsed / 2, accepted / 2 - in_flight
-                self._step = _PROBE_STEP
-                if self._was_raised:
-                    self._probe_seconds = min(_LONGEST_PROBE_SECONDS, self._probe_seconds * 2)
-            self._was_raised = False
-        self._probe_at = now + self._probe_seconds
-
-    def refuse_late(self) -> None:
-        """A call that was in flight when the quota was used up was not accepted."""
-        self._accepted += 1
-
-    def delay(self, now: float) -> float:
-        return self._bucket.delay(1, now) if self._bucket else 0.0
-
-    def take(self, now: float) -> None:
-        if self._bucket:
-            self._bucket.take(1, now)
-        self._granted += 1
 
 
 @dataclass
@@ -415,9 +83,9 @@ class Quota:
         """
         self._clock = clock
         self._epoch = clock()
-        self._requests = _Limit(requests_per_minute, reserve_calls=0.5, now=0.0)
-        self._tokens = _Limit(tokens_per_minute, reserve_calls=1.0, now=0.0)
-        self._learned = _LearnedRate()
+        self._requests = Limit(requests_per_minute, reserve_calls=0.5, now=0.0)
+        self._tokens = Limit(tokens_per_minute, reserve_calls=1.0, now=0.0)
+        self._learned = LearnedRate()
         self._max_slots, self._window = max_concurrency, float(max_concurrency)
         self._max_cost_usd, self._spent_usd = max_cost_usd, spent_usd
         self._owner_silence_seconds, self._owner_seen = float("inf"), 0.0
@@ -685,8 +353,3 @@ class Quota:
                 self._spent_usd += worker.reserved_usd  # its calls may have been paid for
                 self._lost_calls += worker.held
                 del self._workers[name]
-
-
-def add(one: Amount, other: Amount) -> Amount:
-    """The sum."""
-    return one[0] + other[0], one[1] + other[1]

@@ -28,7 +28,7 @@ import openai
 from common.errors import DistillError, InputError, SettingsError, TeacherRefusedError
 from common.leases import Call, Leases, Outcome
 from common.prices import bound_prompt_tokens, find_price
-from common.quota import Headers, Totals
+from common.protocol import Headers, Totals
 from common.replies import (
     Answer,
     Reply,

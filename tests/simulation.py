@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from common.leases import Call, Leases, Outcome
-from common.quota import Headers, Lease, Quota, Report, TokenEstimate, Totals
+from common.protocol import Headers, Lease, Report, TokenEstimate, Totals
+from common.quota import Quota
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ import pytest
 
 from common.errors import CostCapError, DistillError, TeacherRefusedError
 from common.leases import Leases, Outcome
-from common.quota import Headers, Totals
+from common.protocol import Headers, Totals
 from simulation import join, make_quota, now, run
 
 REFUSED = TeacherRefusedError("401: no such key")

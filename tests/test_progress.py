@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from common.progress import Progress, format_seconds, summarize_calls
-from common.quota import Snapshot, Totals
+from common.protocol import Snapshot, Totals
 
 
 @pytest.fixture(autouse=True)

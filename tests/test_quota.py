@@ -3,7 +3,8 @@ import pickle
 
 import pytest
 
-from common.quota import Headers, Lease, Quota, Report, Totals
+from common.protocol import Headers, Lease, Report, Totals
+from common.quota import Quota
 from simulation import Bucket, Server, Window, run, work
 
 RATE = 1200

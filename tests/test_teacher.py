@@ -11,7 +11,8 @@ from common import teacher as teacher_module
 from common.errors import DistillError, InputError, SettingsError, TeacherRefusedError
 from common.leases import Leases, reach_quota
 from common.prices import bound_prompt_tokens
-from common.quota import Headers, Quota
+from common.protocol import Headers
+from common.quota import Quota
 from common.replies import Reply, read_answer
 from common.settings import TeacherSettings
 from common.tasks import Task
