@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
-from common.batches import IGNORED, LabelCollator
+from common.batches import LabelCollator, compute_logits
 from common.settings import Settings
 from common.student import encode_example, encode_prompt, generate, make_batches
 from common.tasks import Task
@@ -21,12 +21,14 @@ def make_measure(
     tokenizer: PreTrainedTokenizerBase,
     held_out: Labels,
     check: Callable[[], None] = lambda: None,
-) -> Measure:
-    """What measures `agreement` and `loss` on the held-out labels.
+) -> Measure | None:
+    """What measures `agreement` and `loss` on the held-out labels; None if there are none.
 
     The agreement is the share of them that the student gives exactly, by greedy decoding; the loss
     is its mean cross-entropy on their tokens. `check` is called now and then, and may raise.
     """
+    if not held_out:
+        return None
     prompts = [encode_prompt(tokenizer, task, text) for text, _ in held_out]
     rows = [encode_example(tokenizer, task, text, label) for text, label in held_out]
     answers = [label.strip() for _, label in held_out]
@@ -59,15 +61,11 @@ def measure_loss(
     collate = LabelCollator(tokenizer.pad_token_id)
     model.eval()
     total = count = 0.0
-    for batch in make_batches([len(row["input_ids"]) for row in rows], batch_tokens):
-        inputs = {
-            name: value.to(model.device) if isinstance(value, torch.Tensor) else value
-            for name, value in collate([rows[i] for i in batch]).items()
-        }
-        labels = inputs.pop("labels")
-        learned = labels != IGNORED
+    for indices in make_batches([len(row["input_ids"]) for row in rows], batch_tokens):
+        tensors = collate([rows[i] for i in indices])
+        batch = {name: tensor.to(model.device) for name, tensor in tensors.items()}
         with torch.inference_mode():
-            logits = model(**inputs, use_cache=False).logits[:, :-1]
-            total += float(cross_entropy(logits[learned].float(), labels[learned], reduction="sum"))
-        count += float(learned.sum())
+            logits = compute_logits(model, batch["input_ids"], batch["positions"])
+            total += float(cross_entropy(logits.float(), batch["labels"], reduction="sum"))
+        count += len(batch["labels"])
     return total / count

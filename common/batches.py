@@ -55,36 +55,49 @@ def _plan_epoch(lengths: Sequence[int], batch_size: int, rng: random.Random) -> 
 
 
 class LabelCollator:
-    """Makes a batch's tensors, padded on the left, so that all labels end in the last column.
+    """Makes a batch's tensors, padded on the right.
 
-    The logits are then needed of the last columns only, and `logits_to_keep` says of how many;
-    `labels` has these columns but the first, whose logits predict the second.
+    No token sees those after it, so that padding needs no attention mask, and the quicker kernels
+    can be taken.
     """
 
     def __init__(self, pad_token_id: int) -> None:
-        """`pad_token_id` fills up the shorter rows, unseen by attention and loss."""
+        """`pad_token_id` fills up the shorter rows; no loss is taken there."""
         self._pad = pad_token_id
 
-    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         """The batch.
 
-        `input_ids`, `attention_mask`, `position_ids`: (rows, longest row); `labels`: (rows, longest
-        label); `logits_to_keep`: a number.
+        `input_ids`: (rows, longest row); `labels`: (tokens), all that are learned; `positions`:
+        (tokens), of the tokens that predict those, counted through all rows.
         """
         width = max(len(row["input_ids"]) for row in rows)
         ids = torch.full((len(rows), width), self._pad)
         labels = torch.full((len(rows), width), IGNORED)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
         for i, row in enumerate(rows):
-            start = width - len(row["input_ids"])
-            ids[i, start:] = torch.tensor(row["input_ids"])
-            labels[i, start:] = torch.tensor(row["labels"])
-            mask[i, start:] = 1
-        learned = int((labels != IGNORED).any(0).sum())
+            ids[i, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
+            labels[i, : len(row["labels"])] = torch.tensor(row["labels"])
+        learned = (labels != IGNORED).flatten().nonzero().flatten()
         return {
             "input_ids": ids,
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
-            "labels": labels[:, -learned:],
-            "logits_to_keep": learned + 1,
+            "labels": labels.flatten()[learned],
+            "positions": learned - 1,  # the first token of a row, which no other predicts, is not
         }
+
+
+def compute_logits(model: Any, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """A causal model's logits at some positions of a batch: (positions, vocabulary).
+
+    The head is given those positions only. A third of the tokens are the label's, and the logits
+    of a vocabulary of 32,000 in fp32, with their gradients, take more memory than anything else.
+    """
+
+    def select(head: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (inputs[0].flatten(0, 1)[positions],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        logits: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    return logits

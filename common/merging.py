@@ -12,6 +12,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from common.errors import InputError
 from common.manifest import Fingerprint, require_manifest, write_manifest
+from common.memory import explaining_memory
 from common.settings import Settings
 from common.storage import RunStorage
 from common.student import (
@@ -24,7 +25,6 @@ from common.student import (
 )
 from common.tasks import Task
 from common.train_set import read_labels
-from common.training import explaining_memory
 
 STEP = "merged"
 _PROMPTS = 32

@@ -1,5 +1,7 @@
 """The labels as the student learns them: which of them, and in which tokens."""
 
+from dataclasses import dataclass
+
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +16,40 @@ Labels = list[tuple[str, str]]
 """Pairs of text and label."""
 _MOST_HELD_OUT = 0.1
 """The share of the labels that is held out at most."""
+
+
+@dataclass(frozen=True)
+class TrainSet:
+    """What is learned from."""
+
+    labels: Dataset
+    """In tokens."""
+    held_out: Labels
+    """To choose the checkpoint by; empty if the labels are few."""
+    counts: dict[str, int]
+
+
+def load_train_set(
+    settings: Settings,
+    task: Task,
+    storage: RunStorage,
+    files: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+) -> TrainSet:
+    """The usable labels in `files`.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = read_labels(storage, files)
+    fitting = drop_over_long(settings, task, tokenizer, found)
+    labels, held_out = hold_out(fitting, settings.train.held_out)
+    counts = {
+        "labels": len(labels),
+        "held_out": len(held_out),
+        "dropped_too_long": len(found) - len(fitting),
+    }
+    return TrainSet(encode_labels(task, tokenizer, labels), held_out, counts)
 
 
 def read_labels(storage: RunStorage, files: list[str]) -> Labels:

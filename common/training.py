@@ -9,13 +9,9 @@ What is done otherwise than by TRL, and why:
 * The order of the batches is planned ahead, so that a resumed training goes on with the very next.
 """
 
-import contextlib
-import logging
-import math
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +25,20 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
-    TrainerState,
 )
 from trl import SFTConfig, SFTTrainer
 
-from common.batches import IGNORED, LabelCollator, plan_batches
-from common.checkpoints import Checkpoints
+from common.adapter import TENSORBOARD
+from common.batches import IGNORED, LabelCollator, compute_logits, plan_batches
 from common.errors import SettingsError
 from common.settings import Settings, TrainSettings
-from common.signals import NotedSignals
 from common.student import choose_dtype, find_student, load_student
 
-_LOG_UPDATES = 10
-_LINE_SECONDS = 10.0
-_MEMORY_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-TENSORBOARD = "tensorboard"
-"""The folder of its files, in the trainer's and in the adapter's."""
+LOG_UPDATES = 10
+"""Updates from one entry of the history to the next."""
 
 Measure = Callable[[Any], dict[str, float]]
 """Measures a model: its `agreement` with the teacher, and its `loss`."""
-
-log = logging.getLogger(__name__)
 
 
 class LabelTrainer(SFTTrainer):  # type: ignore[misc]
@@ -89,13 +78,10 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         label, since an update's labels have about the same length.
         """
         assert not return_outputs
-        del num_items_in_batch  # does not count the first column, for other labels are not shifted
-        labels = inputs.pop("labels")
-        logits = model(**inputs, use_cache=False).logits[:, :-1]
-        total = cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-        )
-        loss = total / (self._tokens_per_row * len(labels))
+        del num_items_in_batch
+        logits = compute_logits(model, inputs["input_ids"], inputs["positions"])
+        total = cross_entropy(logits.float(), inputs["labels"], reduction="sum")
+        loss = total / (self._tokens_per_row * len(inputs["input_ids"]))
         self._tokens += inputs["input_ids"].numel()
         self.note(loss)
         return loss
@@ -117,25 +103,9 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         )
         return metrics
 
-    def is_evaluation_due(self, train: TrainSettings) -> bool:
-        """Whether the model as it is should be measured, and was not yet."""
-        update, history = self.state.global_step, self.state.log_history
-        return (
-            self.measure is not None
-            and update in list_evaluations(train, self.state.max_steps)
-            and not any("eval_agreement" in e and e["step"] == update for e in history)
-        )
-
-    def catch_up(self, train: TrainSettings, checkpoint: Path) -> bool:
-        """Takes the state of a checkpoint, evaluates it if that is due; whether it was the last."""
-        path = checkpoint / "trainer_state.json"
-        self.state = TrainerState.load_from_json(str(path))
-        if self.is_evaluation_due(train):
-            self._load_from_checkpoint(str(checkpoint))
-            self.evaluate()
-            self.state.save_to_json(str(path))
-        is_last = self.state.global_step >= self.state.max_steps
-        return is_last or is_enough(train, self.state.log_history)
+    def load_weights(self, checkpoint: Path) -> None:
+        """Takes the adapter of a checkpoint."""
+        self._load_from_checkpoint(str(checkpoint))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds speed and memory to what is logged."""
@@ -161,9 +131,13 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
             return data.to(self.args.device, non_blocking=True)
         return super()._prepare_input(data)
 
+    def list_trained(self) -> list[torch.nn.Parameter]:
+        """The parameters that are learned: LoRA's."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
     def check_finite(self) -> None:
         """Raises a SettingsError if a loss, or a weight, is no number any more."""
-        norms = torch._foreach_norm([p.data for p in self.model.parameters() if p.requires_grad])
+        norms = torch._foreach_norm([parameter.data for parameter in self.list_trained()])
         is_finite = torch.stack(norms).isfinite().all()
         if self._is_finite is not None:
             is_finite &= self._is_finite
@@ -197,7 +171,7 @@ def make_trainer(
         warmup_steps=train.warmup_steps,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
-        optim="adamw_torch_fused" if on_gpu else "adamw_torch",
+        optim="adamw_torch_fused",
         seed=train.seed,
         use_cpu=not on_gpu,
         bf16=on_gpu and choose_dtype() is torch.bfloat16,
@@ -207,7 +181,7 @@ def make_trainer(
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
-        logging_steps=_LOG_UPDATES,
+        logging_steps=LOG_UPDATES,
         logging_nan_inf_filter=False,
         save_strategy="no",  # see Schedule
         report_to=train.report_to or "none",
@@ -238,9 +212,8 @@ def make_trainer(
             f"{','.join(train.target_modules)!r}"
         ) from None
     trainer.remove_callback(PrinterCallback)
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    for parameter in trainer.list_trained():
+        parameter.data = parameter.data.float()
     trainer.model.peft_config["default"].base_model_name_or_path = _portable_name(settings)
     return trainer
 
@@ -268,122 +241,6 @@ def make_lora(train: TrainSettings) -> LoraConfig:
         target_modules="all-linear" if names == ["all-linear"] else names,
         task_type="CAUSAL_LM",
     )
-
-
-@contextlib.contextmanager
-def explaining_memory(advice: str) -> Iterator[None]:
-    """Raises a SettingsError, which no retry repeats, where the memory does not suffice."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
-        reason = str(error).split(". ")[0]
-        is_memory = isinstance(error, MemoryError) or any(s in reason for s in _MEMORY_SIGNS)
-        if not is_memory:
-            raise
-        raise SettingsError(f"the memory does not suffice ({reason}); {advice}") from None
-
-
-def describe_memory(settings: Settings) -> str:
-    """Which settings to lower where the memory does not suffice for the training."""
-    return (
-        f"lower DISTILL_TRAIN__BATCH_SIZE (now {settings.train.batch_size}), "
-        f"DISTILL_STUDENT__MAX_TOKENS (now {settings.student.max_tokens}) or, if it ended in an "
-        f"evaluation, DISTILL_EVALUATE__BATCH_TOKENS (now {settings.evaluate.batch_tokens}); or "
-        "set DISTILL_TRAIN__GRADIENT_CHECKPOINTING=true"
-    )
-
-
-class Schedule(TrainerCallback):
-    """Says when to evaluate, to save and to stop; prints a line now and then."""
-
-    def __init__(
-        self,
-        train: TrainSettings,
-        checkpoints: Checkpoints,
-        signals: NotedSignals,
-        check: Callable[[], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """When one of `signals` has come, what is done is saved, and the training ends.
-
-        `check` is called where the training can be left, and may raise.
-        """
-        self._train, self._checkpoints, self._check = train, checkpoints, check
-        self._signals, self._clock = signals, clock
-        self._saved_at = self._said_at = clock()
-        self.trainer: LabelTrainer | None = None
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Saves where an evaluation is due, after some time, at the end, and at a signal."""
-        assert self.trainer is not None
-        if self._signals.are_there:
-            control.should_save = control.should_training_stop = True
-        if self.trainer.is_evaluation_due(self._train):
-            control.should_save = True
-        is_late = self._clock() - self._saved_at >= self._train.checkpoint_seconds
-        if is_late or state.global_step >= state.max_steps:
-            control.should_save = True
-        if control.should_save or state.global_step % _LOG_UPDATES == 0:
-            self.trainer.check_finite()
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Copies the checkpoint to the run's storage; then evaluates, if that is due.
-
-        In that order, for an evaluation takes long, and a signal may end the job in its middle.
-        """
-        assert self.trainer is not None
-        update = state.global_step
-        folder = Path(args.output_dir) / f"checkpoint-{update}"
-        self._checkpoints.save(folder, update, find_best(state.log_history) or update)
-        shutil.rmtree(folder)
-        self._saved_at = self._clock()
-        self._check()
-        if self.trainer.is_evaluation_due(self._train):
-            self.trainer.evaluate()
-        if is_enough(self._train, state.log_history):
-            log.info("train: no gain in %d evaluations, that is enough", self._train.patience)
-            control.should_training_stop = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Prints what was logged, if it is time to."""
-        entry = logs or {}
-        is_evaluation = "eval_agreement" in entry
-        is_soon = self._clock() - self._said_at < _LINE_SECONDS
-        if not is_evaluation and ("loss" not in entry or is_soon):
-            return
-        if not is_evaluation:
-            self._said_at = self._clock()
-        names = ("loss", "learning_rate", "tokens_per_second", "eval_agreement", "eval_loss")
-        figures = {name: entry[name] for name in names if name in entry}
-        line = ", ".join(f"{n.replace('_', ' ')} {v:.3g}" for n, v in figures.items())
-        log.info(
-            "train: update %d of %d, %s",
-            state.global_step,
-            state.max_steps,
-            line,
-            extra={"figures": {"update": state.global_step, "of": state.max_steps, **figures}},
-        )
-
-
-def is_enough(train: TrainSettings, history: Sequence[dict[str, Any]]) -> bool:
-    """Whether the training has not become better for as long as it may."""
-    measured = [entry["step"] for entry in history if "eval_agreement" in entry]
-    if not train.patience or not measured:
-        return False
-    return len(measured) - 1 - measured.index(find_best(history)) >= train.patience
-
-
-def list_evaluations(train: TrainSettings, updates: int) -> list[int]:
-    """The updates after which is evaluated: at equal distances, the last one among them."""
-    count = min(train.evaluations, updates)
-    return sorted({math.ceil(updates * (i + 1) / count) for i in range(count)})
-
-
-def find_best(history: Sequence[dict[str, Any]]) -> int:
-    """The update with the highest agreement; of equal ones that with the lowest loss; 0 if none."""
-    measured = [entry for entry in history if "eval_agreement" in entry]
-    best = max(measured, key=lambda e: (e["eval_agreement"], -e["eval_loss"]), default={"step": 0})
-    return int(best["step"])
 
 
 def _portable_name(settings: Settings) -> str:

@@ -8,6 +8,7 @@ import json
 import logging
 from typing import Any
 
+from common.adapter import HISTORY_FILE
 from common.command import run_job
 from common.errors import InputError
 from common.evaluation import METRICS_FILE, format_table
@@ -52,8 +53,8 @@ def main(settings: Settings) -> None:
 
 
 def _read_history(storage: RunStorage) -> list[dict[str, Any]]:
-    name = "adapter/history.jsonl"
-    lines = storage.read_bytes(name).splitlines() if storage.exists(name) else []
+    has_any = storage.exists(HISTORY_FILE)
+    lines = storage.read_bytes(HISTORY_FILE).splitlines() if has_any else []
     return [json.loads(line) for line in lines]
 
 

@@ -45,15 +45,13 @@ def test_the_plan_depends_on_the_seed_alone():
     assert make(1) != make(2)
 
 
-def test_a_batch_ends_where_its_labels_end():
+def test_a_batch_names_the_labels_and_the_tokens_that_predict_them():
     rows = [
         {"input_ids": [5, 6, 7, 8], "labels": [IGNORED, IGNORED, 7, 8]},
         {"input_ids": [9, 2], "labels": [IGNORED, 2]},
     ]
     batch = LabelCollator(pad_token_id=0)(rows)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [0, 0, 9, 2]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3], [0, 0, 0, 1]]
-    assert batch["labels"].tolist() == [[7, 8], [IGNORED, 2]]
-    assert batch["logits_to_keep"] == 3
-    assert {value.dtype for value in batch.values() if torch.is_tensor(value)} == {torch.int64}
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 2, 0, 0]]
+    assert batch["labels"].tolist() == [7, 8, 2]
+    assert batch["positions"].tolist() == [1, 2, 4]
+    assert {tensor.dtype for tensor in batch.values()} == {torch.int64}

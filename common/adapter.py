@@ -1,0 +1,36 @@
+"""The adapter on storage: LoRA's weights, with all that is needed to use them."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the report reads the history, without torch
+    from transformers import PreTrainedTokenizerBase
+
+STEP = "adapter"
+"""Its folder in a run."""
+HISTORY_FILE = f"{STEP}/history.jsonl"
+"""What the training logged, a line an entry."""
+TENSORBOARD = "tensorboard"
+"""The folder of TensorBoard's files, in the training's and in the adapter's."""
+
+
+def write_adapter(
+    training: Path,
+    checkpoint: Path,
+    tokenizer: "PreTrainedTokenizerBase",
+    card: str,
+    history: list[dict[str, Any]],
+) -> Path:
+    """Makes a folder of a checkpoint's weights and how they came to be, in the training's."""
+    target = training / STEP
+    target.mkdir()
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (checkpoint / name).rename(target / name)
+    if (training / TENSORBOARD).exists():
+        (training / TENSORBOARD).rename(target / TENSORBOARD)
+    tokenizer.save_pretrained(target)
+    (target / "README.md").write_text(card, "utf-8")
+    lines = "".join(json.dumps(entry) + "\n" for entry in history)
+    (target / Path(HISTORY_FILE).name).write_text(lines, "utf-8")
+    return target

@@ -1,0 +1,32 @@
+"""What to say where the memory does not suffice."""
+
+import contextlib
+from collections.abc import Iterator
+
+from common.errors import SettingsError
+from common.settings import Settings
+
+_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+
+
+@contextlib.contextmanager
+def explaining_memory(advice: str) -> Iterator[None]:
+    """Raises a SettingsError, which no retry repeats, where the memory does not suffice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
+        reason = str(error).split(". ")[0]
+        is_memory = isinstance(error, MemoryError) or any(s in reason for s in _SIGNS)
+        if not is_memory:
+            raise
+        raise SettingsError(f"the memory does not suffice ({reason}); {advice}") from None
+
+
+def describe_memory(settings: Settings) -> str:
+    """Which settings to lower where the memory does not suffice for the training."""
+    return (
+        f"lower DISTILL_TRAIN__BATCH_SIZE (now {settings.train.batch_size}), "
+        f"DISTILL_STUDENT__MAX_TOKENS (now {settings.student.max_tokens}) or, if it ended in an "
+        f"evaluation, DISTILL_EVALUATE__BATCH_TOKENS (now {settings.evaluate.batch_tokens}); or "
+        "set DISTILL_TRAIN__GRADIENT_CHECKPOINTING=true"
+    )
