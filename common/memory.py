@@ -15,11 +15,15 @@ def explaining_memory(advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
-        reason = str(error).split(". ")[0]
-        is_memory = isinstance(error, MemoryError) or any(s in reason for s in _SIGNS)
-        if not is_memory:
+        if not is_memory_error(error):
             raise
+        reason = str(error).split(". ")[0]
         raise SettingsError(f"the memory does not suffice ({reason}); {advice}") from None
+
+
+def is_memory_error(error: Exception) -> bool:
+    """Whether it says, in one of many ways, that memory is used up."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS)
 
 
 def describe_memory(settings: Settings) -> str:

@@ -176,11 +176,18 @@ def _to_column(values: list[Any]) -> pa.Array:
 def _load_from_hub(source: str, split: str) -> pa.Table:
     import datasets  # slow to import, and needed only here
 
+    from common.hub import is_passing
+
     try:
         return datasets.load_dataset(source, split=split).data.table
     except Exception as error:  # the hub client's errors share no root
-        reason = (str(error).splitlines() or [""])[0]
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        if is_passing(error):
+            raise DistillError(
+                f"DISTILL_DATA__SOURCE={source!r} could not be fetched: {reason}; run again when "
+                "the hub can be reached"
+            ) from None
         raise InputError(
             f"DISTILL_DATA__SOURCE={source!r} is neither a local file or folder, nor can its "
-            f"{split!r} split be loaded from the Hugging Face hub: {type(error).__name__}: {reason}"
+            f"{split!r} split be loaded from the Hugging Face hub: {reason}"
         ) from None

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -24,8 +24,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from common.errors import InputError
+from common.errors import DistillError, InputError
+from common.hub import is_passing
 from common.manifest import Fingerprint
+from common.memory import is_memory_error
 from common.settings import BUILTIN, Settings
 from common.tasks import Task
 
@@ -100,6 +102,7 @@ def load_student(settings: Settings, is_quantized: bool | None = None) -> Any:
 
     Raises:
         InputError: it cannot be loaded.
+        DistillError: the hub cannot be reached.
     """
     if is_quantized is None:
         is_quantized = settings.student.quantization == "nf4"
@@ -120,9 +123,9 @@ def load_student(settings: Settings, is_quantized: bool | None = None) -> Any:
             device_map={"": 0 if on_gpu else "cpu"},
             output_loading_info=True,
         )
-    except torch.cuda.OutOfMemoryError:
-        raise
     except Exception as error:  # a damaged folder makes errors of many kinds
+        if is_memory_error(error):
+            raise
         _refuse(settings, error)
     model, found = loaded
     unfit = [*sorted(found["missing_keys"]), *map(str, found["mismatched_keys"])]
@@ -150,11 +153,16 @@ def choose_dtype() -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float16
 
 
-def _refuse(settings: Settings, error: Exception) -> Any:
+def _refuse(settings: Settings, error: Exception) -> NoReturn:
     reason = " ".join(str(error).split())[:300]
+    name = f"DISTILL_STUDENT__MODEL={settings.student.model!r}"
+    if is_passing(error):
+        raise DistillError(
+            f"{name} could not be fetched: {reason}; run again when the hub can be reached"
+        ) from None
     raise InputError(
-        f"DISTILL_STUDENT__MODEL={settings.student.model!r} cannot be loaded: {reason}; it may be "
-        "'builtin', a folder with a transformers model, or a model of the Hugging Face hub"
+        f"{name} cannot be loaded: {reason}; it may be 'builtin', a folder with a transformers "
+        "model, or a model of the Hugging Face hub"
     ) from None
 
 

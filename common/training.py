@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import (
@@ -31,7 +30,8 @@ from trl import SFTConfig, SFTTrainer
 from common.adapter import TENSORBOARD
 from common.batches import IGNORED, LabelCollator, compute_logits, plan_batches
 from common.errors import SettingsError
-from common.settings import Settings, TrainSettings
+from common.lora import add_adapter
+from common.settings import Settings
 from common.student import choose_dtype, find_student, load_student
 
 LOG_UPDATES = 10
@@ -116,6 +116,10 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
                 logs["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
             self._logged, self._tokens = time.monotonic(), 0
         super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: that walks through all modules at each update."""
+        return 0
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """The adapter alone: else the hub is asked whether the embeddings are to be saved, too."""
@@ -216,31 +220,6 @@ def make_trainer(
         parameter.data = parameter.data.float()
     trainer.model.peft_config["default"].base_model_name_or_path = _portable_name(settings)
     return trainer
-
-
-def add_adapter(settings: Settings, student: Any) -> PeftModel:
-    """The student with a fresh adapter.
-
-    Raises:
-        SettingsError: it has no such modules.
-    """
-    try:
-        return get_peft_model(student, make_lora(settings.train))
-    except ValueError as error:
-        names = ",".join(settings.train.target_modules)
-        raise SettingsError(f"DISTILL_TRAIN__TARGET_MODULES={names!r}: {error}") from None
-
-
-def make_lora(train: TrainSettings) -> LoraConfig:
-    """LoRA as the settings have it."""
-    names = train.target_modules
-    return LoraConfig(
-        r=train.lora_rank,
-        lora_alpha=train.lora_alpha,
-        lora_dropout=train.lora_dropout,
-        target_modules="all-linear" if names == ["all-linear"] else names,
-        task_type="CAUSAL_LM",
-    )
 
 
 def _portable_name(settings: Settings) -> str:

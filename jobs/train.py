@@ -19,6 +19,7 @@ from common.adapter import STEP, write_adapter
 from common.agreement import make_measure
 from common.checkpoints import Checkpoints
 from common.command import run_job
+from common.hub import push
 from common.lock import RunLock, hold_run
 from common.manifest import (
     Fingerprint,
@@ -31,7 +32,6 @@ from common.memory import describe_memory, explaining_memory
 from common.merging import STEP as MERGED
 from common.merging import merge
 from common.model_card import render_card
-from common.publishing import push
 from common.schedule import Schedule, find_best
 from common.settings import Settings
 from common.signals import noting_signals

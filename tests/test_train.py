@@ -16,6 +16,7 @@ from common.adapter import HISTORY_FILE
 from common.agreement import make_measure
 from common.checkpoints import Checkpoints
 from common.errors import InputError, SettingsError, StoppedError
+from common.lora import add_adapter, make_lora
 from common.manifest import read_manifest, write_manifest
 from common.records import LabelRow, hash_text, make_label_table
 from common.schedule import Schedule
@@ -31,7 +32,7 @@ from common.student import (
 )
 from common.tasks import load_task
 from common.train_set import drop_over_long, encode_labels, hold_out, read_labels
-from common.training import LabelTrainer, make_lora, make_trainer
+from common.training import LabelTrainer, make_trainer
 from jobs.train import main
 
 
@@ -439,6 +440,34 @@ def test_another_runtime_error_is_not_taken_for_it(tiny, monkeypatch):
     monkeypatch.setattr(LabelTrainer, "compute_loss", fail)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         main(tiny)
+
+
+def test_trackers_of_the_trainer_get_the_curves(tiny, settings):
+    storage = write_labels(tiny, PAIRS)
+    main(settings(TRAIN__REPORT_TO="tensorboard"))
+    (name,) = [n for n in read_manifest(storage, "adapter")["files"] if "tensorboard/" in n]
+    curves = storage.read_bytes(name)
+    assert all(curve in curves for curve in (b"train/loss", b"eval/agreement"))
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_a_layer_in_training_gives_what_pefts_does(settings, quantization):
+    own = settings(STUDENT__MODEL="builtin", STUDENT__QUANTIZATION=quantization)
+    model = add_adapter(own, load_student(own))
+    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+    assert layer.scaling["default"] != 1
+    found = {}
+    for is_training in (True, False):  # PEFT's own is the latter
+        layer.train(is_training)
+        x = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(0))
+        x.requires_grad_()
+        output = layer(x)
+        layer.zero_grad()
+        (output**2).sum().backward()
+        weights = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+        found[is_training] = [output, x.grad, *(w.grad.clone() for w in weights)]
+    torch.testing.assert_close(found[True], found[False])
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")

@@ -43,10 +43,11 @@ from common.agreement import measure_loss
 from common.builtin.correction import correct
 from common.data import load_examples
 from common.environment import load_settings
+from common.lora import make_lora
 from common.settings import Settings
 from common.student import encode_example, find_student, load_student, load_tokenizer
 from common.tasks import load_task
-from common.training import make_lora, make_trainer
+from common.training import make_trainer
 from tests.benchmarks.measure import BUILD, print_table
 
 TINY_LLAMA = {

@@ -1,0 +1,83 @@
+import huggingface_hub
+import pytest
+from huggingface_hub.utils import _http
+
+from common.errors import DistillError, InputError
+from common.hub import push
+from common.manifest import write_manifest
+from common.storage import RunStorage
+from common.student import load_tokenizer
+from fake_hub import running_hub
+
+
+def set_endpoint(monkeypatch, url):
+    """As HF_ENDPOINT does, which is read when the library is imported."""
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with running_hub() as hub:
+        set_endpoint(monkeypatch, hub.url)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(_http.time, "sleep", lambda seconds: None)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        yield hub
+
+
+@pytest.fixture
+def published(settings):
+    """Settings of a run with an adapter, and its storage."""
+    own = settings(TRAIN__PUSH_TO="someone/grammar")
+    storage = RunStorage(own)
+    for name in ("README.md", "adapter_model.safetensors"):
+        storage.write_bytes(f"adapter/{name}", name.encode())
+    files = ["adapter/README.md", "adapter/adapter_model.safetensors"]
+    write_manifest(storage, "adapter", {"n": 1}, files=files)
+    return own, storage
+
+
+def test_the_adapters_files_are_published_in_a_private_repository(hub, published):
+    push(*published)
+    assert hub.created["visibility"] == "private"
+    assert (hub.created["organization"], hub.created["name"]) == ("someone", "grammar")
+    assert {n: c.decode() for n, c in hub.files.items()} == {n: n for n in hub.files}
+    assert hub.files.keys() == {"README.md", "adapter_model.safetensors"}
+    assert hub.tokens == {"Bearer hf_secret"}
+
+
+def test_a_refusal_of_the_hub_names_the_setting_and_not_the_key(hub, published):
+    hub.refusal = 403
+    with pytest.raises(InputError, match=r"DISTILL_TRAIN__PUSH_TO='someone/grammar'.*403") as info:
+        push(*published)
+    assert "hf_secret" not in str(info.value)
+
+
+def test_a_hub_that_is_out_of_order_keeps_the_adapter_for_another_try(hub, published):
+    hub.refusal = 500
+    with pytest.raises(DistillError, match=r"DISTILL_TRAIN__PUSH_TO='someone/grammar'") as info:
+        push(*published)
+    assert info.value.exit_code == 1
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_hub_that_is_out_of_order_is_worth_another_try(hub, settings, status):
+    hub.refusal = status
+    with pytest.raises(DistillError, match="could not be fetched") as info:
+        load_tokenizer(settings(STUDENT__MODEL="someone/student"))
+    assert info.value.exit_code == 1
+
+
+def test_a_hub_that_does_not_answer_is_worth_another_try(hub, settings, monkeypatch):
+    set_endpoint(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises(DistillError, match="could not be fetched") as info:
+        load_tokenizer(settings(STUDENT__MODEL="someone/student"))
+    assert info.value.exit_code == 1
+
+
+def test_a_student_that_the_hub_does_not_have_is_bad_input(hub, settings):
+    hub.refusal = 404
+    with pytest.raises(InputError, match="someone/student"):
+        load_tokenizer(settings(STUDENT__MODEL="someone/student"))
