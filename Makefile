@@ -2,6 +2,7 @@
 # make test     all tests            make check    style and types
 # make bench-label   the label job against curator, its quotas, its memory (tests/benchmarks)
 # make bench-train   the train job against the reference's way; make ablation: what its settings are worth
+# make bench-evaluate  how quickly a student answers, against one prompt at a time
 # make install  the environment alone, for python -m jobs.<job>
 # make          these lines
 
@@ -10,7 +11,7 @@ VENV ?= .venv
 python := $(VENV)/bin/python
 torch := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: help install run test bench-label bench-train ablation check format settings-table constraints clean
+.PHONY: help install run test bench-label bench-train bench-evaluate ablation check format settings-table constraints clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -21,6 +22,7 @@ run: export DISTILL_RUN ?= builtin
 run: export DISTILL_DATA__SOURCE ?= builtin
 run: export DISTILL_TEACHER__BASE_URL ?= builtin
 run: export DISTILL_STUDENT__MODEL ?= builtin
+run: export DISTILL_EVALUATE__MAX_NEW_TOKENS ?= 64
 run: $(VENV)/.installed
 	$(python) -m jobs.pipeline
 
@@ -41,6 +43,9 @@ bench-label: $(VENV)/.installed
 
 bench-train: $(VENV)/.installed
 	$(python) -m tests.benchmarks.train $(ARGS)
+
+bench-evaluate: $(VENV)/.installed
+	$(python) -m tests.benchmarks.evaluate $(ARGS)
 
 ablation: $(VENV)/.installed
 	$(python) -m tests.benchmarks.ablation $(ARGS)

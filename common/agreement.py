@@ -8,8 +8,9 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
 from common.batches import LabelCollator, compute_logits
+from common.generation import generate, sort_by_length, take_batch
 from common.settings import Settings
-from common.student import encode_example, encode_prompt, generate, make_batches
+from common.student import encode_example, encode_prompt
 from common.tasks import Task
 from common.train_set import Labels
 from common.training import Measure
@@ -61,7 +62,11 @@ def measure_loss(
     collate = LabelCollator(tokenizer.pad_token_id)
     model.eval()
     total = count = 0.0
-    for indices in make_batches([len(row["input_ids"]) for row in rows], batch_tokens):
+    lengths = [len(row["input_ids"]) for row in rows]
+    order = sort_by_length(lengths)
+    while order:
+        indices = take_batch(order, lengths, batch_tokens)
+        order = order[len(indices) :]
         tensors = collate([rows[i] for i in indices])
         batch = {name: tensor.to(model.device) for name, tensor in tensors.items()}
         with torch.inference_mode():

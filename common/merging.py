@@ -11,18 +11,12 @@ from peft import PeftModel
 from transformers import AutoConfig, GenerationConfig
 
 from common.errors import InputError
+from common.generation import generate
 from common.manifest import Fingerprint, require_manifest, write_manifest
 from common.memory import explaining_memory
 from common.settings import Settings
 from common.storage import RunStorage
-from common.student import (
-    choose_dtype,
-    encode_prompt,
-    find_student,
-    generate,
-    load_student,
-    load_tokenizer,
-)
+from common.student import choose_dtype, encode_prompt, find_student, load_student, load_tokenizer
 from common.tasks import Task
 from common.train_set import read_labels
 

@@ -1,21 +1,75 @@
-"""Metrics: pure functions of a prediction and its references, and the statistics of their means.
+"""Metrics: what a system's predictions are worth.
 
-A metric is one function and one line in `METRICS`; a task file names the ones it wants.
+A metric measures each row, as some numbers, and makes its value of their sums: so resampled rows
+are scored without measuring them again. A new one is a function and a line in `METRICS`; a task
+file names the ones that it wants.
 """
 
-import math
 import unicodedata
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-Metric = Callable[[str, Sequence[str]], float]
+import numpy as np
+
+from common.edits import count_edits, edits_too_little, edits_too_much
+from common.overlap import combine_chrf, combine_gleu, count_chrf, measure_gleu
+from common.statistics import Array, Combine
+
+Measure = Callable[[Sequence[str], Sequence[str], Sequence[Sequence[str]]], Array]
+"""Texts, predictions, and the references of each, to statistics: (rows, statistics)."""
+MeasureRow = Callable[[str, str, Sequence[str]], Sequence[float] | float]
 
 
-def exact_match(prediction: str, references: Sequence[str]) -> float:
+@dataclass(frozen=True)
+class Metric:
+    """One figure.
+
+    Attributes:
+        title: for people.
+        measure: see `Measure`.
+        combine: from sums over rows, (…, statistics), to values, (…).
+        is_share: each row is a 0 or a 1, and the value their mean.
+        is_better_low: the less the better.
+    """
+
+    title: str
+    measure: Measure
+    combine: Combine
+    is_share: bool = False
+    is_better_low: bool = False
+
+
+def measure_each(function: MeasureRow) -> Measure:
+    """A measure that looks at one row at a time."""
+
+    def measure(
+        texts: Sequence[str], predictions: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> Array:
+        rows = zip(texts, predictions, references, strict=True)
+        found = np.array([function(*row) for row in rows], dtype=np.float64)
+        return found.reshape(len(texts), -1)
+
+    return measure
+
+
+def share(title: str, function: MeasureRow, is_better_low: bool = False) -> Metric:
+    """The share of the rows for which a function gives 1, and not 0."""
+
+    def measure(
+        texts: Sequence[str], predictions: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> Array:
+        hits = measure_each(function)(texts, predictions, references)
+        return np.hstack([hits, np.ones_like(hits)])
+
+    return Metric(title, measure, _divide_first_two, is_share=True, is_better_low=is_better_low)
+
+
+def exact_match(text: str, prediction: str, references: Sequence[str]) -> float:
     """1 if the prediction is one of the references, character by character; else 0."""
     return float(prediction in references)
 
 
-def exact_match_normalized(prediction: str, references: Sequence[str]) -> float:
+def exact_match_normalized(text: str, prediction: str, references: Sequence[str]) -> float:
     """Exact match after NFKC, with typographic quotes and runs of white space made plain."""
     return float(normalize(prediction) in {normalize(reference) for reference in references})
 
@@ -26,26 +80,87 @@ def normalize(text: str) -> str:
     return " ".join(plain.split())
 
 
-METRICS: dict[str, Metric] = {
-    "exact_match": exact_match,
-    "exact_match_normalized": exact_match_normalized,
-}
+def accuracy(text: str, prediction: str, references: Sequence[str]) -> float:
+    """1 if the prediction names the class of a reference, whatever its case; else 0."""
+    return float(_name_class(prediction) in {_name_class(r) for r in references})
 
 
-def wilson_interval(mean: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson score interval of a share, 95 % by default.
+def measure_classes(
+    texts: Sequence[str], predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> Array:
+    """For each class of the references, by name: hits, predictions and references of it.
 
-    Source: E. B. Wilson, Probable inference, JASA 22 (1927), 209-212.
+    A row's class is its first reference's, or the predicted one where that is a reference, too.
     """
-    if n == 0:
-        return 0.0, 1.0
-    center = (mean + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-    return max(0.0, center - half), min(1.0, center + half)
+    del texts
+    answers = [[_name_class(r) for r in row] or [""] for row in references]
+    classes = {name: 3 * i for i, name in enumerate(sorted({n for row in answers for n in row}))}
+    statistics = np.zeros((len(predictions), 3 * len(classes)))
+    for i, (prediction, names) in enumerate(zip(predictions, answers, strict=True)):
+        made = _name_class(prediction)
+        wanted = made if made in names else names[0]
+        statistics[i, classes[wanted]] = made == wanted
+        statistics[i, classes[wanted] + 2] = 1
+        if made in classes:
+            statistics[i, classes[made] + 1] = 1
+    return statistics
 
 
-def summarize(scores: Sequence[float]) -> dict[str, float | int | list[float]]:
-    """Mean, number and 95 % interval of scores that are 0 or 1."""
-    mean = sum(scores) / len(scores) if scores else 0.0
-    low, high = wilson_interval(mean, len(scores))
-    return {"value": mean, "n": len(scores), "interval": [low, high]}
+def combine_macro_f1(sums: Array) -> Array:
+    """The mean of the classes' F1, from 0 to 1; classes without any row are left out.
+
+    Source: Y. Yang, X. Liu, A re-examination of text categorization methods (SIGIR 1999).
+    """
+    hits, made, wanted = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
+    is_there = (made + wanted) > 0
+    scores = _divide(2 * hits, made + wanted, empty=0.0)
+    mean: Array = scores.sum(-1) / np.maximum(is_there.sum(-1), 1)
+    return mean
+
+
+def combine_precision(sums: Array) -> Array:
+    """The share of the edits that are right; 1 of none."""
+    return _divide(sums[..., 0], sums[..., 0] + sums[..., 1])
+
+
+def combine_recall(sums: Array) -> Array:
+    """The share of the references' edits that were made; 1 of none."""
+    return _divide(sums[..., 0], sums[..., 0] + sums[..., 2])
+
+
+def combine_f05(sums: Array) -> Array:
+    """F0.5 of edits: precision counts twice as much as recall.
+
+    Source: H. T. Ng et al., The CoNLL-2014 shared task on grammatical error correction.
+    """
+    precision, recall = combine_precision(sums), combine_recall(sums)
+    return _divide(1.25 * precision * recall, 0.25 * precision + recall, empty=0.0)
+
+
+def _divide_first_two(sums: Array) -> Array:
+    return _divide(sums[..., 0], sums[..., 1], empty=0.0)
+
+
+def _divide(top: Array, bottom: Array, empty: float = 1.0) -> Array:
+    result: Array = np.divide(top, bottom, out=np.full_like(top, empty), where=bottom > 0)
+    return result
+
+
+def _name_class(text: str) -> str:
+    return normalize(text).casefold()
+
+
+_edits = measure_each(count_edits)
+METRICS: dict[str, Metric] = {
+    "exact_match": share("Exact match", exact_match),
+    "exact_match_normalized": share("Exact match, normalised", exact_match_normalized),
+    "gleu": Metric("GLEU", measure_gleu, combine_gleu),
+    "chrf": Metric("chrF", measure_each(count_chrf), combine_chrf),
+    "edit_precision": Metric("Edit precision (own token diff)", _edits, combine_precision),
+    "edit_recall": Metric("Edit recall (own token diff)", _edits, combine_recall),
+    "edit_f05": Metric("Edit F0.5 (own token diff)", _edits, combine_f05),
+    "over_edit_rate": share("Rows edited too much", edits_too_much, is_better_low=True),
+    "under_edit_rate": share("Rows edited too little", edits_too_little, is_better_low=True),
+    "accuracy": share("Accuracy", accuracy),
+    "macro_f1": Metric("Macro F1", measure_classes, combine_macro_f1),
+}

@@ -80,13 +80,17 @@ PREDICTION_SCHEMA = pa.schema(
         "text": pa.string(),
         "references": pa.list_(pa.string()),
         "prediction": pa.string(),
+        "edits": pa.list_(
+            pa.struct({"start": pa.int64(), "end": pa.int64(), "tokens": pa.list_(pa.string())})
+        ),
         "error": pa.string(),
         "tokens": pa.int64(),
         "seconds": pa.float64(),
     }
 )
-"""`tokens` are those of the response; `seconds` the row's share of its batch. A task's group
-columns stand beside these."""
+"""`edits`: tokens `start` to `end` of the text became `tokens`, see `common.edits`. `tokens` are
+those of the response; `seconds` is the row's share of its batch. A task's group columns stand
+beside these."""
 
 
 def hash_text(text: str) -> str:

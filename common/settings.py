@@ -260,7 +260,7 @@ class EvaluateSettings(Section):
     """The evaluate job."""
 
     batch_tokens: int = Field(
-        8192, ge=64, description="Prompt and response tokens of one generation batch."
+        16_384, ge=64, description="Prompt and response tokens of one generation batch."
     )
     max_new_tokens: int = Field(256, ge=1, description="Length limit of a student's response.")
 

@@ -1,12 +1,9 @@
-"""The student: its tokenizer, its prompt, its weights, and how it answers.
+"""The student: its tokenizer, its prompt and its weights.
 
 Training and evaluation build their tokens here, so that both see the very same prompt.
 """
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,16 +31,6 @@ from common.tasks import Task
 _BUILTIN_FOLDER = Path(__file__).parent / "builtin" / "student"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Response:
-    """A system's answer; `tokens` counts its tokens, `seconds` is its share of its batch."""
-
-    text: str
-    tokens: int
-    seconds: float
-    error: str | None = None
 
 
 def find_student(settings: Settings) -> str:
@@ -168,15 +155,30 @@ def _refuse(settings: Settings, error: Exception) -> NoReturn:
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, task: Task, text: str) -> list[int]:
     """The prompt's tokens: in the chat template, if the student has one, else as plain text."""
-    prompt = task.make_student_prompt(text)
+    return _encode_turns(tokenizer, [(task.make_student_prompt(text), "")])
+
+
+def encode_few_shot_prompt(tokenizer: PreTrainedTokenizerBase, task: Task, text: str) -> list[int]:
+    """The same after the task's few-shot examples, as turns that the student has answered."""
+    shots = [(task.make_student_prompt(shot.text), shot.label) for shot in task.few_shot]
+    return _encode_turns(tokenizer, [*shots, (task.make_student_prompt(text), "")])
+
+
+def _encode_turns(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]]) -> list[int]:
+    """Prompts and answers, the last of which is to come."""
     if tokenizer.chat_template:
-        messages = [{"role": "user", "content": prompt}]
+        messages = [
+            {"role": role, "content": content}
+            for turn in turns
+            for role, content in zip(("user", "assistant"), turn, strict=True)
+        ]
         rendered = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
+            messages[:-1], tokenize=False, add_generation_prompt=True
         )
         # The template has written the special tokens that it wants.
         return list(tokenizer(rendered, add_special_tokens=False).input_ids)
-    ids = list(tokenizer(f"{prompt}\n").input_ids)
+    plain = "\n\n".join(f"{prompt}\n{answer}" for prompt, answer in turns)
+    ids = list(tokenizer(plain).input_ids)
     return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
 
 
@@ -187,68 +189,3 @@ def encode_example(
     prompt = encode_prompt(tokenizer, task, text)
     answer = [*tokenizer(label, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
-
-
-def generate(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    *,
-    max_new_tokens: int,
-    batch_tokens: int,
-    check: Callable[[], None] = lambda: None,
-) -> list[Response]:
-    """Greedy responses of a base student or one with an adapter, in the order of the prompts.
-
-    Prompts are batched by length, the longest first, so that too large a batch shows at once; a
-    batch holds at most `batch_tokens` tokens of prompts and responses. `check` is called before
-    each batch, and may raise.
-    """
-    model.eval()
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=_end_tokens(model, tokenizer),
-    )
-    responses: dict[int, Response] = {}
-    started, logged = time.monotonic(), time.monotonic()
-    for batch in make_batches([len(p) + max_new_tokens for p in prompts], batch_tokens):
-        check()
-        batch_started = time.monotonic()
-        padded = tokenizer.pad({"input_ids": [prompts[i] for i in batch]}, return_tensors="pt")
-        with torch.inference_mode():
-            output = model.generate(**padded.to(model.device), generation_config=config)
-        seconds = (time.monotonic() - batch_started) / len(batch)
-        answers = output[:, padded["input_ids"].shape[1] :]
-        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-        for i, text, ids in zip(batch, texts, answers, strict=True):
-            tokens = int((ids != tokenizer.pad_token_id).sum())
-            responses[i] = Response(text.strip(), tokens, seconds)
-        if time.monotonic() - logged > 10:
-            logged = time.monotonic()
-            rate = len(responses) / (logged - started)
-            left = (len(prompts) - len(responses)) / rate
-            log.info(
-                "evaluate: %d of %d, %.1f rows/s, %.0f s left",
-                len(responses),
-                len(prompts),
-                rate,
-                left,
-            )
-    return [responses[i] for i in range(len(prompts))]
-
-
-def make_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Groups of indices, longest first; a group's size times its longest is at most the limit."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    while order:
-        size = max(1, batch_tokens // lengths[order[0]])
-        yield order[:size]
-        order = order[size:]
-
-
-def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    known = model.generation_config.eos_token_id
-    more = known if isinstance(known, list) else [known]
-    return sorted({tokenizer.eos_token_id, *(token for token in more if token is not None)})

@@ -4,26 +4,26 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-
-import pyarrow as pa
+from typing import Any
 
 from common.data import TestRow
 from common.errors import DistillError
+from common.generation import Response, generate
 from common.labeler import check_teacher, label_here, make_quota, open_teacher
 from common.ledger import label_known, resume
 from common.lock import hold_run
 from common.prices import find_price
 from common.progress import Progress
-from common.records import PREDICTION_SCHEMA, Example, LabelRow
+from common.records import Example, LabelRow
 from common.replies import TRANSIENT_ERRORS
 from common.settings import Settings
 from common.storage import RunStorage
 from common.student import (
-    Response,
+    encode_few_shot_prompt,
     encode_prompt,
-    generate,
     load_adapter,
     load_student,
     load_tokenizer,
@@ -87,41 +87,47 @@ def ask_students(
     storage: RunStorage,
     adapter_files: list[str],
     rows: Sequence[TestRow],
-) -> dict[str, list[Response]]:
-    """The answers of the base and the distilled student: one model, its adapter off and on."""
+    names: Sequence[str],
+) -> Iterator[tuple[str, list[Response]]]:
+    """The answers of the base student, zero-shot or few-shot, and of the distilled one.
+
+    All of `names` are one model, with its adapter off or on, in one precision.
+    """
+    if not names:
+        return
     tokenizer = load_tokenizer(settings)
-    prompts = [encode_prompt(tokenizer, task, row.text) for row in rows]
-    limits = settings.evaluate.model_dump()
     with tempfile.TemporaryDirectory() as folder:
         storage.download(adapter_files, "adapter", Path(folder))
         model = load_adapter(load_student(settings), Path(folder))
-    answers = {}
-    with model.disable_adapter():
-        started = time.monotonic()
-        answers["base"] = generate(model, tokenizer, prompts, **limits)
-        log.info("evaluate: base student, %.0f s", time.monotonic() - started)
+    for name in names:
+        encode = encode_few_shot_prompt if name == "base_few_shot" else encode_prompt
+        prompts = [encode(tokenizer, task, row.text) for row in rows]
+        with nullcontext() if name == "distilled" else model.disable_adapter():
+            yield name, _generate(settings, name, model, tokenizer, prompts)
+
+
+def ask_merged(
+    settings: Settings,
+    task: Task,
+    storage: RunStorage,
+    merged_files: list[str],
+    rows: Sequence[TestRow],
+) -> list[Response]:
+    """The answers of the merged student: the very files that a server would load, unquantised."""
+    with tempfile.TemporaryDirectory() as folder:
+        storage.download(merged_files, "merged", Path(folder))
+        student = settings.student.model_copy(update={"model": folder})
+        own = settings.model_copy(update={"student": student})
+        tokenizer, model = load_tokenizer(own), load_student(own, is_quantized=False)
+    prompts = [encode_prompt(tokenizer, task, row.text) for row in rows]
+    return _generate(settings, "merged", model, tokenizer, prompts)
+
+
+def _generate(
+    settings: Settings, name: str, model: Any, tokenizer: Any, prompts: list[list[int]]
+) -> list[Response]:
     started = time.monotonic()
-    answers["distilled"] = generate(model, tokenizer, prompts, **limits)
-    log.info("evaluate: distilled student, %.0f s", time.monotonic() - started)
-    return answers
-
-
-def make_prediction_table(rows: Sequence[TestRow], responses: Sequence[Response]) -> pa.Table:
-    """A system's predictions: `PREDICTION_SCHEMA` and the rows' groups."""
-    records = [
-        {
-            "id": row.id,
-            "text": row.text,
-            "references": row.references,
-            "prediction": response.text,
-            "tokens": response.tokens,
-            "seconds": response.seconds,
-            "error": response.error,
-        }
-        for row, response in zip(rows, responses, strict=True)
-    ]
-    table = pa.Table.from_pylist(records, schema=PREDICTION_SCHEMA)
-    for name in sorted({name for row in rows for name in row.groups}):
-        column = pa.array([row.groups.get(name) for row in rows], pa.string())
-        table = table.append_column(name, column)
-    return table
+    responses = generate(model, tokenizer, prompts, **settings.evaluate.model_dump())
+    seconds = time.monotonic() - started
+    log.info("evaluate: %s, %d rows in %.0f s", name, len(prompts), seconds)
+    return responses

@@ -1,34 +1,42 @@
 """Compares teacher, base and distilled student, and copying: `python -m jobs.evaluate`.
 
-All systems get the same test rows; both students the same prompt, precision and decoding (greedy).
-Writes <root>/<run>/predictions/<system>.parquet and <root>/<run>/metrics.json.
+All systems get the same test rows; the students the same prompt, precision and decoding (greedy);
+the base student also gets the task's few-shot examples, as a system of its own. Writes
+<root>/<run>/predictions/<system>.parquet, <root>/<run>/metrics.json, and results as
+lm-evaluation-harness names them. Predictions that are there are not made again.
 """
 
 import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from common.command import run_job
-from common.data import TestRows, load_test_rows
-from common.evaluation import METRICS_FILE, SYSTEMS, score_systems
+from common.data import TestRow, TestRows, load_test_rows
+from common.evaluation import METRICS_FILE, score_systems
+from common.generation import Response
+from common.harness import write_results
 from common.labeler import fingerprint_teacher
 from common.manifest import (
     Fingerprint,
     check_part,
+    check_same,
     hash_content,
-    is_done,
+    read_manifest,
     require_manifest,
     write_manifest,
 )
+from common.memory import explaining_memory
+from common.merging import STEP as MERGED
+from common.predictions import STEP, read_predictions, write_predictions
 from common.settings import Settings
 from common.storage import RunStorage
-from common.student import (
-    fingerprint_student,
-)
-from common.systems import ask_students, ask_teacher, copy_input, make_prediction_table
+from common.student import fingerprint_student
+from common.systems import ask_merged, ask_students, ask_teacher, copy_input
 from common.tasks import Task, load_task
 
 SECTIONS = ("run", "task", "storage", "data", "teacher", "student", "evaluate")
-STEP = "predictions"
+_STUDENTS = ("base", "base_few_shot", "distilled")
+_ADVICE = "one row alone is too much for it; lower DISTILL_EVALUATE__MAX_NEW_TOKENS"
 
 log = logging.getLogger(__name__)
 
@@ -38,33 +46,71 @@ def main(settings: Settings) -> None:
 
     Raises:
         InputError: there is no adapter, or no test row.
+        SettingsError: the memory does not suffice.
         TeacherRefusedError: see `common.errors`.
     """
     storage, task = RunStorage(settings), load_task(settings.task)
     adapter = require_manifest(storage, "adapter", "python -m jobs.train")
+    merged = read_manifest(storage, MERGED)
     labels = require_manifest(storage, "labels", "python -m jobs.label")
     check_part(storage.url + "/adapter", adapter, fingerprint_student(settings, task))
     check_part(storage.url + "/labels", labels, fingerprint_teacher(settings, task))
     test = load_test_rows(settings, task)
     fingerprint = make_fingerprint(settings, task, test, adapter)
-    if is_done(storage, STEP, fingerprint):
-        log.info("evaluate: already done, see %s/%s", storage.url, METRICS_FILE)
-        return
+    systems = list_systems(task, has_merged=merged is not None)
+    scored = {"systems": systems, "metrics": task.metrics}
+    done = read_manifest(storage, STEP)
+    if done is not None:
+        check_same(f"{storage.url}/{STEP}", done["fingerprint"], fingerprint)
+        if done.get("scored") == scored:
+            log.info("evaluate: already done, see %s/%s", storage.url, METRICS_FILE)
+            return
     log.info("evaluate: %d test rows, %d dropped as seen in train", len(test.rows), test.leaked)
-    predictions = {"copy": copy_input(test.rows)}
-    predictions["teacher"] = ask_teacher(settings, task, storage, test.rows)
-    predictions |= ask_students(settings, task, storage, adapter["files"], test.rows)
-    for system, responses in predictions.items():
-        storage.write_table(f"{STEP}/{system}.parquet", make_prediction_table(test.rows, responses))
-    texts = {system: [r.text for r in responses] for system, responses in predictions.items()}
-    metrics = score_systems(task, test, texts)
+    known = {name: read_predictions(storage, name, fingerprint) for name in systems}
+    missing = [name for name, table in known.items() if table is None]
+    predictions = {n: t["prediction"].to_pylist() for n, t in known.items() if t is not None}
+    with explaining_memory(_ADVICE):
+        for name, responses in ask(settings, task, storage, adapter, merged, test.rows, missing):
+            write_predictions(storage, name, fingerprint, test.rows, responses)
+            predictions[name] = [response.text for response in responses]
+    metrics = score_systems(task, test, predictions)
     storage.write_json(METRICS_FILE, metrics)
+    described = settings.describe(SECTIONS)
+    write_results(storage, metrics, test.rows, predictions, described)
     write_manifest(
-        storage, STEP, fingerprint, counts=metrics["rows"], settings=settings.describe(SECTIONS)
+        storage, STEP, fingerprint, counts=metrics["rows"], scored=scored, settings=described
     )
-    figures = ((name, metrics["systems"][name][metrics["main_metric"]]) for name in SYSTEMS)
-    scores = ", ".join(f"{name} {score['value']:.1%}" for name, score in figures)
-    log.info("evaluate: %s: %s", metrics["main_metric"], scores)
+    main_metric = metrics["main_metric"]
+    scores = ", ".join(
+        f"{name} {found[main_metric]['value']:.1%}" for name, found in metrics["systems"].items()
+    )
+    log.info("evaluate: %s: %s", main_metric, scores)
+
+
+def list_systems(task: Task, has_merged: bool) -> list[str]:
+    """The systems that are compared."""
+    students = [name for name in _STUDENTS if name != "base_few_shot" or task.few_shot]
+    return ["copy", "teacher", *students, *([MERGED] if has_merged else [])]
+
+
+def ask(
+    settings: Settings,
+    task: Task,
+    storage: RunStorage,
+    adapter: dict[str, Any],
+    merged: dict[str, Any] | None,
+    rows: Sequence[TestRow],
+    systems: Sequence[str],
+) -> Iterator[tuple[str, list[Response]]]:
+    """The systems' answers, each as soon as it has them all; the teacher's first."""
+    if "copy" in systems:
+        yield "copy", copy_input(rows)
+    if "teacher" in systems:
+        yield "teacher", ask_teacher(settings, task, storage, rows)
+    students = [name for name in systems if name in _STUDENTS]
+    yield from ask_students(settings, task, storage, adapter["files"], rows, students)
+    if merged is not None and MERGED in systems:
+        yield MERGED, ask_merged(settings, task, storage, merged["files"], rows)
 
 
 def make_fingerprint(
@@ -74,7 +120,7 @@ def make_fingerprint(
     return {
         "adapter": hash_content(adapter["fingerprint"]),
         "test_rows": hash_content([[row.id, row.references] for row in test.rows]),
-        "task": f"{task.name} {task.fingerprint}",
+        "task": f"{task.name} {task.prediction_fingerprint}",
         "evaluate.max_new_tokens": settings.evaluate.max_new_tokens,
     }
 

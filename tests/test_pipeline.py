@@ -39,7 +39,7 @@ def test_the_built_in_parts_distil(tmp_path, settings):
     assert "distilled" in done.stdout
     assert f"report: {run}/report.html" in done.stdout
     assert (run / "report.html").read_text().startswith("<!doctype html>")
-    for system in ("copy", "teacher", "base", "distilled"):
+    for system in ("copy", "teacher", "base", "base_few_shot", "distilled"):
         table = pq.read_table(run / f"predictions/{system}.parquet")
         assert table.num_rows == 120
         assert {"text", "references", "prediction", "lang"} <= set(table.column_names)

@@ -6,17 +6,17 @@ import torch
 from bitsandbytes.nn import Linear4bit
 
 from common.errors import InputError
+from common.generation import generate, sort_by_length, take_batch
 from common.student import (
     check_student,
     encode_example,
+    encode_few_shot_prompt,
     encode_prompt,
     find_student,
-    generate,
     load_student,
     load_tokenizer,
-    make_batches,
 )
-from common.tasks import StudentPrompt, Task
+from common.tasks import FewShot, StudentPrompt, Task
 
 TASK = Task(name="copy", student=StudentPrompt(prompt="Say:\n{text}"))
 
@@ -121,9 +121,51 @@ def test_a_quantised_student_gives_gradients_after_an_evaluation(builtin):
     assert embedded.grad.abs().sum() > 0
 
 
+def test_too_little_memory_halves_the_batch_and_goes_on(builtin, tokenizer, monkeypatch, caplog):
+    model = load_student(builtin)
+    prompts = [encode_prompt(tokenizer, TASK, "word " * (i % 5)) for i in range(20)]
+    limits = {"max_new_tokens": 5, "batch_tokens": 10_000}
+    expected = [r.text for r in generate(model, tokenizer, prompts, **limits)]
+    answer, sizes = model.generate, []
+
+    def run_out(input_ids, **arguments):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 6:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return answer(input_ids=input_ids, **arguments)
+
+    monkeypatch.setattr(model, "generate", run_out)
+    assert [r.text for r in generate(model, tokenizer, prompts, **limits)] == expected
+    assert sizes[:3] == [20, 10, 5]
+    assert max(sizes[3:]) <= 6
+    assert "too little memory" in caplog.text
+
+    def fail(input_ids, **arguments):
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(model, "generate", fail)
+    with pytest.raises(RuntimeError, match="illegal"):
+        generate(model, tokenizer, prompts, **limits)
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_the_few_shot_prompt_has_the_examples_as_answered_turns(tokenizer, template):
+    if not template:
+        tokenizer.chat_template = None
+    task = TASK.model_copy(update={"few_shot": [FewShot(text="in", label="out")]})
+    text = tokenizer.decode(encode_few_shot_prompt(tokenizer, task, "a text"))
+    zero = tokenizer.decode(encode_prompt(tokenizer, task, "a text"))
+    assert text.endswith(zero)
+    assert text.index("in") < text.index("out") < text.index("a text")
+    assert encode_few_shot_prompt(tokenizer, TASK, "x") == encode_prompt(tokenizer, TASK, "x")
+
+
 def test_batches_hold_every_row_once_the_longest_first():
     lengths = [3, 50, 10, 10, 200, 7]
-    batches = list(make_batches(lengths, batch_tokens=100))
+    order, batches = sort_by_length(lengths), []
+    while order:
+        batches.append(take_batch(order, lengths, batch_tokens=100))
+        order = order[len(batches[-1]) :]
     assert batches[0] == [4]
     assert sorted(i for batch in batches for i in batch) == list(range(6))
     assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 100 for b in batches)

@@ -109,5 +109,8 @@ def test_braces_in_a_text_are_not_expanded(text):
 
 
 def test_the_fingerprint_follows_the_content():
-    assert load(TINY).fingerprint == load(f"# a comment\n{TINY}").fingerprint
-    assert load(TINY).fingerprint != load(TINY.replace("Shout", "Whisper")).fingerprint
+    assert load(TINY).prediction_fingerprint == load(f"# a comment\n{TINY}").prediction_fingerprint
+    assert (
+        load(TINY).prediction_fingerprint
+        != load(TINY.replace("Shout", "Whisper")).prediction_fingerprint
+    )

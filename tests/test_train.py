@@ -16,20 +16,14 @@ from common.adapter import HISTORY_FILE
 from common.agreement import make_measure
 from common.checkpoints import Checkpoints
 from common.errors import InputError, SettingsError, StoppedError
+from common.generation import generate
 from common.lora import add_adapter, make_lora
 from common.manifest import read_manifest, write_manifest
 from common.records import LabelRow, hash_text, make_label_table
 from common.schedule import Schedule
 from common.settings import PRESETS
 from common.storage import RunStorage
-from common.student import (
-    encode_example,
-    encode_prompt,
-    find_student,
-    generate,
-    load_student,
-    load_tokenizer,
-)
+from common.student import encode_example, encode_prompt, find_student, load_student, load_tokenizer
 from common.tasks import load_task
 from common.train_set import drop_over_long, encode_labels, hold_out, read_labels
 from common.training import LabelTrainer, make_trainer

@@ -151,9 +151,9 @@ class Task(_Part):
         return names
 
     @property
-    def fingerprint(self) -> str:
-        """A hash of everything in the task."""
-        return hash_content(self.model_dump(mode="json"))
+    def prediction_fingerprint(self) -> str:
+        """A hash of what predictions depend on: all but the metrics."""
+        return hash_content(self.model_dump(mode="json", exclude={"metrics", "description"}))
 
     @property
     def label_fingerprint(self) -> str:

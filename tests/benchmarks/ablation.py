@@ -28,10 +28,11 @@ from transformers import set_seed
 from common.builtin.correction import correct
 from common.data import load_examples, load_test_rows
 from common.environment import load_settings
+from common.generation import generate
 from common.metrics import exact_match, wilson_interval
 from common.rules import apply_rules
 from common.settings import Settings
-from common.student import encode_prompt, generate, load_tokenizer
+from common.student import encode_prompt, load_tokenizer
 from common.tasks import load_task
 from common.train_set import encode_labels
 from common.training import make_trainer

@@ -1,0 +1,79 @@
+"""What a system changed in a text, token by token.
+
+The edits are the maximal runs of differing tokens, found by the standard library's difflib. They
+are not those of ERRANT or M2, whose figures are therefore not comparable.
+"""
+
+import re
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from functools import lru_cache
+from typing import NamedTuple
+
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+class Edit(NamedTuple):
+    """Tokens `start` to `end` of the text, without the latter, become `tokens`."""
+
+    start: int
+    end: int
+    tokens: tuple[str, ...]
+
+    def touches(self, other: "Edit") -> bool:
+        """Whether both change the same place: a common token, or insertions at the same point."""
+        if self.start == self.end or other.start == other.end:
+            return self.start <= other.end and other.start <= self.end
+        return self.start < other.end and other.start < self.end
+
+
+def tokenize(text: str) -> list[str]:
+    """Words, and each other sign that is no white space."""
+    return _TOKEN.findall(text)
+
+
+@lru_cache(maxsize=100_000)
+def find_edits(text: str, changed: str) -> tuple[Edit, ...]:
+    """What was changed, in the order of the text."""
+    before, after = tokenize(text), tokenize(changed)
+    matcher = SequenceMatcher(None, before, after, autojunk=False)
+    return tuple(
+        Edit(i, j, tuple(after[k:m]))
+        for kind, i, j, k, m in matcher.get_opcodes()
+        if kind != "equal"
+    )
+
+
+def count_edits(text: str, prediction: str, references: Sequence[str]) -> tuple[int, int, int]:
+    """Edits that are right, wrong, and missing, by the reference for which they are best."""
+    made = set(find_edits(text, prediction))
+    counts = []
+    for reference in references:
+        wanted = set(find_edits(text, reference))
+        counts.append((len(made & wanted), len(made - wanted), len(wanted - made)))
+    return max(
+        counts, key=lambda c: (score_edits(*c), c[0], -c[1], -c[2]), default=(0, len(made), 0)
+    )
+
+
+def score_edits(right: float, wrong: float, missing: float, beta: float = 0.5) -> float:
+    """F-score of edit counts; precision, or recall, of none is 1, as in ERRANT."""
+    precision = right / (right + wrong) if wrong else 1.0
+    recall = right / (right + missing) if missing else 1.0
+    weight = beta * beta
+    bottom = weight * precision + recall
+    return (1 + weight) * precision * recall / bottom if bottom else 0.0
+
+
+def edits_too_much(text: str, prediction: str, references: Sequence[str]) -> float:
+    """1 if the prediction changes a place that each reference leaves as it is; else 0."""
+    made = find_edits(text, prediction)
+    wanted = [find_edits(text, reference) for reference in references]
+    return float(all(any(not any(e.touches(w) for w in edits) for e in made) for edits in wanted))
+
+
+def edits_too_little(text: str, prediction: str, references: Sequence[str]) -> float:
+    """1 if the prediction leaves a place as it is that each reference changes; else 0."""
+    made = find_edits(text, prediction)
+    wanted = [find_edits(text, reference) for reference in references]
+    return float(all(any(not any(w.touches(e) for e in made) for w in edits) for edits in wanted))

@@ -1,0 +1,112 @@
+"""How sure a figure is, and a difference of two: intervals and tests.
+
+All resampling is seeded: the same predictions give the same figures.
+"""
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Combine = Callable[[Array], Array]
+"""Makes values (…) of sums of row statistics (…, statistics)."""
+
+_RESAMPLES = 1_000
+_LEVEL = 0.05
+
+
+def wilson_interval(mean: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson score interval of a share, 95 % by default.
+
+    Source: E. B. Wilson, Probable inference, JASA 22 (1927), 209-212.
+    """
+    if n == 0:
+        return 0.0, 1.0
+    center = (mean + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """The two-sided p-value of McNemar's exact test.
+
+    Args:
+        only_first: rows that the first system alone has right.
+        only_second: rows that the second alone has right.
+
+    Source: Q. McNemar, Psychometrika 12 (1947), 153-157, with the binomial distribution of the
+    discordant rows in place of its approximation.
+    """
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    term, total = 1, 1
+    for k in range(fewer):
+        term = term * (n - k) // (k + 1)
+        total += term
+    return min(1.0, float(2 * total / 2**n))
+
+
+def smallest_difference(discordant: int, n: int) -> float | None:
+    """The least difference of two shares that McNemar's test would call significant (p ≤ 0.05).
+
+    Args:
+        discordant: rows that one of two systems has right and the other has not.
+        n: all rows.
+
+    Returns:
+        None where not even a difference in all discordant rows would do.
+    """
+    for fewer in range(discordant // 2, -1, -1):
+        if mcnemar_exact(fewer, discordant - fewer) <= _LEVEL:
+            return (discordant - 2 * fewer) / n
+    return None
+
+
+def bootstrap_interval(rows: Array, combine: Combine) -> tuple[float, float]:
+    """The 95 % percentile interval of a value over resampled rows.
+
+    Args:
+        rows: (rows, statistics).
+        combine: see `Combine`.
+
+    Source: B. Efron, R. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    """
+    return _find_bounds(combine(_resample(len(rows)) @ rows))
+
+
+def paired_bootstrap(
+    first: Array, second: Array, combine: Combine
+) -> tuple[tuple[float, float], float]:
+    """The 95 % interval of the difference first - second, and a two-sided p-value.
+
+    Both systems are resampled at the same rows.
+
+    Source: P. Koehn, Statistical significance tests for machine translation evaluation (EMNLP
+    2004); the p-value counts the observed sample as one more (Davison, Hinkley 1997, 4.2.1).
+    """
+    counts = _resample(len(first))
+    differences = combine(counts @ first) - combine(counts @ second)
+    below, above = (differences <= 0).sum(), (differences >= 0).sum()
+    p_value = 2 * (min(below, above) + 1) / (_RESAMPLES + 1)
+    return _find_bounds(differences), min(1.0, float(p_value))
+
+
+def ratio_interval(first: Array, second: Array, combine: Combine) -> tuple[float, float] | None:
+    """The 95 % interval of first / second; None if the second is 0 in some resample."""
+    counts = _resample(len(first))
+    below = combine(counts @ second)
+    return None if (below <= 0).any() else _find_bounds(combine(counts @ first) / below)
+
+
+def _find_bounds(values: Array) -> tuple[float, float]:
+    low, high = np.quantile(values, [_LEVEL / 2, 1 - _LEVEL / 2])
+    return float(low), float(high)
+
+
+@lru_cache(maxsize=1)
+def _resample(n: int) -> Array:
+    """How often each of n rows is in each resample: (resamples, rows)."""
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES)
+    return counts.astype(np.float64)

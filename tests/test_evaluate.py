@@ -1,0 +1,159 @@
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+import common.tasks
+from common.data import TestRow, TestRows
+from common.evaluation import format_table, score_systems
+from common.metrics import METRICS
+from common.records import LabelRow, hash_text, make_label_table
+from common.storage import RunStorage
+from common.tasks import Task, load_task
+from jobs import evaluate, train
+
+ROWS = TestRows(
+    [
+        TestRow(str(i), f"text {i}", [f"right {i}"], {"lang": "de" if i % 4 else "en"})
+        for i in range(80)
+    ],
+    duplicates=3,
+    leaked=2,
+)
+
+
+def predict(*right):
+    """Right answers for some rows."""
+    return [f"right {i}" if i in right else "wrong" for i in range(80)]
+
+
+PREDICTIONS = {
+    "teacher": predict(*range(60)),
+    "copy": predict(),
+    "base": predict(*range(5)),
+    "distilled": predict(*range(10, 50)),
+}
+
+
+@pytest.fixture(scope="module")
+def metrics():
+    task = Task(name="tiny", metrics=list(METRICS))
+    return json.loads(json.dumps(score_systems(task, ROWS, PREDICTIONS)))
+
+
+def test_each_system_has_each_metric_with_n_and_interval(metrics):
+    assert list(metrics["systems"]) == ["copy", "base", "distilled", "teacher"]
+    for system in metrics["systems"].values():
+        for name in METRICS:
+            low, high = system[name]["interval"]
+            assert low <= system[name]["value"] <= high, name
+            assert system[name]["n"] == 80
+    assert metrics["systems"]["teacher"]["exact_match"]["value"] == 0.75
+    assert metrics["gain"] == pytest.approx(35 / 80)
+    assert metrics["retention"] == pytest.approx(40 / 60)
+    low, high = metrics["retention_interval"]
+    assert low < 40 / 60 < high
+
+
+def test_groups_of_few_rows_are_marked(metrics):
+    groups = metrics["systems"]["distilled"]["groups"]["lang"]
+    assert {name: g["exact_match"]["n"] for name, g in groups.items()} == {"de": 60, "en": 20}
+    assert groups["en"]["exact_match"]["is_small"]
+    assert not groups["de"]["gleu"]["is_small"]
+
+
+def test_systems_are_compared_on_the_same_rows(metrics):
+    found = {
+        (c["system"], c["than"]): c for c in metrics["comparisons"] if c["metric"] == "exact_match"
+    }
+    assert found.keys() == {("distilled", n) for n in ("base", "copy", "teacher")}
+    gain = found["distilled", "base"]
+    assert gain["difference"] == pytest.approx(35 / 80)
+    assert gain["p_value"] < 1e-4
+    assert gain["interval"][0] > 0.3
+    # 45 rows differ: 30 against 15 is significant (p 0.036), 29 against 16 is not (0.072)
+    assert gain["smallest"] == pytest.approx(15 / 80)
+    assert found["distilled", "teacher"]["difference"] == pytest.approx(-20 / 80)
+
+
+def test_agreement_is_with_what_the_teacher_says(metrics):
+    agreement = metrics["agreement"]
+    assert agreement["distilled"]["value"] == pytest.approx((40 + 20) / 80)  # 20 are alike wrong
+    assert agreement.keys() == {"copy", "base", "distilled"}
+
+
+def test_the_table_names_the_systems(metrics):
+    table = format_table(metrics)
+    assert "distilled" in table
+    assert "gains 43.8 points" in table
+
+
+@pytest.fixture
+def run(settings, tmp_path):
+    """Settings and storage of a trained run; its examples are in files."""
+    pairs = [(f"the {i} dog sleep", f"The {i} dogs sleep.") for i in range(60)]
+    data = tmp_path / "data"
+    data.mkdir()
+    for split, chosen in (("train", pairs[:40]), ("test", pairs[40:])):
+        lines = [json.dumps({"modified": t, "sentence": r, "lang": "en"}) for t, r in chosen]
+        (data / f"{split}.jsonl").write_text("\n".join(lines))
+    own = settings(
+        DATA__SOURCE=data,
+        STUDENT__MODEL="builtin",
+        TEACHER__BASE_URL="builtin",
+        TRAIN__EPOCHS=2,
+        TRAIN__MERGE="true",
+        EVALUATE__MAX_NEW_TOKENS=24,
+    )
+    storage, task = RunStorage(own), load_task("gec")
+    rows = [LabelRow(hash_text(t), t, "ok", r) for t, r in pairs[:40]]
+    name = "labels/part-00000.parquet"
+    storage.write_table(name, make_label_table(rows))
+    write_manifest(storage, "labels", fingerprint_teacher(own, task), files=[name], counts={})
+    train.main(own)
+    return own, storage
+
+
+def note_calls(monkeypatch):
+    """The names of the systems that are asked from now on."""
+    asked, ask = [], evaluate.ask
+
+    def note(*arguments):
+        for name, responses in ask(*arguments):
+            asked.append(name)
+            yield name, responses
+
+    monkeypatch.setattr(evaluate, "ask", note)
+    return asked
+
+
+def test_predictions_that_are_there_are_not_made_again(run, settings, monkeypatch, caplog):
+    own, storage = run
+    asked = note_calls(monkeypatch)
+    evaluate.main(own)
+    systems = ["copy", "teacher", "base", "base_few_shot", "distilled", "merged"]
+    assert asked == systems
+    first = storage.read_json("metrics.json")
+    assert sorted(first["systems"]) == sorted(systems)
+    same = first["systems"]["merged"]["exact_match"]
+    assert same == first["systems"]["distilled"]["exact_match"]
+    table = pq.read_table(storage.path("predictions/distilled.parquet"))
+    assert {"text", "references", "prediction", "edits", "tokens", "seconds"} <= set(
+        table.column_names
+    )
+    caplog.set_level("INFO")
+    evaluate.main(own)
+    assert "already done" in caplog.text
+
+    storage.remove("predictions/manifest.json", "predictions/distilled.parquet", "metrics.json")
+    asked.clear()
+    evaluate.main(own)  # as after a kill in the middle
+    assert asked == ["distilled"]
+    assert storage.read_json("metrics.json") == first
+
+    asked.clear()
+    task_file = Path(common.tasks.__file__).with_name("gec.toml").read_text()
+    Path("gec.toml").write_text(task_file.replace('"gleu",', ""))
+    evaluate.main(settings(TASK="./gec.toml"))  # the metrics alone have changed
+    assert asked == []
+    assert "gleu" not in storage.read_json("metrics.json")["metrics"]
