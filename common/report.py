@@ -23,6 +23,7 @@ from common.report_facts import (
     list_train_facts,
 )
 from common.report_figures import (
+    DETECTABLE,
     Cell,
     Scores,
     Table,
@@ -109,6 +110,7 @@ def _render_tables(scores: Scores) -> str:
     comparisons = make_comparisons(scores)
     if comparisons.rows:
         text += f"<h2>Differences between systems</h2>{render_table(comparisons)}"
+        text += f'<p class="soft">{DETECTABLE}</p>'
     return text
 
 
@@ -192,12 +194,12 @@ def _collect_row(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         "id": row.get("id", ""),
         "text": row["text"],
-        "references": list(row["references"]),
+        "references": list(row["references"] or []),
         "groups": {k: str(v) for k, v in row.items() if k not in _COLUMNS and v is not None},
         "answers": {
             system: {
                 "text": answer["prediction"] or "",
-                "is_right": answer["prediction"] in answer["references"],
+                "is_right": answer["prediction"] in (answer["references"] or []),
                 "error": answer.get("error"),
             }
             for system, answer in answers.items()

@@ -5,7 +5,14 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from common.report_figures import Figures, Scores, is_small, name_system
+from common.report_figures import (
+    SYSTEM_NAMES,
+    Figures,
+    Scores,
+    count_rows,
+    is_small,
+    name_system,
+)
 
 _MOST_SLICES = 40
 _MOST_POINTS = 300
@@ -37,8 +44,8 @@ def draw_legend(systems: Sequence[str]) -> str:
 
 
 def _class(system: str) -> str:
-    """The style of a system; its name is not trusted to be one."""
-    return system if system.isidentifier() else "other"
+    """The style of a system."""
+    return system if system in SYSTEM_NAMES else "other"
 
 
 def draw_bars(scores: Scores, group: str) -> str:
@@ -66,7 +73,7 @@ def _draw_slice(scores: Scores, value: str, by_system: dict[str, Figures], top: 
     bars = "".join(_draw_bar(scores, system, f, top) for system, f in by_system.items())
     n = max((f.get("n", 0) for f in by_system.values()), default=0)
     few = any(is_small(f) for f in by_system.values())
-    note = f"{n:,} rows" + (' <em class="few">few rows</em>' if few else "")
+    note = count_rows(n) + (' <em class="few">few rows</em>' if few else "")
     return (
         f'<div class="slice"><h3>{html.escape(value)} <small>{note}</small></h3>'
         f'<div class="bars">{bars}</div></div>'

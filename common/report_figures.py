@@ -17,6 +17,7 @@ SYSTEM_NAMES = {
 FEW_ROWS = 30
 """A slice of fewer rows says little; it is marked."""
 
+DETECTABLE = "Detectable from: so many rows would mostly miss a smaller difference."
 _NOTHING = "–"
 
 Figures = dict[str, Any]
@@ -47,6 +48,11 @@ def name_system(system: str) -> str:
 def format_p(p: float) -> str:
     """A p value that pretends to no more digits than it has."""
     return "< 0.0001" if p < 0.0001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def count_rows(n: int) -> str:
+    """So many rows, in words."""
+    return f"{n:,} row" + "s" * (n != 1)
 
 
 def is_small(figures: Figures) -> bool:
@@ -97,7 +103,8 @@ class Scores:
         """A difference of two values: of shares, in points."""
         if value is None:
             return _NOTHING
-        return f"{100 * value:+.1f} points" if self.is_share(metric) else f"{value:+.3f}"
+        text = f"{100 * value:+.1f} points" if self.is_share(metric) else f"{value:+.3f}"
+        return text.replace("-", "−")
 
     def get(self, system: str, metric: str | None = None) -> Figures:
         """The figures of a system, of the main metric by default."""
@@ -170,10 +177,7 @@ def _make_cell(scores: Scores, figures: Figures, metric: str | None = None) -> C
 
 
 def make_comparisons(scores: Scores) -> Table:
-    """The differences between systems, beside what chance alone would do.
-
-    The last column is the smallest difference that so many rows are likely to show.
-    """
+    """The differences between systems, beside what chance alone would do."""
     rows = []
     for c in scores.data.get("comparisons") or []:
         metric = c["metric"]
@@ -181,8 +185,10 @@ def make_comparisons(scores: Scores) -> Table:
         p = c.get("p_value")
         rows.append(
             [
-                Cell(f"{name_system(c['system'])} – {name_system(c['than']).lower()}"),
-                Cell(scores.title(metric)),
+                Cell(
+                    f"{name_system(c['system'])} – {name_system(c['than']).lower()}",
+                    scores.title(metric),
+                ),
                 Cell(
                     scores.format_difference(c.get("difference"), metric),
                     " to ".join(bound.removesuffix(" points") for bound in bounds),
@@ -191,7 +197,7 @@ def make_comparisons(scores: Scores) -> Table:
                 Cell(scores.format_difference(c.get("smallest"), metric).removeprefix("+")),
             ]
         )
-    head = ["Comparison", "Metric", "Difference", "p value", "Smallest that can be shown"]
+    head = ["Comparison", "Difference", "p value", "Detectable from"]
     return Table(head, rows)
 
 
@@ -200,7 +206,7 @@ def make_group_table(scores: Scores, group: str) -> Table:
     rows = []
     for value, by_system in scores.list_slices(group).items():
         any_figures = next(iter(by_system.values()))
-        row = [Cell(value, f"{any_figures['n']} rows" + ", few" * is_small(any_figures))]
+        row = [Cell(value, count_rows(any_figures["n"]) + ", few" * is_small(any_figures))]
         row += [_make_cell(scores, by_system.get(system, {})) for system in scores.systems]
         rows.append(row)
     return Table([group, *map(name_system, scores.systems)], rows)

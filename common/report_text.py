@@ -5,6 +5,7 @@ from typing import Any
 
 from common.report_facts import list_label_facts, list_row_facts, list_train_facts
 from common.report_figures import (
+    DETECTABLE,
     Cell,
     Scores,
     Table,
@@ -20,7 +21,7 @@ def render_text(run: str, metrics: dict[str, Any], manifests: dict[str, dict[str
     parts = [f"# Distillation of {escape(metrics['task'])}: {escape(run)}", render_summary(scores)]
     comparisons = make_comparisons(scores)
     if comparisons.rows:
-        parts += ["## Differences between systems", render_table(comparisons)]
+        parts += ["## Differences between systems", render_table(comparisons), DETECTABLE]
     for group in scores.list_groups():
         title = escape(scores.title(scores.main))
         parts += [f"## {title} by {escape(group)}", render_table(make_group_table(scores, group))]

@@ -4,11 +4,15 @@ import json
 import re
 from html.parser import HTMLParser
 
+import pyarrow as pa
 import pytest
 
+from common.errors import InputError
 from common.report import render_report
 from common.report_figures import Scores, make_comparisons, make_metrics_table
 from common.report_text import escape, render_text
+from common.storage import RunStorage
+from jobs import report
 from report_parts import HISTORY, MANIFESTS, SYSTEMS, make_metrics, make_tables, render
 
 NASTY = [
@@ -184,13 +188,12 @@ def test_comparisons():
     metrics, _ = make_rich()
     shares, numbers = make_comparisons(Scores(metrics)).rows
     assert [(cell.text, cell.note) for cell in shares] == [
-        ("Distilled student – base student", ""),
-        ("Exact match", ""),
+        ("Distilled student – base student", "Exact match"),
         ("+66.0 points", "+60.0 to +70.0"),
         ("< 0.0001", ""),
         ("2.0 points", ""),
     ]
-    assert [cell.text for cell in numbers][2:] == ["-0.250", "0.25", "–"]
+    assert [cell.text for cell in numbers][1:] == ["−0.250", "0.25", "–"]
 
 
 def test_the_text_has_the_same_figures():
@@ -202,7 +205,7 @@ def test_the_text_has_the_same_figures():
         "| +66.0 points (+60.0 to +70.0) | < 0.0001 | 2.0 points",
         "75.0% (70.0–80.0%)",
         "## Exact match by lang",
-        "| a (1 rows, few) |",
+        "| a (1 row, few) |",
         "- Cost: $2.00, $0.50 for 1,000 labels",
     ):
         assert part in text
@@ -298,3 +301,29 @@ def test_the_settings_are_listed_with_the_versions():
     assert "settings.teacher.model" in text
     assert "big-model" in text
     assert "distill 0.1.0" in text
+
+
+def test_the_job_writes_the_page_and_the_text(settings, capsys):
+    metrics, tables = make_rich()
+    storage = RunStorage(settings())
+    storage.write_json("metrics.json", metrics)
+    for system, rows in tables.items():
+        storage.write_table(f"predictions/{system}.parquet", pa.Table.from_pylist(rows))
+    for step, manifest in MANIFESTS.items():
+        storage.write_json(f"{step}/manifest.json", {"fingerprint": {}} | manifest)
+    history = "".join(json.dumps(entry) + "\n" for entry in HISTORY)
+    storage.write_bytes("adapter/history.jsonl", history.encode())
+    report.main(settings())
+    page, text = (storage.read_bytes(f"report.{kind}").decode() for kind in ("html", "md"))
+    assert page.startswith("<!doctype html>")
+    assert page.count("<polyline") == 2
+    printed = capsys.readouterr().out
+    assert "| Distilled student, merged | 50.0%" in printed
+    assert printed.split("| System")[0] in text
+    for kind in ("html", "md"):
+        assert f"{storage.url}/report.{kind}" in printed
+
+
+def test_a_run_that_was_not_evaluated_has_no_report(settings):
+    with pytest.raises(InputError, match=r"run python -m jobs.evaluate first"):
+        report.main(settings())
