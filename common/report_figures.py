@@ -158,7 +158,7 @@ def make_metrics_table(scores: Scores) -> Table:
         for metric in scores.metrics:
             row.append(_make_cell(scores, scores.get(system, metric), metric))
         if agreement:
-            row.append(_make_cell(scores, agreement.get(system, {})))
+            row.append(_make_cell(scores, agreement.get(system, {}), "agreement"))
         for key, _, form in speeds:
             value = scores.by_system[system].get(key)
             row.append(Cell("" if value is None else form.format(value)))

@@ -230,6 +230,21 @@ def test_nothing_is_markup_in_the_text(text, escaped):
     assert escape(text) == escaped
 
 
+def test_a_main_metric_that_is_no_share():
+    metrics, tables = make_rich()
+    metrics |= {"main_metric": "edits", "gain": -0.5, "retention": None}
+    for of in metrics["systems"].values():
+        of["groups"]["lang"] = {lang: {"edits": of["edits"]} for lang in ("a", "b")}
+    metrics["systems"]["teacher"]["edits"] = {"value": 4.0, "n": 2, "interval": [3.0, 5.0]}
+    page = render_report("run", metrics, tables, {}, [])
+    text = get_text(page)
+    assert "The distilled student scores 0.125, 0.500 less than the base student." in text
+    assert "81.0%" in text  # the agreement is a share all the same
+    assert 'title="Teacher: 4.000 (3.000–5.000)"' in page
+    assert '<i style="width:80.0%"></i><b style="left:60.0%;width:40.0%"></b>' in page
+    assert "Base student: –" not in page
+
+
 @pytest.mark.parametrize("gain", [-0.1, None])
 def test_a_student_that_gains_nothing(gain):
     metrics, tables = make_plain()
