@@ -10,7 +10,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,7 @@ def render_report(
         "settings": "".join(_render_settings(*item) for item in manifests.items()),
         "examples": _embed(collect_examples(scores, tables)),
     }
-    fill: Callable[[re.Match[str]], str] = lambda match: parts[match[1]]  # noqa: E731
-    return re.sub(r"<!--(\w+)-->", fill, _read("html"))
+    return re.sub(r"<!--(\w+)-->", lambda match: parts[match[1]], _read("html"))
 
 
 def _read(kind: str) -> str:
