@@ -1,166 +1,221 @@
-"""Renders report.html: headline, chart by group, training curve, side-by-side examples.
+"""Renders report.html: one file with all figures, charts and answers, that needs no network.
 
 Everything that comes from a model or a data set is escaped, or handed to the page as JSON that its
-script shows as text only: it cannot become markup.
+script shows as text only: it cannot become markup. Should it do so yet, the page's content security
+policy lets no script run but its own, and nothing be fetched.
 """
 
+import base64
+import hashlib
 import html
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.evaluation import SYSTEMS
-
-_TEMPLATE = Path(__file__).with_name("report_template.html")
-_EXAMPLES = 500
-_CURVE_WIDTH, _CURVE_HEIGHT = 640, 180
-_CURVES = (
-    ("loss", "Loss on the labels that are learned", ".2f"),
-    ("eval_loss", "Loss on held-out labels", ".2f"),
-    ("eval_agreement", "Agreement with the teacher on held-out labels", ".0%"),
-    ("learning_rate", "Learning rate", ".1e"),
-    ("tokens_per_second", "Tokens a second", ",.0f"),
-    ("peak_gpu_bytes", "Most GPU memory so far, in bytes", ".2e"),
+from common.report_charts import draw_bars, draw_curves, draw_legend
+from common.report_facts import (
+    Facts,
+    flatten,
+    list_label_facts,
+    list_row_facts,
+    list_train_facts,
 )
-"""What is drawn of the training's history: its name there, a title, a number's format."""
+from common.report_figures import (
+    DETECTABLE,
+    Cell,
+    Scores,
+    Table,
+    make_comparisons,
+    make_metrics_table,
+    name_system,
+)
+
+_FOLDER = Path(__file__).parent
+_MOST_ROWS = 2000
+_MOST_CHARACTERS = 8_000_000
+"""So much of the answers stands in the page: a phone must open it."""
+_COLUMNS = {"id", "text", "references", "prediction", "error", "tokens", "seconds"}
+"""What every table of predictions has; other columns are groups."""
 
 Rows = list[dict[str, Any]]
+Manifests = dict[str, dict[str, Any]]
 
 
 def render_report(
-    run: str,
-    metrics: dict[str, Any],
-    tables: dict[str, Rows],
-    manifests: dict[str, dict[str, Any]],
-    history: Rows,
+    run: str, metrics: dict[str, Any], tables: dict[str, Rows], manifests: Manifests, history: Rows
 ) -> str:
     """The report as one HTML page.
 
     `tables` has the prediction rows by system, `history` the trainer's log entries.
     """
+    scores = Scores(metrics)
+    script = _read("js")
     parts = {
         "run": html.escape(run),
         "task": html.escape(metrics["task"]),
-        "headline": _headline(metrics),
-        "bars": "".join(_bars(metrics, group) for group in _groups(metrics)),
-        "curves": _curves(history),
-        "facts": _facts(metrics, manifests),
-        "examples": _embed(_collect_examples(tables)),
+        "style": _read("css"),
+        "script": script,
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "about": html.escape(_describe(scores, manifests)),
+        "headline": _render_headline(scores),
+        "tables": _render_tables(scores),
+        "bars": _render_bars(scores),
+        "training": _render_training(manifests.get("adapter", {}), history),
+        "labels": _render_facts(list_label_facts(manifests.get("labels", {}))),
+        "settings": "".join(_render_settings(*item) for item in manifests.items()),
+        "examples": _embed(collect_examples(scores, tables)),
     }
-    page = _TEMPLATE.read_text("utf-8")
-    for name, content in parts.items():
-        page = page.replace(f"<!--{name}-->", content)
-    return page
+    return re.sub(r"<!--(\w+)-->", lambda match: parts[match[1]], _read("html"))
 
 
-def _headline(metrics: dict[str, Any]) -> str:
-    name = metrics["main_metric"]
+def _read(kind: str) -> str:
+    return (_FOLDER / f"report_template.{kind}").read_text("utf-8")
+
+
+def _describe(scores: Scores, manifests: Manifests) -> str:
+    finished = manifests.get("predictions", {}).get("finished_at")
+    when = f", evaluated {finished.replace('T', ' ').replace('Z', ' UTC')}" if finished else ""
+    return list_row_facts(scores.data["rows"]) + when
+
+
+def _render_headline(scores: Scores) -> str:
     cards = []
-    for system in SYSTEMS:
-        figures = metrics["systems"][system][name]
-        low, high = figures["interval"]
-        cards.append(
-            f'<div class="card {system}"><h3>{system}</h3><p class="figure">'
-            f"{figures['value']:.1%}</p><p>{low:.1%} – {high:.1%}, n {figures['n']}</p></div>"
+    for system in ("base", "distilled", "teacher"):
+        figures = scores.get(system)
+        cell = Cell(
+            scores.format(figures["value"]), scores.format_interval(figures.get("interval"))
         )
-    kept = metrics["retention"]
-    summary = f"The distilled student gains <b>{100 * metrics['gain']:.1f} points</b> over the base"
-    summary += f" and keeps <b>{kept:.0%}</b> of the teacher's score." if kept is not None else "."
-    return f'<div class="cards">{"".join(cards)}</div><p>{summary}</p>'
-
-
-def _groups(metrics: dict[str, Any]) -> Sequence[str]:
-    return [g for g, values in metrics["systems"]["base"]["groups"].items() if len(values) > 1]
-
-
-def _bars(metrics: dict[str, Any], group: str) -> str:
-    """A row of bars for each value of a group."""
-    name, rows = metrics["main_metric"], []
-    for value in metrics["systems"]["base"]["groups"][group]:
-        bars = ""
-        for system in SYSTEMS:
-            figures = metrics["systems"][system]["groups"][group][value][name]
-            share = f"{figures['value']:.0%}"
-            bars += (
-                f'<div class="bar {system}" title="{system} {share}">'
-                f'<i style="width:{figures["value"] * 85:.1f}%"></i>{share}</div>'
-            )
-        n = metrics["systems"]["base"]["groups"][group][value][name]["n"]
-        small = " (few rows)" if n < 30 else ""
-        rows.append(
-            f"<tr><th>{html.escape(value)}<small>n {n}{small}</small></th><td>{bars}</td></tr>"
-        )
-    return f'<h2>By {html.escape(group)}</h2><table class="bars">{"".join(rows)}</table>'
-
-
-def _curves(history: Rows) -> str:
-    """A small chart for each thing that was measured while the student learned."""
-    charts = [
-        _curve(title, [(int(h["step"]), float(h[name])) for h in history if name in h], form)
-        for name, title, form in _CURVES
-    ]
-    return "".join(charts) or "<p>No training history.</p>"
-
-
-def _curve(title: str, points: list[tuple[int, float]], form: str) -> str:
-    """An SVG line from 0 to the highest value; nothing where there is no line to draw."""
-    if len(points) < 2:
-        return ""
-    last_step, highest = points[-1][0], max(max(value for _, value in points), 1e-12)
-    path = " ".join(
-        f"{60 + (_CURVE_WIDTH - 70) * step / last_step:.1f},"
-        f"{10 + (_CURVE_HEIGHT - 40) * (1 - value / highest):.1f}"
-        for step, value in points
-    )
-    bottom = _CURVE_HEIGHT - 30
+        cards.append(_render_card(name_system(system), system, cell))
+    cards.append(_render_card("Kept of the teacher's score", "kept", scores.retention()))
     return (
-        f"<h3>{title}</h3>"
-        f'<svg viewBox="0 0 {_CURVE_WIDTH} {_CURVE_HEIGHT}" role="img" aria-label="{title}">'
-        f'<line x1="60" y1="{bottom}" x2="{_CURVE_WIDTH - 10}" y2="{bottom}"/>'
-        f'<polyline points="{path}"/>'
-        f'<text x="56" y="18" text-anchor="end">{highest:{form}}</text>'
-        f'<text x="56" y="{bottom}" text-anchor="end">0</text>'
-        f'<text x="{_CURVE_WIDTH - 10}" y="{bottom + 18}" text-anchor="end">'
-        f"update {last_step}</text>"
-        "</svg>"
+        f'<p class="lead">{html.escape(scores.headline())}</p><div class="cards">{"".join(cards)}'
+        f'</div><p class="soft">{html.escape(scores.title(scores.main))}; the small figures are '
+        "95 % intervals.</p>"
     )
 
 
-def _facts(metrics: dict[str, Any], manifests: dict[str, dict[str, Any]]) -> str:
-    """What each step counted, and with which settings it ran."""
-    facts: dict[str, Any] = {f"rows: {k}": v for k, v in metrics["rows"].items()}
-    for step, manifest in manifests.items():
-        for part in ("summary", "counts", "fingerprint"):
-            for key, value in manifest.get(part, {}).items():
-                facts[f"{step}: {key.replace('_', ' ')}"] = value
-    rows = (
-        f"<tr><th>{html.escape(k)}</th><td>{html.escape(str(v))}</td></tr>"
-        for k, v in facts.items()
+def _render_card(title: str, style: str, cell: Cell) -> str:
+    return (
+        f'<div class="card {style}"><h3>{html.escape(title)}</h3>'
+        f"<p><strong>{html.escape(cell.text)}</strong><small>{html.escape(cell.note)}</small></p>"
+        "</div>"
     )
-    return f"<table>{''.join(rows)}</table>"
 
 
-def _collect_examples(tables: dict[str, Rows]) -> Rows:
-    examples = []
-    for base, distilled, teacher in zip(
-        tables["base"], tables["distilled"], tables["teacher"], strict=True
-    ):
-        answers = {"base": base, "distilled": distilled, "teacher": teacher}
-        examples.append(
-            {
-                "text": base["text"],
-                "reference": (base["references"] or [""])[0],
-                **{name: row["prediction"] for name, row in answers.items()},
-                "right": [
-                    n for n, row in answers.items() if row["prediction"] in row["references"]
-                ],
+def _render_tables(scores: Scores) -> str:
+    text = render_table(make_metrics_table(scores))
+    comparisons = make_comparisons(scores)
+    if comparisons.rows:
+        text += f"<h2>Differences between systems</h2>{render_table(comparisons)}"
+        text += f'<p class="soft">{DETECTABLE}</p>'
+    return text
+
+
+def render_table(table: Table) -> str:
+    """A table as HTML."""
+    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in table.head)
+    rows = "".join(
+        f'<tr><th scope="row">{_render_cell(first)}</th>'
+        + "".join(f"<td>{_render_cell(cell)}</td>" for cell in rest)
+        + "</tr>"
+        for first, *rest in table.rows
+    )
+    body = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+    return f'<div class="wide"><table>{body}</table></div>'
+
+
+def _render_cell(cell: Cell) -> str:
+    note = f"<small>{html.escape(cell.note)}</small>" if cell.note else ""
+    return html.escape(cell.text) + note
+
+
+def _render_bars(scores: Scores) -> str:
+    title = html.escape(scores.title(scores.main))
+    return "".join(
+        f"<h2>{title} by {html.escape(group)}</h2>{draw_legend(scores.systems)}"
+        f"{draw_bars(scores, group)}"
+        for group in scores.list_groups()
+    )
+
+
+def _render_training(manifest: dict[str, Any], history: Rows) -> str:
+    best = manifest.get("summary", {}).get("best_update")
+    curves = draw_curves(history, best) or '<p class="soft">No curves were kept.</p>'
+    return _render_facts(list_train_facts(manifest)) + curves
+
+
+def _render_facts(facts: Facts) -> str:
+    items = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd></div>"
+        for name, text in facts
+    )
+    return f"<dl>{items}</dl>" if facts else '<p class="soft">Nothing is known.</p>'
+
+
+def _render_settings(step: str, manifest: dict[str, Any]) -> str:
+    """All that a step's manifest tells, folded away."""
+    table = Table(["Name", "Value"], [[Cell(k), Cell(v)] for k, v in flatten(manifest)])
+    version = manifest.get("code_version", "")
+    title = f"{step} <small>distill {html.escape(str(version))}</small>" if version else step
+    return (
+        f'<details><summary>{title}</summary><div class="raw">{render_table(table)}</div></details>'
+    )
+
+
+def collect_examples(scores: Scores, tables: dict[str, Rows]) -> dict[str, Any]:
+    """What the page's script shows side by side: the first rows, with each system's answer."""
+    systems = [name for name in scores.systems if name != "copy" and name in tables]
+    rows: Rows = []
+    characters = 0
+    for answers in zip(*(tables[name] for name in systems), strict=True):
+        row = _collect_row(dict(zip(systems, answers, strict=True)))
+        characters += len(row["text"]) + sum(len(a["text"]) for a in row["answers"].values())
+        if len(rows) == _MOST_ROWS or characters > _MOST_CHARACTERS:
+            break
+        rows.append(row)
+    names = sorted({name for row in rows for name in row["groups"]})
+    values = {
+        name: {row["groups"][name] for row in rows if name in row["groups"]} for name in names
+    }
+    return {
+        "total": len(tables[systems[0]]),
+        "systems": [{"key": name, "name": name_system(name)} for name in systems],
+        "groups": {name: sorted(values[name]) for name in names if len(values[name]) > 1},
+        "rewrites": _are_rewrites(rows),
+        "rows": rows,
+    }
+
+
+def _collect_row(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    row = next(iter(answers.values()))
+    return {
+        "id": row.get("id", ""),
+        "text": row["text"],
+        "references": list(row["references"] or []),
+        "groups": {k: str(v) for k, v in row.items() if k not in _COLUMNS and v is not None},
+        "answers": {
+            system: {
+                "text": answer["prediction"] or "",
+                "is_right": answer["prediction"] in (answer["references"] or []),
+                "error": answer.get("error"),
             }
-        )
-    return examples[:_EXAMPLES]
+            for system, answer in answers.items()
+        },
+    }
+
+
+def _are_rewrites(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether answers are changed texts, so that differences to the text tell something."""
+    pairs = [
+        (set(r["text"].split()), set(r["references"][0].split())) for r in rows if r["references"]
+    ]
+    alike = [len(a & b) >= 0.4 * max(len(a), len(b)) for a, b in pairs]
+    return sum(alike) > len(alike) / 2
 
 
 def _embed(content: Any) -> str:
     """JSON that is safe inside a script element."""
-    text = json.dumps(content, ensure_ascii=False)
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -1,7 +1,7 @@
 """Writes the report that a person looks at: `python -m jobs.report`.
 
-Reads metrics, predictions and manifests of a run; writes <root>/<run>/report.html, a single file
-that needs no network.
+Reads metrics, predictions and manifests of a run. Writes <root>/<run>/report.html, a single file
+that needs no network, and report.md beside it: the same figures for a terminal or a pull request.
 """
 
 import json
@@ -11,22 +11,24 @@ from typing import Any
 from common.adapter import HISTORY_FILE
 from common.command import run_job
 from common.errors import InputError
-from common.evaluation import METRICS_FILE, format_table
+from common.evaluation import METRICS_FILE
 from common.manifest import read_manifest
 from common.records import get_rows
 from common.report import render_report
+from common.report_figures import Scores
+from common.report_text import render_summary, render_text
 from common.settings import Settings
 from common.storage import RunStorage
 
 SECTIONS = ("run", "storage")
-REPORT_FILE = "report.html"
+REPORT_FILE, TEXT_FILE = "report.html", "report.md"
 PREDICTIONS = "predictions"
 
 log = logging.getLogger(__name__)
 
 
 def main(settings: Settings) -> None:
-    """Renders the report of a run, and prints the main table and the report's path.
+    """Renders the report of a run, and prints its main table and where it is.
 
     Raises:
         InputError: the run has not been evaluated.
@@ -48,8 +50,10 @@ def main(settings: Settings) -> None:
     history = _read_history(storage)
     html = render_report(settings.run, metrics, tables, manifests, history)
     storage.write_bytes(REPORT_FILE, html.encode())
-    print(format_table(metrics))
-    print(f"report: {storage.url}/{REPORT_FILE}")
+    text = render_text(settings.run, metrics, manifests)
+    storage.write_bytes(TEXT_FILE, text.encode())
+    print(render_summary(Scores(metrics)))
+    print(f"\nreport: {storage.url}/{REPORT_FILE}\n        {storage.url}/{TEXT_FILE}")
 
 
 def _read_history(storage: RunStorage) -> list[dict[str, Any]]:

@@ -1,15 +1,20 @@
+import copy
+import html
 import json
 import re
 from html.parser import HTMLParser
 
+import pyarrow as pa
 import pytest
 
-from common.data import TestRow, TestRows
-from common.evaluation import SYSTEMS, score_systems
+from common.errors import InputError
 from common.report import render_report
-from common.tasks import Task
+from common.report_figures import Scores, make_comparisons, make_metrics_table
+from common.report_text import escape, render_text
+from common.storage import RunStorage
+from jobs import report
+from report_parts import HISTORY, MANIFESTS, SYSTEMS, make_metrics, make_tables, render
 
-TASK = Task(name="tiny")
 NASTY = [
     "</script><script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
@@ -18,15 +23,43 @@ NASTY = [
     "<!-- <script>",
     "&lt;script&gt; \u2028 \\u003c",
 ]
+RICH = {
+    "metrics": {
+        "exact_match": {"title": "Exact match", "is_share": True},
+        "edits": {"title": "Edits left", "is_share": False},
+    },
+    "comparisons": [
+        {
+            "system": "distilled",
+            "than": "base",
+            "metric": "exact_match",
+            "difference": 0.66,
+            "interval": [0.6, 0.7],
+            "p_value": 1e-9,
+            "smallest": 0.02,
+        },
+        {
+            "system": "distilled",
+            "than": "teacher",
+            "metric": "edits",
+            "difference": -0.25,
+            "interval": [-0.5, 0.125],
+            "p_value": 0.25,
+            "smallest": None,
+        },
+    ],
+    "retention_interval": [0.7, 0.8],
+    "agreement": {"distilled": {"value": 0.81, "n": 4, "interval": [0.7, 0.9]}},
+}
 
 
 class Page(HTMLParser):
     """The tags and attributes of a page, and the text of its elements with an id."""
 
-    def __init__(self, html):
+    def __init__(self, page):
         super().__init__()
         self.tags, self.attributes, self.by_id, self._id = [], set(), {}, None
-        self.feed(html)
+        self.feed(page)
         self.close()
 
     def handle_starttag(self, tag, attrs):
@@ -38,85 +71,274 @@ class Page(HTMLParser):
         self.by_id[self._id] = self.by_id.get(self._id, "") + data
 
 
-def render(texts, groups=("a", "b"), run="default", facts=None, history=()):
-    rows = [
-        TestRow(str(i), text, [text], {"lang": groups[i % len(groups)]})
-        for i, text in enumerate(texts)
-    ]
-    predictions = {system: texts if system != "base" else ["no"] * len(texts) for system in SYSTEMS}
-    metrics = score_systems(TASK, TestRows(rows, 0, 0), predictions)
-    tables = {
-        system: [
-            {"text": row.text, "references": row.references, "prediction": prediction}
-            for row, prediction in zip(rows, predictions[system], strict=True)
-        ]
-        for system in SYSTEMS
-    }
-    manifests = {"labels": {"fingerprint": facts or {}}, "adapter": {}, "predictions": {}}
-    return render_report(run, metrics, tables, manifests, list(history))
+def get_data(page):
+    return json.loads(Page(page).by_id["data"])
 
 
-def get_examples(html):
-    return json.loads(Page(html).by_id["data"])
+def get_text(page):
+    return html.unescape(re.sub(r"<[^>]*>", " ", page))
+
+
+def make_plain(texts=("one", "two"), answers=None):
+    given = {s: ["no"] * len(texts) if s == "base" else list(texts) for s in SYSTEMS}
+    tables = make_tables(given | (answers or {}), texts, [[t] for t in texts], ["a", "b"])
+    return make_metrics(tables), tables
+
+
+def make_rich():
+    """All that metrics.json may have."""
+    metrics, tables = make_plain(answers={"merged": ["one", "no"], "base_few_shot": ["no", "two"]})
+    for name, system in metrics["systems"].items():
+        system["edits"] = {"value": None if name == "base" else 0.125, "n": 2}
+    metrics["systems"]["merged"] |= {"tokens_per_second": 1234.5, "precision": "bf16"}
+    return metrics | copy.deepcopy(RICH), tables
 
 
 def test_the_main_figures_are_shown():
-    html = render(["one", "two"], history=[{"step": 1, "loss": 2.5}, {"step": 2, "loss": 1.0}])
-    page = Page(html)
-    assert "100.0%" in html
-    assert "100.0 points" in html
-    assert "polyline" in page.tags
-    assert "By lang" in html
-    assert get_examples(html)[1] == {
+    page = render(["one", "two"])
+    text = get_text(page)
+    for part in (
+        "The distilled student scores 100.0%, 50.0 points more than the base student, and keeps "
+        "75% of the teacher's score.",
+        "90.0–100.0%",
+        "2 test rows, evaluated 2026-11-23 18:47:16 UTC",
+        "Exact match by lang",
+        "4,000 ok, 1 failed, 2 filtered",
+        "$2.00, $0.50 for 1,000 labels",
+        "90%: the limits allow no less than 90.0 s",
+        "few rows",
+        "kept: 20",
+    ):
+        assert part in text
+    assert "polyline" in Page(page).tags
+
+
+def test_the_answers_are_given_to_the_page():
+    data = get_data(render(["one", "two"]))
+    assert [system["key"] for system in data["systems"]] == ["base", "distilled", "teacher"]
+    assert data["groups"] == {"lang": ["a", "b"]}
+    assert data["total"] == 2
+    assert data["rows"][1] == {
+        "id": "id-1",
         "text": "two",
-        "reference": "two",
-        "base": "no",
-        "distilled": "two",
-        "teacher": "two",
-        "right": ["distilled", "teacher"],
+        "references": ["two"],
+        "groups": {"lang": "b"},
+        "answers": {
+            "base": {"text": "no", "is_right": False, "error": None},
+            "distilled": {"text": "two", "is_right": True, "error": None},
+            "teacher": {"text": "two", "is_right": True, "error": None},
+        },
     }
 
 
+def test_of_very_many_rows_the_first_are_given():
+    data = get_data(render([f"text {i}" for i in range(2100)]))
+    assert len(data["rows"]) == 2000
+    assert data["total"] == 2100
+    assert 0 < len(get_data(render(["long " * 100_000] * 10))["rows"]) < 10
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "rewrites"),
+    [("He go to school.", "He goes to school.", True), ("I like this film", "positive", False)],
+)
+def test_whether_answers_are_changed_texts(text, reference, rewrites):
+    tables = make_tables({s: [reference] for s in SYSTEMS}, [text], [[reference]], ["en"])
+    page = render_report("run", make_metrics(tables), tables, {}, [])
+    assert get_data(page)["rewrites"] is rewrites
+
+
+def test_every_system_and_metric_there_is():
+    metrics, tables = make_rich()
+    table = make_metrics_table(Scores(metrics))
+    assert table.head == [
+        "System",
+        "Exact match",
+        "Edits left",
+        "Agreement with the teacher",
+        "Tokens a second",
+        "Weights",
+    ]
+    assert [row[0].text for row in table.rows] == [
+        "Copying the input",
+        "Base student",
+        "Base student, few-shot",
+        "Distilled student",
+        "Distilled student, merged",
+        "Teacher",
+    ]
+    cells = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
+    assert cells["Base student"] == ["0.0%", "–", "", "", ""]
+    assert cells["Distilled student"] == ["100.0%", "0.125", "81.0%", "", ""]
+    assert cells["Distilled student, merged"] == ["50.0%", "0.125", "", "1,234", "bf16"]
+    page = get_text(render_report("run", metrics, tables, MANIFESTS, HISTORY))
+    for row in table.rows:
+        assert row[0].text in page
+    assert "70.0–80.0%" in page
+
+
+def test_a_system_of_another_name_comes_last():
+    metrics, tables = make_plain(answers={"<i>": ["one", "two"]})
+    assert Scores(metrics).systems == [*SYSTEMS, "<i>"]
+    assert "i" in Page(render_report("run", metrics, tables, {}, [])).tags  # of the bars
+    assert "<i>" not in render_report("run", metrics, tables, {}, [])
+
+
+def test_comparisons():
+    metrics, _ = make_rich()
+    shares, numbers = make_comparisons(Scores(metrics)).rows
+    assert [(cell.text, cell.note) for cell in shares] == [
+        ("Distilled student – base student", "Exact match"),
+        ("+66.0 points", "+60.0 to +70.0"),
+        ("< 0.0001", ""),
+        ("2.0 points", ""),
+    ]
+    assert [cell.text for cell in numbers][1:] == ["−0.250", "0.25", "–"]
+
+
+def test_the_text_has_the_same_figures():
+    metrics, _ = make_rich()
+    text = render_text("my run", metrics, MANIFESTS)
+    assert text.startswith("# Distillation of tiny: my run\n\nThe distilled student scores 100.0%")
+    for part in (
+        "| Teacher                   | 100.0% (90.0–100.0%) | 0.125",
+        "| +66.0 points (+60.0 to +70.0) | < 0.0001 | 2.0 points",
+        "75.0% (70.0–80.0%)",
+        "## Exact match by lang",
+        "| a (1 row, few) |",
+        "- Cost: $2.00, $0.50 for 1,000 labels",
+    ):
+        assert part in text
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert len(tables) == 3
+    for table in tables:
+        assert len({len(line) for line in table.splitlines()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("a|b", "a\\|b"),
+        ("<script>", "\\<script>"),
+        ("p < 1 & 2", "p < 1 & 2"),
+        ("&lt;", "\\&lt;"),
+        ("[x](y) `z` *w*", "\\[x\\](y) \\`z\\` \\*w\\*"),
+        ("two\nlines\x1b[31m\u202e", "two lines \\[31m "),
+    ],
+)
+def test_nothing_is_markup_in_the_text(text, escaped):
+    assert escape(text) == escaped
+
+
+def test_a_main_metric_that_is_no_share():
+    metrics, tables = make_rich()
+    metrics |= {"main_metric": "edits", "gain": -0.5, "retention": None}
+    for of in metrics["systems"].values():
+        of["groups"]["lang"] = {lang: {"edits": of["edits"]} for lang in ("a", "b")}
+    metrics["systems"]["teacher"]["edits"] = {"value": 4.0, "n": 2, "interval": [3.0, 5.0]}
+    page = render_report("run", metrics, tables, {}, [])
+    text = get_text(page)
+    assert "The distilled student scores 0.125, 0.500 less than the base student." in text
+    assert "81.0%" in text  # the agreement is a share all the same
+    assert 'title="Teacher: 4.000 (3.000–5.000)"' in page
+    assert '<i style="width:80.0%"></i><b style="left:60.0%;width:40.0%"></b>' in page
+    assert "Base student: –" not in page
+
+
+@pytest.mark.parametrize("gain", [-0.1, None])
+def test_a_student_that_gains_nothing(gain):
+    metrics, tables = make_plain()
+    metrics |= {"gain": gain, "retention": None}
+    headline = Scores(metrics).headline()
+    told = ", 10.0 points less than the base student" if gain else ""
+    assert headline == f"The distilled student scores 100.0%{told}."
+    assert headline in get_text(render_report("run", metrics, tables, {}, []))
+
+
 @pytest.mark.parametrize("nasty", NASTY)
-@pytest.mark.parametrize("place", ["texts", "groups", "run", "facts"])
+@pytest.mark.parametrize("place", ["texts", "langs", "run", "task", "fact"])
 def test_nothing_becomes_markup(place, nasty):
-    plain, facts = Page(render(["one", "two"], facts={"key": "value"})), {nasty: nasty}
-    value = facts if place == "facts" else nasty if place == "run" else [nasty, "other"]
-    given = {"texts": ["one", "two"], "facts": {"key": "value"}} | {place: value}
-    html = render(**given)
-    page = Page(html)
-    assert page.tags == plain.tags
-    assert page.attributes == plain.attributes
-    assert [row["text"] for row in get_examples(html)] == given["texts"]
+    plain = Page(render(["one", "two"]))
+    given = {"texts": ["one", "two"]}
+    given |= {place: [nasty, "other"] if place in ("texts", "langs") else nasty}
+    page = render(**given)
+    parsed = Page(page)
+    assert parsed.tags == plain.tags
+    assert parsed.attributes == plain.attributes
+    assert [row["text"] for row in get_data(page)["rows"]] == given["texts"]
 
 
 @pytest.mark.parametrize("nasty", NASTY)
 def test_the_data_cannot_end_its_script_element(nasty):
-    html = render([nasty, "other"])
-    embedded = re.search(r'<script id="data"[^>]*>(.*?)</script>', html, re.DOTALL)[1]
+    page = render([nasty, "other"])
+    embedded = re.search(r'<script id="data"[^>]*>(.*?)</script>', page, re.DOTALL)[1]
     assert "<" not in embedded
-    assert json.loads(embedded) == get_examples(html)
-    assert get_examples(html)[0]["teacher"] == nasty
+    assert json.loads(embedded) == get_data(page)
+    assert get_data(page)["rows"][0]["answers"]["teacher"]["text"] == nasty
 
 
 def test_the_page_needs_no_network():
-    html = render(["one", "two"], history=[{"step": 1, "loss": 2.5}, {"step": 2, "loss": 1.0}])
-    assert not re.search(r"https?://|//[\w-]+\.", html)
-    assert not {"src", "href", "srcset", "action"} & Page(html).attributes
-    assert "@import" not in html
-    assert "url(" not in html
+    page = render(["one", "two"])
+    assert not re.search(r"https?://|//[\w-]+\.", page)
+    assert not {"src", "href", "srcset", "action"} & Page(page).attributes
+    assert "@import" not in page
+    assert "url(" not in page
 
 
-@pytest.mark.parametrize("history", [[], [{"step": 1, "loss": 1.0}], [{"train_runtime": 3.0}]])
+@pytest.mark.parametrize(
+    "history",
+    [[], [{"step": 1, "loss": 1.0}], [{"train_runtime": 3.0}], [{"step": 1, "loss": None}] * 2],
+)
 def test_a_run_without_a_training_curve(history):
     assert "polyline" not in Page(render(["one"], history=history)).tags
 
 
 def test_each_thing_that_was_measured_has_its_curve():
-    losses = [{"step": 10 * i, "loss": 2.0 / i, "learning_rate": 1e-3} for i in (1, 2, 3)]
     measured = [{"step": i, "eval_agreement": i / 40, "eval_loss": 1.0} for i in (15, 30)]
-    page = render({}, history=[*losses, *measured, {"step": 30, "train_loss": 1.0}])
-    for title in ("Loss on the labels that are learned", "Agreement with the teacher", "Learning"):
-        assert f'aria-label="{title}' in page
-    assert "75%" in page
-    assert "GPU memory" not in page
+    lost = {"step": 25, "loss": float("nan"), "learning_rate": float("inf")}
+    page = render(["one"], history=[*HISTORY, lost, *measured, {"step": 30, "train_loss": 1.0}])
+    titles = re.findall(r'<svg [^>]*aria-label="([^"]*)"', page)
+    assert titles == ["Loss", "Agreement with the teacher on held-out labels", "Learning rate"]
+    assert page.count("<polyline") == 4
+    assert "80%" in page
+    assert not re.search(r'points="[^"]*(nan|inf)', page)
+
+
+def test_a_long_history_is_thinned():
+    page = render(["one"], history=[{"step": i, "loss": 1.0} for i in range(50_000)])
+    points = re.search(r'points="([^"]*)"', page)[1].split()
+    assert 200 < len(points) < 400
+    assert points[-1].startswith("390.0,")
+
+
+def test_the_settings_are_listed_with_the_versions():
+    text = get_text(render(["one", "two"]))
+    assert "settings.teacher.model" in text
+    assert "big-model" in text
+    assert "distill 0.1.0" in text
+
+
+def test_the_job_writes_the_page_and_the_text(settings, capsys):
+    metrics, tables = make_rich()
+    storage = RunStorage(settings())
+    storage.write_json("metrics.json", metrics)
+    for system, rows in tables.items():
+        storage.write_table(f"predictions/{system}.parquet", pa.Table.from_pylist(rows))
+    for step, manifest in MANIFESTS.items():
+        storage.write_json(f"{step}/manifest.json", {"fingerprint": {}} | manifest)
+    history = "".join(json.dumps(entry) + "\n" for entry in HISTORY)
+    storage.write_bytes("adapter/history.jsonl", history.encode())
+    report.main(settings())
+    page, text = (storage.read_bytes(f"report.{kind}").decode() for kind in ("html", "md"))
+    assert page.startswith("<!doctype html>")
+    assert page.count("<polyline") == 2
+    printed = capsys.readouterr().out
+    assert "| Distilled student, merged | 50.0%" in printed
+    assert printed.split("| System")[0] in text
+    for kind in ("html", "md"):
+        assert f"{storage.url}/report.{kind}" in printed
+
+
+def test_a_run_that_was_not_evaluated_has_no_report(settings):
+    with pytest.raises(InputError, match=r"run python -m jobs.evaluate first"):
+        report.main(settings())
