@@ -19,8 +19,15 @@ from common.statistics import (
 from common.tasks import Task
 
 METRICS_FILE = "metrics.json"
-SYSTEMS = ("copy", "base", "base_few_shot", "distilled", "merged", "teacher")
-"""In the order in which they are shown; a run has those that apply."""
+SYSTEMS = {
+    "copy": "Copying the input",
+    "base": "Base student",
+    "base_few_shot": "Base student, few-shot",
+    "distilled": "Distilled student",
+    "merged": "Distilled student, merged",
+    "teacher": "Teacher",
+}
+"""And what people call them, in the order in which they are shown; a run has those that apply."""
 _PAIRS = (
     ("distilled", "base"),
     ("distilled", "base_few_shot"),
@@ -28,7 +35,8 @@ _PAIRS = (
     ("distilled", "teacher"),
     ("merged", "distilled"),
 )
-_FEW_ROWS = 30
+FEW_ROWS = 30
+"""A slice of fewer rows says little; it is marked."""
 
 Statistics = dict[str, Array]
 """By metric: what it measured, (rows, statistics)."""
@@ -112,7 +120,7 @@ def _score_groups(rows: Sequence[TestRow], statistics: Statistics) -> dict[str, 
     return {
         group: {
             value: {
-                name: summary | {"is_small": len(indices) < _FEW_ROWS}
+                name: summary | {"is_small": len(indices) < FEW_ROWS}
                 for name, summary in _summarize_all(
                     {name: found[indices] for name, found in statistics.items()}
                 ).items()
@@ -164,19 +172,3 @@ def _measure_agreement(
         for name, texts in predictions.items()
         if name != "teacher"
     }
-
-
-def format_table(metrics: dict[str, Any]) -> str:
-    """The main metric of all systems, for a terminal."""
-    name = metrics["main_metric"]
-    lines = [f"{'system':<14}{name:>14}   {'95 % interval':<17}{'n':>6}"]
-    for system, found in metrics["systems"].items():
-        low, high = found[name]["interval"]
-        interval = f"{low:6.1%} - {high:6.1%}"
-        lines.append(
-            f"{system:<14}{found[name]['value']:>14.1%}   {interval:<17}{found[name]['n']:>6}"
-        )
-    lines.append(f"The distilled student gains {100 * metrics['gain']:.1f} points over the base")
-    if metrics["retention"] is not None:
-        lines[-1] += f" and keeps {metrics['retention']:.0%} of the teacher's score"
-    return "\n".join(lines) + "."

@@ -5,8 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from common.evaluation import SYSTEMS
 from common.report_figures import (
-    SYSTEM_NAMES,
     Figures,
     Scores,
     count_rows,
@@ -45,7 +45,7 @@ def draw_legend(systems: Sequence[str]) -> str:
 
 def _class(system: str) -> str:
     """The style of a system."""
-    return system if system in SYSTEM_NAMES else "other"
+    return system if system in SYSTEMS else "other"
 
 
 def draw_bars(scores: Scores, group: str) -> str:

@@ -4,20 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-SYSTEM_NAMES = {
-    "copy": "Copying the input",
-    "base": "Base student",
-    "base_few_shot": "Base student, few-shot",
-    "distilled": "Distilled student",
-    "merged": "Distilled student, merged",
-    "teacher": "Teacher",
-}
-"""In the order in which they are shown; a system that is not here comes last, as it is called."""
+from common.evaluation import FEW_ROWS, SYSTEMS
 
-FEW_ROWS = 30
-"""A slice of fewer rows says little; it is marked."""
-
-DETECTABLE = "Detectable from: so many rows would mostly miss a smaller difference."
+DETECTABLE = "Detectable from: with these rows, a smaller difference could not be told from chance."
 _NOTHING = "–"
 
 Figures = dict[str, Any]
@@ -42,7 +31,7 @@ class Table:
 
 def name_system(system: str) -> str:
     """What a person calls a system."""
-    return SYSTEM_NAMES.get(system, system)
+    return SYSTEMS.get(system, system)
 
 
 def format_p(p: float) -> str:
@@ -68,8 +57,8 @@ class Scores:
         self.data = metrics
         self.main = str(metrics["main_metric"])
         self.by_system: dict[str, dict[str, Any]] = metrics["systems"]
-        known = [name for name in SYSTEM_NAMES if name in self.by_system]
-        self.systems = known + [name for name in self.by_system if name not in SYSTEM_NAMES]
+        known = [name for name in SYSTEMS if name in self.by_system]
+        self.systems = known + [name for name in self.by_system if name not in SYSTEMS]
         described = metrics.get("metrics") or self._find_metrics()
         self.metrics = [self.main, *(name for name in described if name != self.main)]
 
