@@ -48,6 +48,8 @@ def _start_logging() -> None:
     logging.basicConfig(handlers=[handler], level=logging.INFO)
     for noisy in ("httpx2", "httpx", "aiobotocore", "botocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # at each training: which special tokens of the tokenizer the model's configuration lacks
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
 
 
 class _JsonLines(logging.Formatter):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.records import PREDICTION_SCHEMA
 from common.report_charts import draw_bars, draw_curves, draw_legend
 from common.report_facts import (
     Facts,
@@ -36,7 +37,7 @@ _FOLDER = Path(__file__).parent
 _MOST_ROWS = 2000
 _MOST_CHARACTERS = 8_000_000
 """So much of the answers stands in the page: a phone must open it."""
-_COLUMNS = {"id", "text", "references", "prediction", "error", "tokens", "seconds"}
+_COLUMNS = set(PREDICTION_SCHEMA.names)
 """What every table of predictions has; other columns are groups."""
 
 Rows = list[dict[str, Any]]
@@ -106,10 +107,14 @@ def _render_card(title: str, style: str, cell: Cell) -> str:
 
 def _render_tables(scores: Scores) -> str:
     text = render_table(make_metrics_table(scores))
-    comparisons = make_comparisons(scores)
+    comparisons = make_comparisons(scores, of_main=True)
     if comparisons.rows:
         text += f"<h2>Differences between systems</h2>{render_table(comparisons)}"
         text += f'<p class="soft">{DETECTABLE}</p>'
+    others = make_comparisons(scores, of_main=False)
+    if others.rows:
+        table = render_table(others)
+        text += f"<details><summary>In the other metrics</summary>{table}</details>"
     return text
 
 

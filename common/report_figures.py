@@ -132,6 +132,15 @@ class Scores:
         return Cell(_NOTHING if kept is None else f"{kept:.1%}", note)
 
 
+def make_main_table(scores: Scores) -> Table:
+    """The main metric of all systems."""
+    rows = [
+        [Cell(name_system(system)), _make_cell(scores, scores.get(system))]
+        for system in scores.systems
+    ]
+    return Table(["System", scores.title(scores.main)], rows)
+
+
 def make_metrics_table(scores: Scores) -> Table:
     """All metrics of all systems, and how quick and how precise they were where that is known."""
     agreement: dict[str, Figures] = scores.data.get("agreement") or {}
@@ -165,11 +174,16 @@ def _make_cell(scores: Scores, figures: Figures, metric: str | None = None) -> C
     return Cell(scores.format(figures["value"], metric), interval)
 
 
-def make_comparisons(scores: Scores) -> Table:
-    """The differences between systems, beside what chance alone would do."""
+def make_comparisons(scores: Scores, of_main: bool) -> Table:
+    """The differences between systems, beside what chance alone would do.
+
+    Of the main metric, or else of all the others.
+    """
     rows = []
     for c in scores.data.get("comparisons") or []:
         metric = c["metric"]
+        if (metric == scores.main) != of_main:
+            continue
         bounds = [scores.format_difference(b, metric) for b in c.get("interval") or []]
         p = c.get("p_value")
         rows.append(

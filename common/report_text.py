@@ -18,10 +18,12 @@ from common.report_figures import (
 def render_text(run: str, metrics: dict[str, Any], manifests: dict[str, dict[str, Any]]) -> str:
     """The report as Markdown."""
     scores = Scores(metrics)
-    parts = [f"# Distillation of {escape(metrics['task'])}: {escape(run)}", render_summary(scores)]
-    comparisons = make_comparisons(scores)
-    if comparisons.rows:
-        parts += ["## Differences between systems", render_table(comparisons), DETECTABLE]
+    title = f"# Distillation of {escape(metrics['task'])}: {escape(run)}"
+    parts = [title, render_summary(scores, make_metrics_table(scores))]
+    comparisons = [make_comparisons(scores, of_main) for of_main in (True, False)]
+    if comparisons[0].rows:
+        tables = [render_table(table) for table in comparisons if table.rows]
+        parts += ["## Differences between systems", *tables, DETECTABLE]
     for group in scores.list_groups():
         title = escape(scores.title(scores.main))
         parts += [f"## {title} by {escape(group)}", render_table(make_group_table(scores, group))]
@@ -34,9 +36,9 @@ def render_text(run: str, metrics: dict[str, Any], manifests: dict[str, dict[str
     return "\n\n".join(parts) + "\n"
 
 
-def render_summary(scores: Scores) -> str:
-    """The headline, and all systems' scores."""
-    lines = [scores.headline(), render_table(make_metrics_table(scores))]
+def render_summary(scores: Scores, table: Table) -> str:
+    """The headline, and a table of all systems' scores."""
+    lines = [scores.headline(), render_table(table)]
     kept = scores.retention()
     kept_note = f"Kept of the teacher's score: {_format_cell(kept)}. " if kept.note else ""
     rows = list_row_facts(scores.data["rows"])

@@ -10,6 +10,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from common.command import run_job
 from common.data import TestRow, TestRows, load_test_rows
 from common.evaluation import METRICS_FILE, score_systems
@@ -66,14 +69,17 @@ def main(settings: Settings) -> None:
             log.info("evaluate: already done, see %s/%s", storage.url, METRICS_FILE)
             return
     log.info("evaluate: %d test rows, %d dropped as seen in train", len(test.rows), test.leaked)
-    known = {name: read_predictions(storage, name, fingerprint) for name in systems}
-    missing = [name for name, table in known.items() if table is None]
-    predictions = {n: t["prediction"].to_pylist() for n, t in known.items() if t is not None}
+    missing = [s for s in systems if read_predictions(storage, s, fingerprint) is None]
     with explaining_memory(_ADVICE):
         for name, responses in ask(settings, task, storage, adapter, merged, test.rows, missing):
             write_predictions(storage, name, fingerprint, test.rows, responses)
-            predictions[name] = [response.text for response in responses]
+    tables = {name: read_predictions(storage, name, fingerprint) for name in systems}
+    found = {name: table for name, table in tables.items() if table is not None}
+    predictions = {name: table["prediction"].to_pylist() for name, table in found.items()}
     metrics = score_systems(task, test, predictions)
+    for name in (*_STUDENTS, MERGED):
+        if name in found:
+            metrics["systems"][name] |= measure_speed(found[name])
     storage.write_json(METRICS_FILE, metrics)
     described = settings.describe(SECTIONS)
     write_results(storage, metrics, test.rows, predictions, described)
@@ -85,6 +91,13 @@ def main(settings: Settings) -> None:
         f"{name} {found[main_metric]['value']:.1%}" for name, found in metrics["systems"].items()
     )
     log.info("evaluate: %s: %s", main_metric, scores)
+
+
+def measure_speed(table: pa.Table) -> dict[str, float]:
+    """Of a student that answers many prompts at a time."""
+    seconds = max(pc.sum(table["seconds"]).as_py(), 1e-9)
+    tokens = pc.sum(table["tokens"]).as_py()
+    return {"rows_per_second": len(table) / seconds, "tokens_per_second": tokens / seconds}
 
 
 def list_systems(task: Task, has_merged: bool) -> list[str]:

@@ -15,7 +15,7 @@ from common.evaluation import METRICS_FILE
 from common.manifest import read_manifest
 from common.records import get_rows
 from common.report import render_report
-from common.report_figures import Scores
+from common.report_figures import Scores, make_main_table
 from common.report_text import render_summary, render_text
 from common.settings import Settings
 from common.storage import RunStorage
@@ -52,7 +52,8 @@ def main(settings: Settings) -> None:
     storage.write_bytes(REPORT_FILE, html.encode())
     text = render_text(settings.run, metrics, manifests)
     storage.write_bytes(TEXT_FILE, text.encode())
-    print(render_summary(Scores(metrics)))
+    scores = Scores(metrics)
+    print(render_summary(scores, make_main_table(scores)))
     print(f"\nreport: {storage.url}/{REPORT_FILE}\n        {storage.url}/{TEXT_FILE}")
 
 

@@ -186,7 +186,7 @@ def test_a_system_of_another_name_comes_last():
 
 def test_comparisons():
     metrics, _ = make_rich()
-    shares, numbers = make_comparisons(Scores(metrics)).rows
+    (shares,), (numbers,) = (make_comparisons(Scores(metrics), m).rows for m in (True, False))
     assert [(cell.text, cell.note) for cell in shares] == [
         ("Distilled student – base student", "Exact match"),
         ("+66.0 points", "+60.0 to +70.0"),
@@ -210,7 +210,7 @@ def test_the_text_has_the_same_figures():
     ):
         assert part in text
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert len(tables) == 3
+    assert len(tables) == 4
     for table in tables:
         assert len({len(line) for line in table.splitlines()}) == 1
 
