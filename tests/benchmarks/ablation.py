@@ -47,7 +47,7 @@ class Case:
     """One line of the table."""
 
     name: str
-    labels: int = 2_000
+    labels: int = 1_000
     are_filtered: bool = True
     variables: dict[str, str] = field(default_factory=dict)
 
@@ -73,11 +73,12 @@ CASES = [
     Case("reference, learning rate 3e-3", variables=REFERENCE),
     Case("reference, as published", variables=REFERENCE | {"TRAIN__LEARNING_RATE": "2e-4"}),
     *vary("targets", "TARGET_MODULES", "q_proj,v_proj", "q_proj,k_proj,v_proj,o_proj"),
-    *vary("rank", "LORA_RANK", "4", "8", "32"),
+    *vary("rank", "LORA_RANK", "1", "2", "4", "8", "32"),
+    Case("rank 8, alpha 16", variables={"TRAIN__LORA_RANK": "8", "TRAIN__LORA_ALPHA": "16"}),
     *vary("dropout", "LORA_DROPOUT", "0.05", "0.1"),
     *vary("learning rate", "LEARNING_RATE", "1e-3", "2e-3", "5e-3"),
     *vary("batch", "BATCH_SIZE", "8", "32"),
-    *(Case(f"labels {n}", labels=n) for n in (500, 1_000, 5_000)),
+    *(Case(f"labels {n}", labels=n) for n in (500, 2_000, 5_000)),
     Case("unfiltered labels", are_filtered=False),
 ]
 
