@@ -26,6 +26,7 @@ def test_the_built_in_parts_distil(tmp_path, settings):
         "DATA__TRAIN_LIMIT": 600,
         "DATA__TEST_LIMIT": 120,
         "TRAIN__EPOCHS": 3,
+        "EVALUATE__MAX_NEW_TOKENS": 64,
     }
     done = run_job("pipeline", tmp_path, **variables)
     assert done.returncode == 0, done.stderr
