@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-_GROUP_BATCHES = 8
+_GROUP_BATCHES = 2
 """Batches are made of labels of about the same length among so many batches' worth of them.
 
-Eight leave 2 % of padding. Fifty leave none, and a held-out loss that is 5 % higher.
+Two halve the padding, to 7 %. Eight leave 2 %, but a held-out loss that varies more by seed and is
+3 % higher on average (built-in student, six seeds); two cost nothing of it.
 """
 IGNORED = -100
 """The label of a token that is not to be learned, as in torch's cross-entropy."""
@@ -95,7 +96,11 @@ def compute_logits(model: Any, input_ids: torch.Tensor, positions: torch.Tensor)
     def select(head: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         return (inputs[0].flatten(0, 1)[positions],)
 
-    hook = model.get_output_embeddings().register_forward_pre_hook(select)
+    head = model.get_output_embeddings()
+    if head is None:  # some models of other authors do not tell
+        everything: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits
+        return everything.flatten(0, 1)[positions]
+    hook = head.register_forward_pre_hook(select)
     try:
         logits: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits
     finally:

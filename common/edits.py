@@ -20,11 +20,17 @@ class Edit(NamedTuple):
     end: int
     tokens: tuple[str, ...]
 
-    def touches(self, other: "Edit") -> bool:
-        """Whether both change the same place: a common token, or insertions at the same point."""
-        if self.start == self.end or other.start == other.end:
-            return self.start <= other.end and other.start <= self.end
-        return self.start < other.end and other.start < self.end
+    @property
+    def places(self) -> set[tuple[str, int]]:
+        """The tokens that are changed; or the gap in which something is put."""
+        if self.start == self.end:
+            return {("gap", self.start)}
+        return {("token", i) for i in range(self.start, self.end)}
+
+    @property
+    def reach(self) -> set[tuple[str, int]]:
+        """These, and the gaps within and around them: where else the change may be seen to be."""
+        return self.places | {("gap", i) for i in range(self.start, self.end + 1)}
 
 
 def tokenize(text: str) -> list[str]:
@@ -68,12 +74,16 @@ def score_edits(right: float, wrong: float, missing: float, beta: float = 0.5) -
 def edits_too_much(text: str, prediction: str, references: Sequence[str]) -> float:
     """1 if the prediction changes a place that each reference leaves as it is; else 0."""
     made = find_edits(text, prediction)
-    wanted = [find_edits(text, reference) for reference in references]
-    return float(all(any(not any(e.touches(w) for w in edits) for e in made) for edits in wanted))
+    return float(all(_exceeds(made, find_edits(text, r)) for r in references))
 
 
 def edits_too_little(text: str, prediction: str, references: Sequence[str]) -> float:
     """1 if the prediction leaves a place as it is that each reference changes; else 0."""
     made = find_edits(text, prediction)
-    wanted = [find_edits(text, reference) for reference in references]
-    return float(all(any(not any(w.touches(e) for e in made) for w in edits) for edits in wanted))
+    return float(all(_exceeds(find_edits(text, r), made) for r in references))
+
+
+def _exceeds(edits: Sequence[Edit], others: Sequence[Edit]) -> bool:
+    """Whether some of the edits are at places where none of the others are."""
+    places = {place for edit in edits for place in edit.places}
+    return bool(places - {place for edit in others for place in edit.reach})

@@ -55,7 +55,7 @@ def score_systems(task: Task, test: TestRows, predictions: dict[str, list[str]])
     main = task.metrics[0]
     values = {name: _compute(METRICS[main], found[main]) for name, found in measured.items()}
     retention = values["distilled"] / values["teacher"] if values["teacher"] else None
-    pair = measured["distilled"][main], measured["teacher"][main]
+    student, teacher = (METRICS[main].thin(measured[n][main]) for n in ("distilled", "teacher"))
     return {
         "task": task.name,
         "main_metric": main,
@@ -79,7 +79,9 @@ def score_systems(task: Task, test: TestRows, predictions: dict[str, list[str]])
         "agreement": _measure_agreement(rows, predictions),
         "gain": values["distilled"] - values["base"],
         "retention": retention,
-        "retention_interval": ratio_interval(*pair, METRICS[main].combine) if retention else None,
+        "retention_interval": ratio_interval(student, teacher, METRICS[main].combine)
+        if retention
+        else None,
     }
 
 
@@ -103,7 +105,7 @@ def _summarize(metric: Metric, rows: Array) -> dict[str, Any]:
     if metric.is_share:
         low, high = wilson_interval(value, len(rows))
     else:
-        low, high = bootstrap_interval(rows, metric.combine)
+        low, high = bootstrap_interval(metric.thin(rows), metric.combine)
     return {"value": value, "n": len(rows), "interval": [low, high]}
 
 
@@ -139,7 +141,7 @@ def _compare(name: str, first: str, second: str, one: Array, other: Array) -> di
     bootstrap's: smaller differences than half its interval cannot be told from none.
     """
     metric = METRICS[name]
-    interval, p_value = paired_bootstrap(one, other, metric.combine)
+    interval, p_value = paired_bootstrap(metric.thin(one), metric.thin(other), metric.combine)
     smallest: float | None = (interval[1] - interval[0]) / 2
     if metric.is_share:
         better, worse = (int(np.sum(d[:, 0] > 0)) for d in (one - other, other - one))

@@ -1,6 +1,7 @@
 """How a student answers: greedily, many prompts at a time."""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,24 +40,24 @@ def generate(
 
     Prompts are batched by length, the longest first, so that too large a batch shows at once; a
     batch holds at most `batch_tokens` tokens of prompts and responses, and half as many from there
-    on where the memory does not suffice. `check` is called before each batch, and may raise.
+    on where the memory does not suffice. What is longer than the model's positions is cut off, or,
+    where not even the prompt fits, has no response. `check` is called before each batch, and may
+    raise.
     """
     model.eval()
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=_end_tokens(model, tokenizer),
-    )
-    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-    responses: dict[int, Response] = {}
-    order = sort_by_length(lengths)
+    most = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    lengths = [min(len(prompt) + max_new_tokens, most) for prompt in prompts]
+    too_long = [i for i, prompt in enumerate(prompts) if len(prompt) >= most]
+    responses = dict.fromkeys(too_long, Response("", 0, 0.0, error="too_long"))
+    if too_long:
+        log.warning("evaluate: %d prompts are too long for the student", len(too_long))
+    order = [i for i in sort_by_length(lengths) if i not in responses]
     started = logged = time.monotonic()
     while order:
         check()
         batch = take_batch(order, lengths, batch_tokens)
         try:
-            answers = _answer(model, tokenizer, [prompts[i] for i in batch], config)
+            answers = _answer(model, tokenizer, [prompts[i] for i in batch], max_new_tokens, most)
         except (MemoryError, RuntimeError) as error:
             if len(batch) == 1 or not is_memory_error(error):
                 raise
@@ -86,10 +87,16 @@ def take_batch(order: list[int], lengths: Sequence[int], batch_tokens: int) -> l
 
 
 def _answer(
-    model: Any, tokenizer: Any, prompts: list[list[int]], config: GenerationConfig
+    model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int, most: int
 ) -> list[Response]:
     started = time.monotonic()
     padded = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=min(max_new_tokens, most - padded["input_ids"].shape[1]),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=_end_tokens(model, tokenizer),
+    )
     with torch.inference_mode():
         output = model.generate(**padded, generation_config=config)
     answers = output[:, padded["input_ids"].shape[1] :].cpu()

@@ -19,7 +19,7 @@ Fingerprint = dict[str, Any]
 def hash_content(content: Any) -> str:
     """A short content hash of anything that JSON can hold."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def read_manifest(storage: RunStorage, step: str) -> dict[str, Any] | None:

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.edits import count_edits, edits_too_little, edits_too_much
-from common.overlap import combine_chrf, combine_gleu, count_chrf, measure_gleu
+from common.errors import InputError
+from common.overlap import combine_chrf, combine_gleu, count_chrf, measure_gleu, thin_gleu
 from common.statistics import Array, Combine
 
 Measure = Callable[[Sequence[str], Sequence[str], Sequence[Sequence[str]]], Array]
 """Texts, predictions, and the references of each, to statistics: (rows, statistics)."""
 MeasureRow = Callable[[str, str, Sequence[str]], Sequence[float] | float]
+
+_MOST_CLASSES = 500
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Metric:
         combine: from sums over rows, (…, statistics), to values, (…).
         is_share: each row is a 0 or a 1, and the value their mean.
         is_better_low: the less the better.
+        thin: from statistics to those that are resampled, where fewer do.
     """
 
     title: str
@@ -37,6 +41,7 @@ class Metric:
     combine: Combine
     is_share: bool = False
     is_better_low: bool = False
+    thin: Callable[[Array], Array] = lambda rows: rows
 
 
 def measure_each(function: MeasureRow) -> Measure:
@@ -91,9 +96,17 @@ def measure_classes(
     """For each class of the references, by name: hits, predictions and references of it.
 
     A row's class is its first reference's, or the predicted one where that is a reference, too.
+
+    Raises:
+        InputError: there are too many classes.
     """
     del texts
     answers = [[_name_class(r) for r in row] or [""] for row in references]
+    if len({name for row in answers for name in row}) > _MOST_CLASSES:
+        raise InputError(
+            f"macro_f1 is for classification, and the references name more than {_MOST_CLASSES} "
+            "classes; take it out of the task's metrics"
+        )
     classes = {name: 3 * i for i, name in enumerate(sorted({n for row in answers for n in row}))}
     statistics = np.zeros((len(predictions), 3 * len(classes)))
     for i, (prediction, names) in enumerate(zip(predictions, answers, strict=True)):
@@ -154,7 +167,7 @@ _edits = measure_each(count_edits)
 METRICS: dict[str, Metric] = {
     "exact_match": share("Exact match", exact_match),
     "exact_match_normalized": share("Exact match, normalised", exact_match_normalized),
-    "gleu": Metric("GLEU", measure_gleu, combine_gleu),
+    "gleu": Metric("GLEU", measure_gleu, combine_gleu, thin=thin_gleu),
     "chrf": Metric("chrF", measure_each(count_chrf), combine_chrf),
     "edit_precision": Metric("Edit precision (own token diff)", _edits, combine_precision),
     "edit_recall": Metric("Edit recall (own token diff)", _edits, combine_recall),
@@ -162,5 +175,5 @@ METRICS: dict[str, Metric] = {
     "over_edit_rate": share("Rows edited too much", edits_too_much, is_better_low=True),
     "under_edit_rate": share("Rows edited too little", edits_too_little, is_better_low=True),
     "accuracy": share("Accuracy", accuracy),
-    "macro_f1": Metric("Macro F1", measure_classes, combine_macro_f1),
+    "macro_f1": Metric("Macro F1 of the references' classes", measure_classes, combine_macro_f1),
 }

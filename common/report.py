@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.metrics import METRICS
 from common.records import PREDICTION_SCHEMA
 from common.report_charts import draw_bars, draw_curves, draw_legend
 from common.report_facts import (
@@ -175,7 +176,7 @@ def collect_examples(scores: Scores, tables: dict[str, Rows]) -> dict[str, Any]:
     rows: Rows = []
     characters = 0
     for answers in zip(*(tables[name] for name in systems), strict=True):
-        row = _collect_row(dict(zip(systems, answers, strict=True)))
+        row = _collect_row(scores.main, dict(zip(systems, answers, strict=True)))
         characters += len(row["text"]) + sum(len(a["text"]) for a in row["answers"].values())
         if len(rows) == _MOST_ROWS or characters > _MOST_CHARACTERS:
             break
@@ -193,7 +194,7 @@ def collect_examples(scores: Scores, tables: dict[str, Rows]) -> dict[str, Any]:
     }
 
 
-def _collect_row(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _collect_row(metric: str, answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
     row = next(iter(answers.values()))
     return {
         "id": row.get("id", ""),
@@ -203,12 +204,20 @@ def _collect_row(answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "answers": {
             system: {
                 "text": answer["prediction"] or "",
-                "is_right": answer["prediction"] in (answer["references"] or []),
+                "is_right": _is_right(metric, answer),
                 "error": answer.get("error"),
             }
             for system, answer in answers.items()
         },
     }
+
+
+def _is_right(metric: str, answer: dict[str, Any]) -> bool:
+    """By the main metric, if that says right or wrong of a row; else by exact match."""
+    found = METRICS.get(metric)
+    judge = found if found and found.is_share else METRICS["exact_match"]
+    texts, predictions = [answer["text"]], [answer["prediction"] or ""]
+    return bool(judge.measure(texts, predictions, [answer["references"] or []])[0, 0])
 
 
 def _are_rewrites(rows: Sequence[dict[str, Any]]) -> bool:

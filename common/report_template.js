@@ -6,7 +6,7 @@ const page = Object.fromEntries(
   ["filter", "groups", "search", "count", "examples", "more"].map(id => [id, document.getElementById(id)]));
 const STEP = 20;        // so many examples more at a time: thousands at once would be slow
 const MOST_CELLS = 1e6; // longer texts are not compared word by word
-const words = new Intl.Segmenter(undefined, { granularity: "word" });
+const words = window.Intl?.Segmenter && new Intl.Segmenter(undefined, { granularity: "word" });
 
 const isRight = (row, system) => row.answers[system]?.is_right === true;
 const FILTERS = {
@@ -25,6 +25,7 @@ function make(tag, style, text) {
 }
 
 function split(text) {
+  if (!words) return text.split(/(\s+)/); // an older browser
   return Array.from(words.segment(text), part => part.segment);
 }
 

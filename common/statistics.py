@@ -27,7 +27,7 @@ def wilson_interval(mean: float, n: int, z: float = 1.959964) -> tuple[float, fl
         return 0.0, 1.0
     center = (mean + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-    return max(0.0, center - half), min(1.0, center + half)
+    return max(0.0, min(mean, center - half)), min(1.0, max(mean, center + half))
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:

@@ -173,7 +173,10 @@ def _encode_turns(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str
             for role, content in zip(("user", "assistant"), turn, strict=True)
         ]
         rendered = tokenizer.apply_chat_template(
-            messages[:-1], tokenize=False, add_generation_prompt=True
+            messages[:-1],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,  # where a model can: the label is to come at once
         )
         # The template has written the special tokens that it wants.
         return list(tokenizer(rendered, add_special_tokens=False).input_ids)

@@ -1,13 +1,17 @@
 """The systems that are compared, each as a function from test rows to its responses."""
 
+import gc
 import logging
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from common.data import TestRow
 from common.errors import DistillError
@@ -103,7 +107,11 @@ def ask_students(
         encode = encode_few_shot_prompt if name == "base_few_shot" else encode_prompt
         prompts = [encode(tokenizer, task, row.text) for row in rows]
         with nullcontext() if name == "distilled" else model.disable_adapter():
-            yield name, _generate(settings, name, model, tokenizer, prompts)
+            responses = _generate(settings, name, model, tokenizer, prompts)
+        if name == "base_few_shot" and not tokenizer.chat_template:
+            # such a student goes on with a next example, as it was shown
+            responses = [replace(r, text=r.text.split("\n\n")[0].strip()) for r in responses]
+        yield name, responses
 
 
 def ask_merged(
@@ -114,6 +122,8 @@ def ask_merged(
     rows: Sequence[TestRow],
 ) -> list[Response]:
     """The answers of the merged student: the very files that a server would load, unquantised."""
+    gc.collect()  # the quantised student before it
+    torch.cuda.empty_cache()
     with tempfile.TemporaryDirectory() as folder:
         storage.download(merged_files, "merged", Path(folder))
         student = settings.student.model_copy(update={"model": folder})

@@ -1,11 +1,13 @@
 """The labels as the student learns them: which of them, and in which tokens."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import InputError
+from common.manifest import hash_content
 from common.records import hash_text
 from common.settings import Settings
 from common.storage import RunStorage
@@ -50,6 +52,11 @@ def load_train_set(
         "dropped_too_long": len(found) - len(fitting),
     }
     return TrainSet(encode_labels(task, tokenizer, labels), held_out, counts)
+
+
+def fingerprint_labels(manifest: dict[str, Any]) -> str:
+    """A hash of what the labels were made of, by their manifest."""
+    return hash_content([manifest[key] for key in ("fingerprint", "counts")])
 
 
 def read_labels(storage: RunStorage, files: list[str]) -> Labels:

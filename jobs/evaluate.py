@@ -36,10 +36,12 @@ from common.storage import RunStorage
 from common.student import fingerprint_student
 from common.systems import ask_merged, ask_students, ask_teacher, copy_input
 from common.tasks import Task, load_task
+from common.train_set import fingerprint_labels
 
 SECTIONS = ("run", "task", "storage", "data", "teacher", "student", "evaluate")
 _STUDENTS = ("base", "base_few_shot", "distilled")
 _ADVICE = "one row alone is too much for it; lower DISTILL_EVALUATE__MAX_NEW_TOKENS"
+_MERGED_ADVICE = "the merged student is not quantised; to leave it out, delete the run's merged/"
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,9 @@ def main(settings: Settings) -> None:
     labels = require_manifest(storage, "labels", "python -m jobs.label")
     check_part(storage.url + "/adapter", adapter, fingerprint_student(settings, task))
     check_part(storage.url + "/labels", labels, fingerprint_teacher(settings, task))
+    check_part(storage.url + "/adapter", adapter, {"labels": fingerprint_labels(labels)})
+    if merged is not None:
+        check_same(storage.url + "/merged", merged["fingerprint"], adapter["fingerprint"])
     test = load_test_rows(settings, task)
     fingerprint = make_fingerprint(settings, task, test, adapter)
     systems = list_systems(task, has_merged=merged is not None)
@@ -65,14 +70,13 @@ def main(settings: Settings) -> None:
     done = read_manifest(storage, STEP)
     if done is not None:
         check_same(f"{storage.url}/{STEP}", done["fingerprint"], fingerprint)
-        if done.get("scored") == scored:
+        if done.get("scored") == scored and storage.exists(METRICS_FILE):
             log.info("evaluate: already done, see %s/%s", storage.url, METRICS_FILE)
             return
     log.info("evaluate: %d test rows, %d dropped as seen in train", len(test.rows), test.leaked)
     missing = [s for s in systems if read_predictions(storage, s, fingerprint) is None]
-    with explaining_memory(_ADVICE):
-        for name, responses in ask(settings, task, storage, adapter, merged, test.rows, missing):
-            write_predictions(storage, name, fingerprint, test.rows, responses)
+    for name, responses in ask(settings, task, storage, adapter, merged, test.rows, missing):
+        write_predictions(storage, name, fingerprint, test.rows, responses)
     tables = {name: read_predictions(storage, name, fingerprint) for name in systems}
     found = {name: table for name, table in tables.items() if table is not None}
     predictions = {name: table["prediction"].to_pylist() for name, table in found.items()}
@@ -87,9 +91,8 @@ def main(settings: Settings) -> None:
         storage, STEP, fingerprint, counts=metrics["rows"], scored=scored, settings=described
     )
     main_metric = metrics["main_metric"]
-    scores = ", ".join(
-        f"{name} {found[main_metric]['value']:.1%}" for name, found in metrics["systems"].items()
-    )
+    values = {name: figures[main_metric]["value"] for name, figures in metrics["systems"].items()}
+    scores = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
     log.info("evaluate: %s: %s", main_metric, scores)
 
 
@@ -121,9 +124,11 @@ def ask(
     if "teacher" in systems:
         yield "teacher", ask_teacher(settings, task, storage, rows)
     students = [name for name in systems if name in _STUDENTS]
-    yield from ask_students(settings, task, storage, adapter["files"], rows, students)
+    with explaining_memory(_ADVICE):
+        yield from ask_students(settings, task, storage, adapter["files"], rows, students)
     if merged is not None and MERGED in systems:
-        yield MERGED, ask_merged(settings, task, storage, merged["files"], rows)
+        with explaining_memory(_MERGED_ADVICE):
+            yield MERGED, ask_merged(settings, task, storage, merged["files"], rows)
 
 
 def make_fingerprint(
@@ -131,9 +136,11 @@ def make_fingerprint(
 ) -> Fingerprint:
     """What the predictions depend on."""
     return {
-        "adapter": hash_content(adapter["fingerprint"]),
-        "test_rows": hash_content([[row.id, row.references] for row in test.rows]),
-        "task": f"{task.name} {task.prediction_fingerprint}",
+        # a second training by the same settings need not give the same weights
+        "adapter": hash_content([adapter["fingerprint"], adapter["finished_at"]]),
+        "test_rows": hash_content([[row.id, row.references, row.groups] for row in test.rows]),
+        "few_shot": hash_content([shot.model_dump() for shot in task.few_shot]),
+        **fingerprint_teacher(settings, task),
         "evaluate.max_new_tokens": settings.evaluate.max_new_tokens,
     }
 

@@ -23,7 +23,6 @@ from common.hub import push
 from common.lock import RunLock, hold_run
 from common.manifest import (
     Fingerprint,
-    hash_content,
     is_done,
     require_manifest,
     write_manifest,
@@ -38,7 +37,7 @@ from common.signals import noting_signals
 from common.storage import RunStorage
 from common.student import fingerprint_student, load_tokenizer
 from common.tasks import Task, load_task
-from common.train_set import load_train_set
+from common.train_set import fingerprint_labels, load_train_set
 from common.training import LabelTrainer, make_trainer
 
 SECTIONS = ("run", "task", "storage", "student", "train", "evaluate")
@@ -147,7 +146,7 @@ def make_fingerprint(settings: Settings, task: Task, labels: dict[str, Any]) -> 
     """What the adapter depends on."""
     values = settings.train.model_dump(mode="json", exclude=_NO_RESULT)
     return {
-        "labels": hash_content([labels[key] for key in ("fingerprint", "counts")]),
+        "labels": fingerprint_labels(labels),
         **fingerprint_student(settings, task),
         **{f"train.{key}": value for key, value in values.items()},
     }

@@ -33,6 +33,7 @@ def test_edits_rebuild_the_changed_text():
         ("a b c", "a b b c", ["a b x c"], (0, 1, 1), 0, 0),  # both put something there
         ("a b c", "", ["a b c"], (0, 1, 0), 1, 0),
         ("a b c", "a x c", ["a y c", "a x c"], (1, 0, 0), 0, 0),  # the best reference counts
+        ("a b c d e", "no idea what", ["a b c d x"], (0, 1, 1), 1, 0),  # all is changed
         ("a b c d", "a x c d", ["a b c d", "a x c e"], (1, 0, 1), 0, 0),
     ],
 )

@@ -6,6 +6,7 @@ import pytest
 
 import common.tasks
 from common.data import TestRow, TestRows
+from common.errors import InputError
 from common.evaluation import score_systems
 from common.labeler import fingerprint_teacher
 from common.manifest import write_manifest
@@ -163,3 +164,23 @@ def test_predictions_that_are_there_are_not_made_again(run, settings, monkeypatc
     evaluate.main(settings(TASK="./gec.toml"))  # the metrics alone have changed
     assert asked == []
     assert "gleu" not in storage.read_json("metrics.json")["metrics"]
+
+
+def test_what_does_not_belong_together_is_not_compared(run):
+    own, storage = run
+    adapter, labels, merged = (
+        storage.read_json(f"{step}/manifest.json") for step in ("adapter", "labels", "merged")
+    )
+    other = merged | {"fingerprint": merged["fingerprint"] | {"train.epochs": 9}}
+    storage.write_json("merged/manifest.json", other)
+    with pytest.raises(InputError, match=r"merged was made from something else: train\.epochs"):
+        evaluate.main(own)
+    storage.write_json("merged/manifest.json", merged)
+    storage.write_json("labels/manifest.json", labels | {"counts": {"ok": 7}})
+    with pytest.raises(InputError, match="adapter was made from something else: labels"):
+        evaluate.main(own)
+    storage.write_json("labels/manifest.json", labels)
+    evaluate.main(own)
+    storage.write_json("adapter/manifest.json", adapter | {"finished_at": "later"})
+    with pytest.raises(InputError, match="predictions was made from something else: adapter"):
+        evaluate.main(own)

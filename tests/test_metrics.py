@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sacrebleu.metrics import CHRF
 
+from common.errors import InputError
 from common.metrics import METRICS, exact_match, exact_match_normalized, normalize
 
 WORDS = ["the", "a", "old", "dog", "dogs", "sleep", "in", "house,", "big.", "é", "œuf", "Straße"]
@@ -91,6 +92,19 @@ def test_macro_f1_by_hand():
     assert score("macro_f1", [""] * 4, predictions, references) == pytest.approx((0.8 + 2 / 3) / 2)
     assert score("accuracy", [""] * 4, predictions, references) == 0.75
     assert score("macro_f1", [""], ["maybe"], [["no"]]) == 0
+
+
+def test_macro_f1_is_for_classes():
+    texts = [str(i) for i in range(600)]
+    with pytest.raises(InputError, match="macro_f1 is for classification"):
+        score("macro_f1", texts, texts, [[text] for text in texts])
+
+
+def test_gleu_of_many_rows_stays_small():
+    n = 9000
+    rows = METRICS["gleu"].measure(["a b"] * n, ["a c"] * n, [["a c", "a d"], *[["a c"]] * (n - 1)])
+    assert rows.nbytes < 200e6
+    assert METRICS["gleu"].thin(rows).shape == (n, 200)
 
 
 def test_edit_figures_by_hand():

@@ -148,6 +148,19 @@ def test_too_little_memory_halves_the_batch_and_goes_on(builtin, tokenizer, monk
         generate(model, tokenizer, prompts, **limits)
 
 
+def test_no_more_is_asked_for_than_the_student_has_positions(builtin, tokenizer, caplog):
+    model = load_student(builtin)
+    prompts = [encode_prompt(tokenizer, TASK, text) for text in ("one", "two " * 40)]
+    limits = {"max_new_tokens": 30, "batch_tokens": 1}
+    free = generate(model, tokenizer, prompts, **limits)
+    model.config.max_position_embeddings = len(prompts[0]) + 3
+    short, none = generate(model, tokenizer, prompts, **limits)
+    assert short.tokens == 3
+    assert free[0].text.startswith(short.text)
+    assert (none.text, none.error) == ("", "too_long")
+    assert "1 prompts are too long" in caplog.text
+
+
 @pytest.mark.parametrize("template", [True, False])
 def test_the_few_shot_prompt_has_the_examples_as_answered_turns(tokenizer, template):
     if not template:

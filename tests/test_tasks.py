@@ -53,6 +53,8 @@ def test_a_missing_task_file_is_named():
         ('name = "t"\nmetric = ["exact_match"]', "metric"),
         ('name = "t"\nmetrics = ["bleu"]', "'bleu'.*exact_match"),
         ('name = "t"\nmetrics = []', "metrics"),
+        ('name = "t"\nmetrics = ["over_edit_rate"]', "the lower"),
+        ('name = "t"\n[columns]\ngroups = ["error"]', "'error' is a column of the predictions"),
         ('name = "t"\n[label_rules]\nreject_patterns = ["(a"]', r"label_rules.*'\(a'"),
         ('name = "t"\n[label_rules]\nmin_length_ratio = -1', "label_rules.min_length_ratio"),
         ('name = "t"\n[label_rules]\nreject_patterns = [3]', r"label_rules.*3"),
@@ -109,8 +111,5 @@ def test_braces_in_a_text_are_not_expanded(text):
 
 
 def test_the_fingerprint_follows_the_content():
-    assert load(TINY).prediction_fingerprint == load(f"# a comment\n{TINY}").prediction_fingerprint
-    assert (
-        load(TINY).prediction_fingerprint
-        != load(TINY.replace("Shout", "Whisper")).prediction_fingerprint
-    )
+    assert load(TINY).label_fingerprint == load(f"# a comment\n{TINY}").label_fingerprint
+    assert load(TINY).label_fingerprint != load(TINY.replace("Shout", "Whisper")).label_fingerprint

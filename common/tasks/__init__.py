@@ -24,6 +24,7 @@ from common.errors import InputError, SettingsError
 from common.languages import LANGUAGES
 from common.manifest import hash_content
 from common.metrics import METRICS
+from common.records import PREDICTION_SCHEMA
 
 
 class _Part(BaseModel):
@@ -49,6 +50,16 @@ class Columns(_Part):
     """A string or a list of strings; read by the evaluate job only."""
     groups: list[str] = []
     """Columns to report on separately, where they exist."""
+
+    @field_validator("groups")
+    @classmethod
+    def _check_groups(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name in PREDICTION_SCHEMA.names:
+                raise ValueError(
+                    f"{name!r} is a column of the predictions; give yours another name"
+                )
+        return names
 
 
 class CompletionTemplate(_Part):
@@ -148,12 +159,9 @@ class Task(_Part):
         for name in names:
             if name not in METRICS:
                 raise ValueError(f"{name!r} is no metric; there are {', '.join(METRICS)}")
+        if METRICS[names[0]].is_better_low:
+            raise ValueError(f"{names[0]!r} is the better the lower; the first one is the main one")
         return names
-
-    @property
-    def prediction_fingerprint(self) -> str:
-        """A hash of what predictions depend on: all but the metrics."""
-        return hash_content(self.model_dump(mode="json", exclude={"metrics", "description"}))
 
     @property
     def label_fingerprint(self) -> str:
