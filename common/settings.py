@@ -206,7 +206,7 @@ class TrainSettings(Section):
     warmup_steps: int = Field(20, ge=0, description="Updates of linear warm-up.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
-    lora_rank: int = Field(16, ge=1, description="LoRA's rank r.")
+    lora_rank: int = Field(8, ge=1, description="LoRA's rank r.")
     lora_alpha: int = Field(32, ge=1, description="LoRA's alpha; its scale is alpha / r.")
     lora_dropout: float = Field(
         0.0, ge=0, lt=1, description="LoRA's dropout; without it training is far quicker."

@@ -29,9 +29,10 @@ from common.builtin.correction import correct
 from common.data import load_examples, load_test_rows
 from common.environment import load_settings
 from common.generation import generate
-from common.metrics import exact_match, wilson_interval
+from common.metrics import exact_match
 from common.rules import apply_rules
 from common.settings import Settings
+from common.statistics import wilson_interval
 from common.student import encode_prompt, load_tokenizer
 from common.tasks import load_task
 from common.train_set import encode_labels
@@ -73,8 +74,8 @@ CASES = [
     Case("reference, learning rate 3e-3", variables=REFERENCE),
     Case("reference, as published", variables=REFERENCE | {"TRAIN__LEARNING_RATE": "2e-4"}),
     *vary("targets", "TARGET_MODULES", "q_proj,v_proj", "q_proj,k_proj,v_proj,o_proj"),
-    *vary("rank", "LORA_RANK", "1", "2", "4", "8", "32"),
-    Case("rank 8, alpha 16", variables={"TRAIN__LORA_RANK": "8", "TRAIN__LORA_ALPHA": "16"}),
+    *vary("rank", "LORA_RANK", "1", "2", "4", "16", "32"),
+    *vary("alpha", "LORA_ALPHA", "16"),
     *vary("dropout", "LORA_DROPOUT", "0.05", "0.1"),
     *vary("learning rate", "LEARNING_RATE", "1e-3", "2e-3", "5e-3"),
     *vary("batch", "BATCH_SIZE", "8", "32"),
@@ -104,7 +105,10 @@ def measure(case: Case, seed: int, options: argparse.Namespace) -> dict[str, Any
     responses = generate(
         trainer.model, tokenizer, prompts, max_new_tokens=options.max_new_tokens, batch_tokens=8192
     )
-    hits = [exact_match(r.text, row.references) for r, row in zip(responses, rows, strict=True)]
+    hits = [
+        exact_match(row.text, r.text, row.references)
+        for r, row in zip(responses, rows, strict=True)
+    ]
     return {"exact_match": statistics.mean(hits), "n": len(hits), "train_seconds": seconds}
 
 
