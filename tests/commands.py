@@ -18,7 +18,7 @@ class Job(subprocess.Popen[str]):
 
     def __init__(self, job: str, folder: Path, *arguments: str, **settings: object) -> None:
         """See `start_job`."""
-        inherited = ("PATH", "HOME", "TMPDIR", "LANG", "VIRTUAL_ENV")
+        inherited = ("PATH", "HOME", "TMPDIR", "LANG", "VIRTUAL_ENV", "OMP_NUM_THREADS")
         environment = {name: os.environ[name] for name in inherited if name in os.environ}
         environment |= {n: v for n, v in os.environ.items() if n.startswith("AWS_")}
         environment |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
