@@ -9,8 +9,8 @@ import torch
 _GROUP_BATCHES = 2
 """Batches are made of labels of about the same length among so many batches' worth of them.
 
-Two halve the padding, to 7 %. Eight leave 2 %, but a held-out loss that varies more by seed and is
-3 % higher on average (built-in student, six seeds); two cost nothing of it.
+Two halve the padding, to 7 %. Eight leave 2 %, but a held-out loss of 0.2329, against 0.2292
+without groups and 0.2244 with two (built-in student, means of five seeds).
 """
 IGNORED = -100
 """The label of a token that is not to be learned, as in torch's cross-entropy."""

@@ -10,6 +10,10 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
+
+from common.statistics import Array, divide
+
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
@@ -57,18 +61,31 @@ def count_edits(text: str, prediction: str, references: Sequence[str]) -> tuple[
     for reference in references:
         wanted = set(find_edits(text, reference))
         counts.append((len(made & wanted), len(made - wanted), len(wanted - made)))
-    return max(
-        counts, key=lambda c: (score_edits(*c), c[0], -c[1], -c[2]), default=(0, len(made), 0)
-    )
+    return max(counts, key=_rank, default=(0, len(made), 0))
 
 
-def score_edits(right: float, wrong: float, missing: float, beta: float = 0.5) -> float:
-    """F-score of edit counts; precision, or recall, of none is 1, as in ERRANT."""
-    precision = right / (right + wrong) if wrong else 1.0
-    recall = right / (right + missing) if missing else 1.0
-    weight = beta * beta
-    bottom = weight * precision + recall
-    return (1 + weight) * precision * recall / bottom if bottom else 0.0
+def _rank(counts: tuple[int, int, int]) -> tuple[float, ...]:
+    right, wrong, missing = counts
+    return float(combine_f05(np.array(counts, float))), right, -wrong, -missing
+
+
+def combine_precision(sums: Array) -> Array:
+    """The share of the edits that are right; 1 of none, as in ERRANT."""
+    return divide(sums[..., 0], sums[..., 0] + sums[..., 1], empty=1.0)
+
+
+def combine_recall(sums: Array) -> Array:
+    """The share of the references' edits that were made; 1 of none, as in ERRANT."""
+    return divide(sums[..., 0], sums[..., 0] + sums[..., 2], empty=1.0)
+
+
+def combine_f05(sums: Array) -> Array:
+    """F0.5 of edits: precision counts twice as much as recall.
+
+    Source: H. T. Ng et al., The CoNLL-2014 shared task on grammatical error correction.
+    """
+    precision, recall = combine_precision(sums), combine_recall(sums)
+    return divide(1.25 * precision * recall, 0.25 * precision + recall)
 
 
 def edits_too_much(text: str, prediction: str, references: Sequence[str]) -> float:

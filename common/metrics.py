@@ -11,10 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.edits import count_edits, edits_too_little, edits_too_much
+from common.edits import (
+    combine_f05,
+    combine_precision,
+    combine_recall,
+    count_edits,
+    edits_too_little,
+    edits_too_much,
+)
 from common.errors import InputError
 from common.overlap import combine_chrf, combine_gleu, count_chrf, measure_gleu, thin_gleu
-from common.statistics import Array, Combine
+from common.statistics import Array, Combine, divide
 
 Measure = Callable[[Sequence[str], Sequence[str], Sequence[Sequence[str]]], Array]
 """Texts, predictions, and the references of each, to statistics: (rows, statistics)."""
@@ -126,37 +133,13 @@ def combine_macro_f1(sums: Array) -> Array:
     """
     hits, made, wanted = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
     is_there = (made + wanted) > 0
-    scores = _divide(2 * hits, made + wanted, empty=0.0)
+    scores = divide(2 * hits, made + wanted)
     mean: Array = scores.sum(-1) / np.maximum(is_there.sum(-1), 1)
     return mean
 
 
-def combine_precision(sums: Array) -> Array:
-    """The share of the edits that are right; 1 of none."""
-    return _divide(sums[..., 0], sums[..., 0] + sums[..., 1])
-
-
-def combine_recall(sums: Array) -> Array:
-    """The share of the references' edits that were made; 1 of none."""
-    return _divide(sums[..., 0], sums[..., 0] + sums[..., 2])
-
-
-def combine_f05(sums: Array) -> Array:
-    """F0.5 of edits: precision counts twice as much as recall.
-
-    Source: H. T. Ng et al., The CoNLL-2014 shared task on grammatical error correction.
-    """
-    precision, recall = combine_precision(sums), combine_recall(sums)
-    return _divide(1.25 * precision * recall, 0.25 * precision + recall, empty=0.0)
-
-
 def _divide_first_two(sums: Array) -> Array:
-    return _divide(sums[..., 0], sums[..., 1], empty=0.0)
-
-
-def _divide(top: Array, bottom: Array, empty: float = 1.0) -> Array:
-    result: Array = np.divide(top, bottom, out=np.full_like(top, empty), where=bottom > 0)
-    return result
+    return divide(sums[..., 0], sums[..., 1])
 
 
 def _name_class(text: str) -> str:

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 
 from common.edits import tokenize
-from common.statistics import Array
+from common.statistics import Array, divide
 
 _ORDER = 4
 _DRAWS = 500
@@ -99,13 +99,12 @@ def combine_chrf(sums: Array) -> Array:
     made, wanted, both = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
     counts = (made > 0) & (wanted > 0)
     orders = np.maximum(counts.sum(-1), 1)
-    precision = np.divide(both, made, out=np.zeros_like(both), where=counts).sum(-1) / orders
-    recall = np.divide(both, wanted, out=np.zeros_like(both), where=counts).sum(-1) / orders
+    precision = divide(both * counts, made).sum(-1) / orders
+    recall = divide(both * counts, wanted).sum(-1) / orders
     weight = _BETA * _BETA
     bottom = weight * precision + recall
     top = 100 * (1 + weight) * precision * recall
-    scores: Array = np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
-    return scores
+    return divide(top, bottom)
 
 
 def _count_characters(prediction: str, reference: str) -> list[float]:

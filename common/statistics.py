@@ -18,6 +18,12 @@ _RESAMPLES = 1_000
 _LEVEL = 0.05
 
 
+def divide(top: Array, bottom: Array, empty: float = 0.0) -> Array:
+    """The quotients, and `empty` where there is nothing to divide by."""
+    result: Array = np.divide(top, bottom, out=np.full_like(top, empty), where=bottom > 0)
+    return result
+
+
 def wilson_interval(mean: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     """The Wilson score interval of a share, 95 % by default.
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from common.manifest import read_manifest
-from common.storage import RunStorage
+from common.student import load_tokenizer
 from jobs.train import main
 from test_train import PAIRS, write_labels
 from tests.benchmarks.train import (
@@ -17,7 +17,10 @@ from tests.benchmarks.train import (
     train_as_project,
 )
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
+]
 
 
 def test_an_adapter_is_trained_in_bf16_and_kept_in_fp32(settings):
@@ -27,14 +30,12 @@ def test_an_adapter_is_trained_in_bf16_and_kept_in_fp32(settings):
     summary = read_manifest(storage, "adapter")["summary"]
     assert summary["device"] == torch.cuda.get_device_name()
     assert summary["peak_gpu_bytes"] > 0
-    weights = load_file(RunStorage(own).path("adapter/adapter_model.safetensors"))
+    weights = load_file(storage.path("adapter/adapter_model.safetensors"))
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(("preset", "most_gb"), [("default", 3.0), ("lean", 1.7)])
 def test_tiny_llama_trains_in_little_memory(tmp_path, preset, most_gb):
-    from common.student import load_tokenizer
-
     with preparing_student() as student:
         own = configure(student, preset, 8)
         tokenizer = load_tokenizer(own)
