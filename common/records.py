@@ -88,9 +88,9 @@ PREDICTION_SCHEMA = pa.schema(
         "seconds": pa.float64(),
     }
 )
-"""`edits`: tokens `start` to `end` of the text became `tokens`, see `common.edits`. `tokens` are
-those of the response; `seconds` is the row's share of its batch. A task's group columns stand
-beside these."""
+"""`edits`: tokens `start` to `end` of the text became `tokens`, see `common.evaluation.edits`. The
+column `tokens` is the response's; `seconds` is the row's share of its batch. A task's group columns
+stand beside these."""
 
 
 def hash_text(text: str) -> str:

@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 
 from common.command import run_job
 from common.data import TestRow, TestRows, load_test_rows
-from common.evaluation import METRICS_FILE, score_systems
-from common.generation import Response
-from common.harness import write_results
-from common.labeler import fingerprint_teacher
+from common.evaluation.harness import write_results
+from common.evaluation.predictions import STEP, read_predictions, write_predictions
+from common.evaluation.scores import METRICS_FILE, score_systems
+from common.evaluation.systems import ask_merged, ask_students, ask_teacher, copy_input
+from common.labels.labeler import fingerprint_teacher
 from common.manifest import (
     Fingerprint,
     check_part,
@@ -28,15 +29,14 @@ from common.manifest import (
     require_manifest,
     write_manifest,
 )
-from common.memory import explaining_memory
-from common.merging import STEP as MERGED
-from common.predictions import STEP, read_predictions, write_predictions
 from common.settings import Settings
 from common.storage import RunStorage
-from common.student import fingerprint_student
-from common.systems import ask_merged, ask_students, ask_teacher, copy_input
+from common.student.generation import Response
+from common.student.memory import explaining_memory
+from common.student.merging import STEP as MERGED
+from common.student.student import fingerprint_student
 from common.tasks import Task, load_task
-from common.train_set import fingerprint_labels
+from common.training.train_set import fingerprint_labels
 
 SECTIONS = ("run", "task", "storage", "data", "teacher", "student", "evaluate")
 _STUDENTS = ("base", "base_few_shot", "distilled")

@@ -14,21 +14,21 @@ import pyarrow as pa
 
 from common.command import run_job
 from common.data import Examples, load_examples
-from common.forecast import format_forecast, make_forecast
-from common.journal import compact_journal
-from common.label_files import arrange_rows, check_failures, write_parts
-from common.labeler import check_teacher, fingerprint_teacher, make_quota, open_teacher
-from common.labeling import make_label
-from common.ledger import Known, label_known, resume
-from common.lock import RunLock, hold_run
+from common.journal.journal import compact_journal
+from common.journal.ledger import Known, label_known, resume
+from common.journal.lock import RunLock, hold_run
+from common.labels.files import arrange_rows, check_failures, write_parts
+from common.labels.forecast import format_forecast, make_forecast
+from common.labels.labeler import check_teacher, fingerprint_teacher, make_quota, open_teacher
+from common.labels.labeling import make_label
+from common.labels.progress import Progress, summarize_calls
 from common.manifest import Fingerprint, hash_content, is_done, write_manifest
-from common.prices import find_price
-from common.progress import Progress, summarize_calls
 from common.records import Example, count_by_status, make_label_table
 from common.settings import Settings
 from common.storage import RunStorage
 from common.tasks import Task, load_task
-from common.teacher import require_model
+from common.teacher.prices import find_price
+from common.teacher.requests import require_model
 
 SECTIONS = ("run", "task", "storage", "data", "teacher", "label")
 STEP = "labels"
@@ -130,7 +130,7 @@ def label_new(
     progress = Progress(len(asked) * settings.label.samples, has_price)
     with open_teacher(settings) as url:
         check_teacher(settings, url)
-        from common.fan_out import label_on_ray  # Ray takes seconds to import
+        from common.labels.fan_out import label_on_ray  # Ray takes seconds to import
 
         quota = make_quota(settings, known.cost_usd)
         tables, snapshot = label_on_ray(

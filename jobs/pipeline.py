@@ -11,7 +11,7 @@ from common.data import load_examples, load_test_rows
 from common.manifest import read_manifest
 from common.settings import Settings
 from common.storage import RunStorage
-from common.student import check_student
+from common.student.student import check_student
 from common.tasks import load_task
 from jobs import evaluate, label, report, train
 

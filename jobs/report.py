@@ -8,17 +8,17 @@ import json
 import logging
 from typing import Any
 
-from common.adapter import HISTORY_FILE
 from common.command import run_job
 from common.errors import InputError
-from common.evaluation import METRICS_FILE
+from common.evaluation.scores import METRICS_FILE
 from common.manifest import read_manifest
 from common.records import get_rows
-from common.report import render_report
-from common.report_figures import Scores, make_main_table
-from common.report_text import render_summary, render_text
+from common.report.figures import Scores, make_main_table
+from common.report.page import render_report
+from common.report.text import render_summary, render_text
 from common.settings import Settings
 from common.storage import RunStorage
+from common.student.adapter import HISTORY_FILE
 
 SECTIONS = ("run", "storage")
 REPORT_FILE, TEXT_FILE = "report.html", "report.md"

@@ -15,30 +15,30 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from common.adapter import STEP, write_adapter
-from common.agreement import make_measure
-from common.checkpoints import Checkpoints
 from common.command import run_job
 from common.hub import push
-from common.lock import RunLock, hold_run
+from common.journal.lock import RunLock, hold_run
 from common.manifest import (
     Fingerprint,
     is_done,
     require_manifest,
     write_manifest,
 )
-from common.memory import describe_memory, explaining_memory
-from common.merging import STEP as MERGED
-from common.merging import merge
-from common.model_card import render_card
-from common.schedule import Schedule, find_best
 from common.settings import Settings
 from common.signals import noting_signals
 from common.storage import RunStorage
-from common.student import fingerprint_student, load_tokenizer
+from common.student.adapter import STEP, write_adapter
+from common.student.memory import describe_memory, explaining_memory
+from common.student.merging import STEP as MERGED
+from common.student.merging import merge
+from common.student.model_card import render_card
+from common.student.student import fingerprint_student, load_tokenizer
 from common.tasks import Task, load_task
-from common.train_set import fingerprint_labels, load_train_set
-from common.training import LabelTrainer, make_trainer
+from common.training.agreement import make_measure
+from common.training.checkpoints import Checkpoints
+from common.training.schedule import Schedule, find_best
+from common.training.train_set import fingerprint_labels, load_train_set
+from common.training.trainer import LabelTrainer, make_trainer
 
 SECTIONS = ("run", "task", "storage", "student", "train", "evaluate")
 _NO_RESULT = {

@@ -38,11 +38,11 @@ if __name__ == "__main__":
 
 from commands import Job, start_job
 from common.environment import load_settings
-from common.ledger import make_keys, read_answered
+from common.journal.ledger import make_keys, read_answered
 from common.settings import Settings
 from common.storage import RunStorage
 from common.tasks import load_task
-from common.teacher import make_request
+from common.teacher.requests import make_request
 from fake_teacher import FakeTeacher, make_body, refuse, running_teacher
 
 KINDS = ("driver", "actor", "keeper", "raylet", "tree", "term", "int")

@@ -1,6 +1,6 @@
 """A report of a few made-up rows, for the tests of its text and of its page in a browser."""
 
-from common.report import render_report
+from common.report.page import render_report
 
 SYSTEMS = ("copy", "base", "distilled", "teacher")
 MANIFESTS = {

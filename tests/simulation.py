@@ -8,9 +8,9 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from common.leases import Call, Leases, Outcome
-from common.protocol import Headers, Lease, Report, TokenEstimate, Totals
-from common.quota import Quota
+from common.quota.leases import Call, Leases, Outcome
+from common.quota.protocol import Headers, Lease, Tally, TokenEstimate, Totals
+from common.quota.quota import Quota
 
 T = TypeVar("T")
 
@@ -56,9 +56,9 @@ def make_quota(*limits: float | None, **values: Any) -> Quota:
 def join(quota: Quota, distance: float = 0.0, per_character: float = 1.0) -> Leases:
     """A worker whose messages to the quota take `distance` seconds, there and back."""
 
-    async def renew(name: str, report: Report) -> Lease:
+    async def renew(name: str, tally: Tally) -> Lease:
         await asyncio.sleep(distance / 2)
-        lease = quota.renew(name, report)
+        lease = quota.renew(name, tally)
         await asyncio.sleep(distance / 2)
         return lease
 

@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from common.batches import IGNORED, LabelCollator, plan_batches
+from common.training.batches import IGNORED, LabelCollator, plan_batches
 
 LENGTHS = [(7 * i) % 90 + 10 for i in range(1003)]
 

@@ -2,7 +2,13 @@ import random
 
 import pytest
 
-from common.edits import count_edits, edits_too_little, edits_too_much, find_edits, tokenize
+from common.evaluation.edits import (
+    count_edits,
+    edits_too_little,
+    edits_too_much,
+    find_edits,
+    tokenize,
+)
 
 
 def test_tokens_are_words_and_signs():

@@ -7,10 +7,10 @@ import pytest
 import common.tasks
 from common.data import TestRow, TestRows
 from common.errors import InputError
-from common.evaluation import score_systems
-from common.labeler import fingerprint_teacher
+from common.evaluation.metrics import METRICS
+from common.evaluation.scores import score_systems
+from common.labels.labeler import fingerprint_teacher
 from common.manifest import write_manifest
-from common.metrics import METRICS
 from common.records import LabelRow, hash_text, make_label_table
 from common.storage import RunStorage
 from common.tasks import Task, load_task

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from common.forecast import Forecast, estimate_tokens, format_forecast, make_forecast
-from common.forecast import optimum_seconds as optimum
-from common.prices import Price, bound_prompt_tokens, find_price
+from common.labels.forecast import Forecast, estimate_tokens, format_forecast, make_forecast
+from common.labels.forecast import optimum_seconds as optimum
 from common.settings import Settings
 from common.tasks import load_task
+from common.teacher.prices import Price, bound_prompt_tokens, find_price
 
 SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -6,7 +6,7 @@ from common.errors import DistillError, InputError
 from common.hub import push
 from common.manifest import write_manifest
 from common.storage import RunStorage
-from common.student import load_tokenizer
+from common.student.student import load_tokenizer
 from fake_hub import running_hub
 
 

@@ -4,14 +4,14 @@ import pytest
 
 from common.data import TestRow
 from common.errors import DistillError
-from common.labeling import make_label
+from common.evaluation.systems import ask_teacher
+from common.labels.labeling import make_label
 from common.records import Example, hash_text, make_label_table
-from common.replies import Reply
 from common.settings import TeacherSettings
 from common.storage import RunStorage
-from common.systems import ask_teacher
 from common.tasks import Task, load_task
-from common.teacher import make_key, make_request
+from common.teacher.replies import Reply
+from common.teacher.requests import make_key, make_request
 from fake_teacher import refuse, running_teacher
 
 TEXT = "She go to school every days."

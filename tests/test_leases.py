@@ -4,8 +4,8 @@ import random
 import pytest
 
 from common.errors import CostCapError, DistillError, TeacherRefusedError
-from common.leases import Leases, Outcome
-from common.protocol import Headers, Totals
+from common.quota.leases import Leases, Outcome
+from common.quota.protocol import Headers, Totals
 from simulation import join, make_quota, now, run
 
 REFUSED = TeacherRefusedError("401: no such key")
@@ -206,7 +206,7 @@ def test_a_stop_from_outside_reaches_the_waiting():
 
 
 def test_the_waiting_hear_of_a_quota_that_is_gone():
-    async def vanish(name, report):
+    async def vanish(name, tally):
         raise ConnectionError("the node has left")
 
     async def main():

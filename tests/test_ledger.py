@@ -2,14 +2,14 @@ import json
 
 import pytest
 
-from common.ledger import label_known, make_keys, resume
-from common.lock import Remains
-from common.prices import bound_prompt_tokens, find_price
+from common.journal.ledger import label_known, make_keys, resume
+from common.journal.lock import Remains
 from common.records import Example, hash_text
-from common.replies import Reply
 from common.storage import RunStorage
 from common.tasks import Task
-from common.teacher import make_request
+from common.teacher.prices import bound_prompt_tokens, find_price
+from common.teacher.replies import Reply
+from common.teacher.requests import make_request
 
 TASK = Task(name="echo")
 TEXTS = ["one", "two", "a longer one", "and four"]

@@ -3,13 +3,13 @@ import sys
 
 import pytest
 
-from common.progress import Progress, format_seconds, summarize_calls
-from common.protocol import Snapshot, Totals
+from common.labels.progress import Progress, format_seconds, summarize_calls
+from common.quota.protocol import Snapshot, Totals
 
 
 @pytest.fixture(autouse=True)
 def logs(caplog):
-    caplog.set_level(logging.INFO, "common.progress")
+    caplog.set_level(logging.INFO, "common.labels.progress")
     return caplog
 
 

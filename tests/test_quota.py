@@ -3,8 +3,8 @@ import pickle
 
 import pytest
 
-from common.protocol import Headers, Lease, Report, Totals
-from common.quota import Quota
+from common.quota.protocol import Headers, Lease, Tally, Totals
+from common.quota.quota import Quota
 from simulation import Bucket, Server, Window, run, work
 
 RATE = 1200
@@ -36,12 +36,12 @@ def make_quota(*limits, **values) -> Quota:
 
 
 def renew(quota, name="a", calls=0, usd=0.0, tokens=100.0, **values) -> Lease:
-    """A worker's report, with so many calls that want to start."""
-    return quota.renew(name, Report(waiting=[(tokens, usd)] * calls, demand=calls, **values))
+    """A worker's tally, with so many calls that want to start."""
+    return quota.renew(name, Tally(waiting=[(tokens, usd)] * calls, demand=calls, **values))
 
 
 def answer(quota, calls=1, **values) -> Lease:
-    """The report that so many calls were answered."""
+    """The tally that so many calls were answered."""
     return renew(quota, totals=Totals(calls=calls, answered=calls), **values)
 
 
@@ -271,7 +271,7 @@ def test_a_lower_limit_of_the_settings_holds():
 
 
 def refuse(quota, *ages, retry_after=None, name="a", **values) -> Lease:
-    """The report of 429s to calls that were sent so many seconds ago."""
+    """The tally of 429s to calls that were sent so many seconds ago."""
     throttles = [(age, retry_after) for age in ages]
     totals = Totals(calls=len(ages), throttled=len(ages))
     return renew(quota, name, throttles=throttles, totals=totals, **values)
@@ -432,7 +432,7 @@ def test_a_snapshot_adds_up_what_all_workers_told():
 
 
 def release(quota, usd, actual, name="a", **values) -> Lease:
-    """The report that a call has ended, for which `usd` were reserved."""
+    """The tally that a call has ended, for which `usd` were reserved."""
     totals = Totals(calls=1, answered=1, cost_usd=actual)
     return renew(quota, name, released_usd=usd, totals=totals, **values)
 

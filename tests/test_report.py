@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 from common.errors import InputError
-from common.report import render_report
-from common.report_figures import Scores, make_comparisons, make_metrics_table
-from common.report_text import escape, render_text
+from common.report.figures import Scores, make_comparisons, make_metrics_table
+from common.report.page import render_report
+from common.report.text import escape, render_text
 from common.storage import RunStorage
 from jobs import report
 from report_parts import HISTORY, MANIFESTS, SYSTEMS, make_metrics, make_tables, render

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from common.report import render_report
+from common.report.page import render_report
 from report_parts import HISTORY, MANIFESTS, make_metrics, make_tables
 
 CHROMIUM = next(

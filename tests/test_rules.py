@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from common.languages import LANGUAGES, detect_language
-from common.rules import apply_rules, measure_edit_ratio
+from common.labels.languages import LANGUAGES, detect_language
+from common.labels.rules import apply_rules, measure_edit_ratio
 from common.tasks import LabelRules, load_task
 
 TEXT = "She go to school every days."

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from common.statistics import (
+from common.evaluation.statistics import (
     bootstrap_interval,
     mcnemar_exact,
     paired_bootstrap,

@@ -6,8 +6,8 @@ import torch
 from bitsandbytes.nn import Linear4bit
 
 from common.errors import InputError
-from common.generation import generate, sort_by_length, take_batch
-from common.student import (
+from common.student.generation import generate, sort_by_length, take_batch
+from common.student.student import (
     check_student,
     encode_example,
     encode_few_shot_prompt,

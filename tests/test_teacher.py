@@ -7,23 +7,18 @@ from email.utils import format_datetime
 import pytest
 from aiohttp import web
 
-from common import teacher as teacher_module
 from common.errors import DistillError, InputError, SettingsError, TeacherRefusedError
-from common.leases import Leases, reach_quota
-from common.prices import bound_prompt_tokens
-from common.protocol import Headers
-from common.quota import Quota
-from common.replies import Reply, read_answer
+from common.quota.leases import Leases, reach_quota
+from common.quota.protocol import Headers
+from common.quota.quota import Quota
 from common.settings import TeacherSettings
 from common.tasks import Task
-from common.teacher import (
-    Teacher,
-    make_key,
-    make_request,
-    parse_retry_after,
-    parse_seconds,
-    read_headers,
-)
+from common.teacher import client as teacher_module
+from common.teacher.client import Teacher
+from common.teacher.headers import parse_retry_after, parse_seconds, read_headers
+from common.teacher.prices import bound_prompt_tokens
+from common.teacher.replies import Reply, read_answer
+from common.teacher.requests import make_key, make_request
 from fake_teacher import make_body, refuse, running_teacher
 
 TASK = Task(name="echo")

@@ -12,21 +12,27 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from commands import run_job, start_job
-from common.adapter import HISTORY_FILE
-from common.agreement import make_measure
-from common.checkpoints import Checkpoints
 from common.errors import InputError, SettingsError, StoppedError
-from common.generation import generate
-from common.lora import add_adapter, make_lora
 from common.manifest import read_manifest, write_manifest
 from common.records import LabelRow, hash_text, make_label_table
-from common.schedule import Schedule
 from common.settings import PRESETS
 from common.storage import RunStorage
-from common.student import encode_example, encode_prompt, find_student, load_student, load_tokenizer
+from common.student.adapter import HISTORY_FILE
+from common.student.generation import generate
+from common.student.lora import add_adapter, make_lora
+from common.student.student import (
+    encode_example,
+    encode_prompt,
+    find_student,
+    load_student,
+    load_tokenizer,
+)
 from common.tasks import load_task
-from common.train_set import drop_over_long, encode_labels, hold_out, read_labels
-from common.training import LabelTrainer, make_trainer
+from common.training.agreement import make_measure
+from common.training.checkpoints import Checkpoints
+from common.training.schedule import Schedule
+from common.training.train_set import drop_over_long, encode_labels, hold_out, read_labels
+from common.training.trainer import LabelTrainer, make_trainer
 from jobs.train import main
 
 

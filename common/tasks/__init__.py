@@ -21,9 +21,9 @@ from pydantic import (
 )
 
 from common.errors import InputError, SettingsError
-from common.languages import LANGUAGES
+from common.evaluation.metrics import METRICS
+from common.labels.languages import LANGUAGES
 from common.manifest import hash_content
-from common.metrics import METRICS
 from common.records import PREDICTION_SCHEMA
 
 

@@ -28,15 +28,15 @@ from transformers import set_seed
 from common.builtin.correction import correct
 from common.data import load_examples, load_test_rows
 from common.environment import load_settings
-from common.generation import generate
-from common.metrics import exact_match
-from common.rules import apply_rules
+from common.evaluation.metrics import exact_match
+from common.evaluation.statistics import wilson_interval
+from common.labels.rules import apply_rules
 from common.settings import Settings
-from common.statistics import wilson_interval
-from common.student import encode_prompt, load_tokenizer
+from common.student.generation import generate
+from common.student.student import encode_prompt, load_tokenizer
 from common.tasks import load_task
-from common.train_set import encode_labels
-from common.training import make_trainer
+from common.training.train_set import encode_labels
+from common.training.trainer import make_trainer
 from tests.benchmarks.measure import BUILD, print_table
 
 _T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}

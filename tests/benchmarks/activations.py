@@ -15,10 +15,10 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from common.batches import LabelCollator, compute_logits
-from common.lora import add_adapter
 from common.settings import Settings
-from common.student import load_student, load_tokenizer
+from common.student.lora import add_adapter
+from common.student.student import load_student, load_tokenizer
+from common.training.batches import LabelCollator, compute_logits
 from tests.benchmarks.measure import print_table
 from tests.benchmarks.train import TINY_LLAMA, configure, make_random_rows
 
@@ -28,7 +28,7 @@ _LAYERS = int(TINY_LLAMA["num_hidden_layers"])
 
 def measure(settings: Settings) -> dict[str, float]:
     """Bytes of activations, of frozen weights, and of LoRA with gradient and optimizer."""
-    with mock.patch("common.student.choose_dtype", return_value=torch.bfloat16):
+    with mock.patch("common.student.student.choose_dtype", return_value=torch.bfloat16):
         model = add_adapter(settings, load_student(settings))
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:

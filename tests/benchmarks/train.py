@@ -39,15 +39,15 @@ from transformers import (
     set_seed,
 )
 
-from common.agreement import measure_loss
 from common.builtin.correction import correct
 from common.data import load_examples
 from common.environment import load_settings
-from common.lora import make_lora
 from common.settings import Settings
-from common.student import encode_example, find_student, load_student, load_tokenizer
+from common.student.lora import make_lora
+from common.student.student import encode_example, find_student, load_student, load_tokenizer
 from common.tasks import load_task
-from common.training import make_trainer
+from common.training.agreement import measure_loss
+from common.training.trainer import make_trainer
 from tests.benchmarks.measure import BUILD, print_table
 
 TINY_LLAMA = {

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from common.manifest import read_manifest
-from common.student import load_tokenizer
+from common.student.student import load_tokenizer
 from jobs.train import main
 from test_train import PAIRS, write_labels
 from tests.benchmarks.train import (

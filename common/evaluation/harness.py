@@ -1,0 +1,90 @@
+"""Results in files as lm-evaluation-harness names them, for scripts that read those.
+
+results_<time>.json has one task for each system, named <task>_<system>; samples_<task>_<time>.jsonl
+has a line a row.
+"""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from common.data import TestRow
+from common.evaluation.metrics import METRICS
+from common.manifest import code_version
+from common.storage import RunStorage
+
+_Z = 1.959964
+
+
+def write_results(
+    storage: RunStorage,
+    metrics: dict[str, Any],
+    rows: Sequence[TestRow],
+    predictions: dict[str, list[str]],
+    settings: dict[str, Any],
+) -> list[str]:
+    """Writes these files into the run's folder; gives their names."""
+    names, moment = list(metrics["metrics"]), time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime())
+    tasks = {system: f"{metrics['task']}_{system}" for system in metrics["systems"]}
+    counts = {"original": len(rows), "effective": len(rows)}
+    results = {
+        "results": {
+            task: {"alias": task, **_format_figures(metrics["systems"][system], names)}
+            for system, task in tasks.items()
+        },
+        "n-samples": dict.fromkeys(tasks.values(), counts),
+        "higher_is_better": {
+            task: {name: not METRICS[name].is_better_low for name in names}
+            for task in tasks.values()
+        },
+        "versions": dict.fromkeys(tasks.values(), code_version()),
+        "config": settings,
+        "date": time.time(),
+    }
+    files = [f"results_{moment}.json"]
+    storage.write_json(files[0], results)
+    for system, task in tasks.items():
+        samples = _make_samples(names, rows, predictions[system])
+        lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        files.append(f"samples_{task}_{moment}.jsonl")
+        storage.write_bytes(files[-1], lines.encode("utf-8", "surrogatepass"))
+    return files
+
+
+def _format_figures(figures: dict[str, Any], names: Sequence[str]) -> dict[str, float]:
+    formatted: dict[str, float] = {}
+    for name in names:
+        value, (low, high), n = (figures[name][key] for key in ("value", "interval", "n"))
+        error = (high - low) / (2 * _Z)
+        if METRICS[name].is_share:
+            error = math.sqrt(value * (1 - value) / max(n - 1, 1))
+        formatted |= {f"{name},none": value, f"{name}_stderr,none": error}
+    return formatted
+
+
+def _make_samples(
+    names: Sequence[str], rows: Sequence[TestRow], texts: Sequence[str]
+) -> list[dict[str, Any]]:
+    samples: list[dict[str, Any]] = []
+    shares = [name for name in names if METRICS[name].is_share]
+    for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        scores = {
+            name: float(METRICS[name].measure([row.text], [text], [row.references])[0, 0])
+            for name in shares
+        }
+        samples.append(
+            {
+                "doc_id": i,
+                "doc": {"id": row.id, "text": row.text, "references": row.references, **row.groups},
+                "target": row.references[0],
+                "resps": [[text]],
+                "filtered_resps": [text],
+                "filter": "none",
+                "metrics": shares,
+                "doc_hash": row.id,
+                **scores,
+            }
+        )
+    return samples

@@ -1,0 +1,168 @@
+"""Metrics: what a system's predictions are worth.
+
+A metric measures each row, as some numbers, and makes its value of their sums: so resampled rows
+are scored without measuring them again. A new one is a function and a line in `METRICS`; a task
+file names the ones that it wants.
+"""
+
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import InputError
+from common.evaluation.edits import (
+    combine_f05,
+    combine_precision,
+    combine_recall,
+    count_edits,
+    edits_too_little,
+    edits_too_much,
+)
+from common.evaluation.overlap import (
+    combine_chrf,
+    combine_gleu,
+    count_chrf,
+    measure_gleu,
+    thin_gleu,
+)
+from common.evaluation.statistics import Array, Combine, divide
+
+Measure = Callable[[Sequence[str], Sequence[str], Sequence[Sequence[str]]], Array]
+"""Texts, predictions, and the references of each, to statistics: (rows, statistics)."""
+MeasureRow = Callable[[str, str, Sequence[str]], Sequence[float] | float]
+
+_MOST_CLASSES = 500
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure.
+
+    Attributes:
+        title: for people.
+        measure: see `Measure`.
+        combine: from sums over rows, (…, statistics), to values, (…).
+        is_share: each row is a 0 or a 1, and the value their mean.
+        is_better_low: the less the better.
+        thin: from statistics to those that are resampled, where fewer do.
+    """
+
+    title: str
+    measure: Measure
+    combine: Combine
+    is_share: bool = False
+    is_better_low: bool = False
+    thin: Callable[[Array], Array] = lambda rows: rows
+
+
+def measure_each(function: MeasureRow) -> Measure:
+    """A measure that looks at one row at a time."""
+
+    def measure(
+        texts: Sequence[str], predictions: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> Array:
+        rows = zip(texts, predictions, references, strict=True)
+        found = np.array([function(*row) for row in rows], dtype=np.float64)
+        return found.reshape(len(texts), -1)
+
+    return measure
+
+
+def share(title: str, function: MeasureRow, is_better_low: bool = False) -> Metric:
+    """The share of the rows for which a function gives 1, and not 0."""
+
+    def measure(
+        texts: Sequence[str], predictions: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> Array:
+        hits = measure_each(function)(texts, predictions, references)
+        return np.hstack([hits, np.ones_like(hits)])
+
+    return Metric(title, measure, _divide_first_two, is_share=True, is_better_low=is_better_low)
+
+
+def exact_match(text: str, prediction: str, references: Sequence[str]) -> float:
+    """1 if the prediction is one of the references, character by character; else 0."""
+    return float(prediction in references)
+
+
+def exact_match_normalized(text: str, prediction: str, references: Sequence[str]) -> float:
+    """Exact match after NFKC, with typographic quotes and runs of white space made plain."""
+    return float(normalize(prediction) in {normalize(reference) for reference in references})
+
+
+def normalize(text: str) -> str:
+    """The text in Unicode's form NFKC, straight quotes and single spaces; case is kept."""
+    plain = unicodedata.normalize("NFKC", text).translate(str.maketrans("’‘“”„«»", '\'\'"""""'))
+    return " ".join(plain.split())
+
+
+def accuracy(text: str, prediction: str, references: Sequence[str]) -> float:
+    """1 if the prediction names the class of a reference, whatever its case; else 0."""
+    return float(_name_class(prediction) in {_name_class(r) for r in references})
+
+
+def measure_classes(
+    texts: Sequence[str], predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> Array:
+    """For each class of the references, by name: hits, predictions and references of it.
+
+    A row's class is its first reference's, or the predicted one where that is a reference, too.
+
+    Raises:
+        InputError: there are too many classes.
+    """
+    del texts
+    answers = [[_name_class(r) for r in row] or [""] for row in references]
+    if len({name for row in answers for name in row}) > _MOST_CLASSES:
+        raise InputError(
+            f"macro_f1 is for classification, and the references name more than {_MOST_CLASSES} "
+            "classes; take it out of the task's metrics"
+        )
+    classes = {name: 3 * i for i, name in enumerate(sorted({n for row in answers for n in row}))}
+    statistics = np.zeros((len(predictions), 3 * len(classes)))
+    for i, (prediction, names) in enumerate(zip(predictions, answers, strict=True)):
+        made = _name_class(prediction)
+        wanted = made if made in names else names[0]
+        statistics[i, classes[wanted]] = made == wanted
+        statistics[i, classes[wanted] + 2] = 1
+        if made in classes:
+            statistics[i, classes[made] + 1] = 1
+    return statistics
+
+
+def combine_macro_f1(sums: Array) -> Array:
+    """The mean of the classes' F1, from 0 to 1; classes without any row are left out.
+
+    Source: Y. Yang, X. Liu, A re-examination of text categorization methods (SIGIR 1999).
+    """
+    hits, made, wanted = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
+    is_there = (made + wanted) > 0
+    scores = divide(2 * hits, made + wanted)
+    mean: Array = scores.sum(-1) / np.maximum(is_there.sum(-1), 1)
+    return mean
+
+
+def _divide_first_two(sums: Array) -> Array:
+    return divide(sums[..., 0], sums[..., 1])
+
+
+def _name_class(text: str) -> str:
+    return normalize(text).casefold()
+
+
+_edits = measure_each(count_edits)
+METRICS: dict[str, Metric] = {
+    "exact_match": share("Exact match", exact_match),
+    "exact_match_normalized": share("Exact match, normalised", exact_match_normalized),
+    "gleu": Metric("GLEU", measure_gleu, combine_gleu, thin=thin_gleu),
+    "chrf": Metric("chrF", measure_each(count_chrf), combine_chrf),
+    "edit_precision": Metric("Edit precision (own token diff)", _edits, combine_precision),
+    "edit_recall": Metric("Edit recall (own token diff)", _edits, combine_recall),
+    "edit_f05": Metric("Edit F0.5 (own token diff)", _edits, combine_f05),
+    "over_edit_rate": share("Rows edited too much", edits_too_much, is_better_low=True),
+    "under_edit_rate": share("Rows edited too little", edits_too_little, is_better_low=True),
+    "accuracy": share("Accuracy", accuracy),
+    "macro_f1": Metric("Macro F1 of the references' classes", measure_classes, combine_macro_f1),
+}

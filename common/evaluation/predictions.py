@@ -1,0 +1,68 @@
+"""The predictions on storage: <root>/<run>/predictions/<system>.parquet.
+
+Each table says in its metadata what it was made from: a rerun takes those that are there.
+"""
+
+import json
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from common.data import TestRow
+from common.evaluation.edits import find_edits
+from common.manifest import Fingerprint
+from common.records import PREDICTION_SCHEMA
+from common.storage import RunStorage
+from common.student.generation import Response
+
+STEP = "predictions"
+_KEY = b"distill.fingerprint"
+
+
+def write_predictions(
+    storage: RunStorage,
+    system: str,
+    fingerprint: Fingerprint,
+    rows: Sequence[TestRow],
+    responses: Sequence[Response],
+) -> None:
+    """Writes a system's answers to the rows."""
+    table = make_prediction_table(rows, responses)
+    table = table.replace_schema_metadata({_KEY: json.dumps(fingerprint)})
+    storage.write_table(_name(system), table)
+
+
+def read_predictions(storage: RunStorage, system: str, fingerprint: Fingerprint) -> pa.Table | None:
+    """A system's table, if it is there and was made from the same."""
+    if not storage.exists(_name(system)):
+        return None
+    table = storage.read_table(_name(system))
+    found = (table.schema.metadata or {}).get(_KEY, b"null")
+    is_same = json.loads(found) == json.loads(json.dumps(fingerprint))
+    return table if is_same else None
+
+
+def make_prediction_table(rows: Sequence[TestRow], responses: Sequence[Response]) -> pa.Table:
+    """A table of `PREDICTION_SCHEMA` and the rows' groups."""
+    records = [
+        {
+            "id": row.id,
+            "text": row.text,
+            "references": row.references,
+            "prediction": response.text,
+            "edits": [edit._asdict() for edit in find_edits(row.text, response.text)],
+            "tokens": response.tokens,
+            "seconds": response.seconds,
+            "error": response.error,
+        }
+        for row, response in zip(rows, responses, strict=True)
+    ]
+    table = pa.Table.from_pylist(records, schema=PREDICTION_SCHEMA)
+    for name in sorted({name for row in rows for name in row.groups}):
+        column = pa.array([row.groups.get(name) for row in rows], pa.string())
+        table = table.append_column(name, column)
+    return table
+
+
+def _name(system: str) -> str:
+    return f"{STEP}/{system}.parquet"

@@ -1,0 +1,176 @@
+"""Scores predictions: every metric of every system, overall, by group, and one against another."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from common.data import TestRow, TestRows
+from common.evaluation.metrics import METRICS, Metric
+from common.evaluation.statistics import (
+    Array,
+    bootstrap_interval,
+    mcnemar_exact,
+    paired_bootstrap,
+    ratio_interval,
+    smallest_difference,
+    wilson_interval,
+)
+from common.tasks import Task
+
+METRICS_FILE = "metrics.json"
+SYSTEMS = {
+    "copy": "Copying the input",
+    "base": "Base student",
+    "base_few_shot": "Base student, few-shot",
+    "distilled": "Distilled student",
+    "merged": "Distilled student, merged",
+    "teacher": "Teacher",
+}
+"""And what people call them, in the order in which they are shown; a run has those that apply."""
+_PAIRS = (
+    ("distilled", "base"),
+    ("distilled", "base_few_shot"),
+    ("distilled", "copy"),
+    ("distilled", "teacher"),
+    ("merged", "distilled"),
+)
+FEW_ROWS = 30
+"""A slice of fewer rows says little; it is marked."""
+
+Statistics = dict[str, Array]
+"""By metric: what it measured, (rows, statistics)."""
+
+
+def score_systems(task: Task, test: TestRows, predictions: dict[str, list[str]]) -> dict[str, Any]:
+    """The content of metrics.json.
+
+    `systems` has, by system, each metric's value, n and interval, and the same by group;
+    `comparisons` the differences of two systems; `agreement` the share of the rows for which a
+    system says what the teacher says; `gain` is distilled less base and `retention` distilled by
+    teacher, both of the task's first metric.
+    """
+    rows, names = test.rows, [name for name in SYSTEMS if name in predictions]
+    measured = {name: _measure(task.metrics, rows, predictions[name]) for name in names}
+    main = task.metrics[0]
+    values = {name: _compute(METRICS[main], found[main]) for name, found in measured.items()}
+    retention = values["distilled"] / values["teacher"] if values["teacher"] else None
+    student, teacher = (METRICS[main].thin(measured[n][main]) for n in ("distilled", "teacher"))
+    return {
+        "task": task.name,
+        "main_metric": main,
+        "metrics": {name: _describe(METRICS[name]) for name in task.metrics},
+        "rows": {
+            "test": len(rows),
+            "duplicates": test.duplicates,
+            "seen_in_train": test.leaked,
+            "unusable": test.unusable,
+        },
+        "systems": {
+            name: _summarize_all(found) | {"groups": _score_groups(rows, found)}
+            for name, found in measured.items()
+        },
+        "comparisons": [
+            _compare(metric, first, second, measured[first][metric], measured[second][metric])
+            for first, second in _PAIRS
+            if first in measured and second in measured
+            for metric in task.metrics
+        ],
+        "agreement": _measure_agreement(rows, predictions),
+        "gain": values["distilled"] - values["base"],
+        "retention": retention,
+        "retention_interval": ratio_interval(student, teacher, METRICS[main].combine)
+        if retention
+        else None,
+    }
+
+
+def _measure(names: Sequence[str], rows: Sequence[TestRow], texts: Sequence[str]) -> Statistics:
+    sources, references = [row.text for row in rows], [row.references for row in rows]
+    return {name: METRICS[name].measure(sources, texts, references) for name in names}
+
+
+def _describe(metric: Metric) -> dict[str, Any]:
+    facts = ("title", "is_share", "is_better_low")
+    return {name: getattr(metric, name) for name in facts}
+
+
+def _compute(metric: Metric, rows: Array) -> float:
+    return float(metric.combine(rows.sum(0)))
+
+
+def _summarize(metric: Metric, rows: Array) -> dict[str, Any]:
+    """Value, number of rows, and 95 % interval: Wilson's of a share, else the bootstrap's."""
+    value = _compute(metric, rows)
+    if metric.is_share:
+        low, high = wilson_interval(value, len(rows))
+    else:
+        low, high = bootstrap_interval(metric.thin(rows), metric.combine)
+    return {"value": value, "n": len(rows), "interval": [low, high]}
+
+
+def _summarize_all(statistics: Statistics) -> dict[str, Any]:
+    return {name: _summarize(METRICS[name], rows) for name, rows in statistics.items()}
+
+
+def _score_groups(rows: Sequence[TestRow], statistics: Statistics) -> dict[str, Any]:
+    """By group and its value; `is_small` marks those of fewer than 30 rows."""
+    members: dict[str, dict[str, list[int]]] = {}
+    for index, row in enumerate(rows):
+        for group, value in row.groups.items():
+            members.setdefault(group, {}).setdefault(value, []).append(index)
+    return {
+        group: {
+            value: {
+                name: summary | {"is_small": len(indices) < FEW_ROWS}
+                for name, summary in _summarize_all(
+                    {name: found[indices] for name, found in statistics.items()}
+                ).items()
+            }
+            for value, indices in sorted(values.items())
+        }
+        for group, values in sorted(members.items())
+    }
+
+
+def _compare(name: str, first: str, second: str, one: Array, other: Array) -> dict[str, Any]:
+    """The difference of two systems on the same rows, and whether it may be chance.
+
+    Of shares the p-value is McNemar's exact one; `smallest` is the least difference that could have
+    been significant, given how many rows the two differ in. Of other metrics both are the paired
+    bootstrap's: smaller differences than half its interval cannot be told from none.
+    """
+    metric = METRICS[name]
+    interval, p_value = paired_bootstrap(metric.thin(one), metric.thin(other), metric.combine)
+    smallest: float | None = (interval[1] - interval[0]) / 2
+    if metric.is_share:
+        better, worse = (int(np.sum(d[:, 0] > 0)) for d in (one - other, other - one))
+        p_value = mcnemar_exact(better, worse)
+        smallest = smallest_difference(better + worse, len(one))
+    return {
+        "system": first,
+        "than": second,
+        "metric": name,
+        "difference": _compute(metric, one) - _compute(metric, other),
+        "interval": list(interval),
+        "p_value": p_value,
+        "smallest": smallest,
+    }
+
+
+def _measure_agreement(
+    rows: Sequence[TestRow], predictions: dict[str, list[str]]
+) -> dict[str, Any]:
+    """How often a system says exactly what the teacher says, where that says anything."""
+    kept = [i for i, text in enumerate(predictions["teacher"]) if text]
+    answered = [TestRow(rows[i].id, rows[i].text, [predictions["teacher"][i]], {}) for i in kept]
+    if not kept:
+        return {}
+    metric = METRICS["exact_match"]
+    return {
+        name: _summarize(
+            metric, _measure(["exact_match"], answered, [texts[i] for i in kept])["exact_match"]
+        )
+        for name, texts in predictions.items()
+        if name != "teacher"
+    }

@@ -1,0 +1,226 @@
+"""The journal: every reply that was or may have to be paid for, raw, durable before it is parsed.
+
+Each writer appends to parts of its own, JSON lines named by a random word: on a disk one file that
+is synced for every group of replies, in an object store one small object a group, and after some
+dozens one that replaces them. While a group is being written the next one gathers, so that the cost
+of a write is shared when replies come fast. While the storage fails, replies wait in memory.
+"""
+
+import asyncio
+import io
+import json
+import logging
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from common.errors import DistillError, StorageError
+from common.storage import RunStorage
+from common.teacher.replies import Reply
+
+FOLDER = "journal"
+_DISK_SECONDS, _OBJECT_STORE_SECONDS = 0.005, 0.1
+"""How long a group gathers at least."""
+_PATIENCE_SECONDS = 600.0
+"""How long a failing storage is waited for."""
+_FIRST_WAIT_SECONDS = 0.1
+_LONGEST_WAIT_SECONDS = 5.0
+_SMALL_PARTS, _SMALL_BYTES = 64, 4 * 2**20
+"""How many small objects, or bytes in them, a writer replaces by one."""
+_MANY_PARTS = 16
+"""How many parts are too many for the next job to find."""
+_MERGED_BYTES = 16 * 2**20
+"""How big a merged part becomes; parts of half this size are left as they are."""
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+log = logging.getLogger(__name__)
+
+
+class JournalWriter:
+    """Appends replies. Use it in one event loop.
+
+    Attributes:
+        trouble: what is wrong with the storage at the moment, if anything.
+    """
+
+    def __init__(self, storage: RunStorage, patience_seconds: float = _PATIENCE_SECONDS) -> None:
+        """Opens nothing: the first reply makes the first part."""
+        self.trouble: str | None = None
+        self._storage = storage
+        self._patience_seconds = patience_seconds
+        self._name = _make_word()
+        self._parts = 0
+        self._small: dict[str, bytes] = {}
+        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._failing_since: float | None = None
+        self._flusher: asyncio.Task[DistillError | None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many replies are not durable yet."""
+        return len(self._waiting)
+
+    async def append(self, reply: Reply) -> None:
+        """Returns once the reply is durable; cancelling this does not keep it from becoming so.
+
+        Raises:
+            DistillError: the storage has failed for too long, or for good. The reply stays in
+                memory, and is written with the next one or by `drain` if the storage recovers.
+        """
+        durable = asyncio.get_running_loop().create_future()
+        self._waiting.append((_encode_line(reply), durable))
+        self._flush()
+        await durable
+
+    async def drain(self) -> None:
+        """Returns once everything that was appended is durable.
+
+        Raises:
+            DistillError: as `append` does.
+        """
+        while self._waiting:
+            failure = await asyncio.shield(self._flush())
+            if failure:
+                raise failure
+
+    def _flush(self) -> asyncio.Task[DistillError | None]:
+        if self._flusher is None or self._flusher.done():
+            self._flusher = asyncio.create_task(self._write_all())
+        return self._flusher
+
+    async def _write_all(self) -> DistillError | None:
+        """Writes what waits, group by group; gives the reason if it gives up."""
+        wait = _FIRST_WAIT_SECONDS
+        while self._waiting:
+            await asyncio.sleep(_DISK_SECONDS if self._storage.is_local else _OBJECT_STORE_SECONDS)
+            group = len(self._waiting)
+            try:
+                lines = b"".join(line for line, _ in self._waiting[:group])
+                await asyncio.to_thread(self._write, lines)
+            except asyncio.CancelledError:
+                self._name = _make_word()  # the thread may still be writing to the old one
+                raise
+            except Exception as error:
+                failure = self._note_failure(error)
+                if failure:
+                    return failure
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
+            else:
+                self._note_success(group)
+                wait = _FIRST_WAIT_SECONDS
+        return None
+
+    def _write(self, lines: bytes) -> None:
+        if self._storage.is_local:
+            self._storage.append_bytes(f"{FOLDER}/{self._name}.jsonl", lines)
+            return
+        self._parts += 1  # also after a failure: an object that seemed lost may yet arrive
+        name = f"{FOLDER}/{self._name}-{self._parts:06}.jsonl"
+        small_bytes = sum(map(len, self._small.values()))
+        if len(self._small) < _SMALL_PARTS and small_bytes < _SMALL_BYTES:
+            self._storage.write_bytes(name, lines, attempts=1)
+            self._small[name] = lines
+            return
+        self._storage.write_bytes(name, b"".join([*self._small.values(), lines]), attempts=1)
+        with suppress(StorageError):  # a reply that is there twice does no harm
+            self._storage.remove(*self._small)
+        self._small.clear()
+
+    def _note_success(self, group: int) -> None:
+        for _, durable in self._waiting[:group]:
+            if not durable.done():
+                durable.set_result(None)
+        del self._waiting[:group]
+        if self._failing_since is not None:
+            log.warning("%s/%s can be written again", self._storage.url, FOLDER)
+        self._failing_since = self.trouble = None
+
+    def _note_failure(self, error: Exception) -> DistillError | None:
+        """The end of the patience, if that is reached: every caller that waits is told."""
+        self._name = _make_word()  # what follows half a line would be lost
+        now = asyncio.get_running_loop().time()
+        self.trouble = f"{self.waiting} paid replies wait in memory: {error}"
+        is_first = self._failing_since is None
+        self._failing_since = self._failing_since or now
+        is_passing = isinstance(error, StorageError) and error.is_passing
+        if is_passing and now - self._failing_since < self._patience_seconds:
+            if is_first:
+                log.warning("%s; trying for %.0f s", self.trouble, self._patience_seconds)
+            return None
+        message = f"{self.trouble}; what is not stored then is paid for again"
+        for _, durable in self._waiting:
+            if not durable.done():
+                durable.set_exception(DistillError(message))
+        return DistillError(message)
+
+
+def write_lost(storage: RunStorage, owner: str, replies: Iterable[Reply]) -> None:
+    """Writes down the calls that a killed job may have paid for; a second time changes nothing."""
+    lines = (_encode_line(reply) for reply in replies)
+    storage.write_bytes(f"{FOLDER}/lost-{owner}.jsonl", b"".join(lines))
+
+
+def iterate_journal(storage: RunStorage) -> Iterator[Reply]:
+    """All replies; one may come twice.
+
+    A last line that a kill cut off is passed over: it was never durable.
+    """
+    for line in _iterate_lines(storage):
+        try:
+            yield Reply(**json.loads(line))
+        except (ValueError, TypeError):
+            continue
+
+
+def _iterate_lines(storage: RunStorage) -> Iterator[bytes]:
+    if storage.is_local:
+        for name in _list_parts(storage):
+            with Path(storage.path(name)).open("rb") as file:
+                yield from file
+        return
+    known: set[str] = set()  # again, for a writer that outlives its job a moment may replace some
+    while parts := {n: size for n, size in _list_parts(storage).items() if n not in known}:
+        for content in storage.read_many(parts):
+            yield from io.BytesIO(content)
+        known |= parts.keys()
+
+
+def _list_parts(storage: RunStorage) -> dict[str, int]:
+    """The names of the parts, and their sizes in bytes."""
+    sizes = storage.list_sizes(FOLDER)
+    return {name: size for name, size in sizes.items() if name.endswith(".jsonl")}
+
+
+def compact_journal(storage: RunStorage) -> None:
+    """Merges an object store's small parts into few big ones, if there are many.
+
+    A crash leaves some replies twice, and loses none.
+    """
+    parts = {name: n for name, n in _list_parts(storage).items() if n < _MERGED_BYTES // 2}
+    if storage.is_local or len(parts) <= _MANY_PARTS:
+        return
+    names: list[str] = []
+    lines = bytearray()
+    for name, content in zip(parts, storage.read_many(parts), strict=True):
+        names.append(name)
+        lines += content if content.endswith(b"\n") else content + b"\n"
+        if len(lines) >= _MERGED_BYTES:
+            _replace_parts(storage, names, bytes(lines))
+            names, lines = [], bytearray()
+    _replace_parts(storage, names, bytes(lines))
+
+
+def _replace_parts(storage: RunStorage, names: list[str], lines: bytes) -> None:
+    if names:
+        storage.write_bytes(f"{FOLDER}/merged-{_make_word()}.jsonl", lines)
+        storage.remove(*names)
+
+
+def _encode_line(reply: Reply) -> bytes:
+    return _encode(vars(reply)).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _make_word() -> str:
+    return uuid.uuid4().hex[:12]

@@ -1,0 +1,89 @@
+"""The label job's actors on Ray: the keeper of its quota, and the workers that ask the teacher."""
+
+import asyncio
+from typing import Any
+
+import pyarrow as pa
+from ray.util.metrics import Counter, Gauge
+
+from common.errors import DistillError
+from common.journal.ledger import read_answered
+from common.labels.labeler import Labeler
+from common.quota.protocol import Lease, Snapshot, Tally, Totals
+from common.quota.quota import Quota
+from common.records import Example, make_label_table
+from common.settings import Settings
+from common.storage import RunStorage
+from common.tasks import Task
+
+_OWNER_SILENCE_SECONDS = 5.0
+"""A driver that is not heard of for so long is dead; calls without it would be lost on the next."""
+
+
+class QuotaKeeper:
+    """The job's quota, where all actors reach it; its figures also as Ray metrics."""
+
+    def __init__(self, quota: Quota) -> None:
+        """Goes on with what the quota knows."""
+        quota.expect_owner(_OWNER_SILENCE_SECONDS)
+        self._quota = quota
+        self._begun: set[str] = set()
+        self._counters = {
+            name: Counter(f"distill_label_{name}", f"{name} of the label job")
+            for name in Totals.__slots__
+        }
+        self._in_flight = Gauge("distill_label_in_flight", "calls in flight")
+        self._told = Totals()
+
+    def renew(self, name: str, tally: Tally) -> Lease:
+        """See `Quota.renew`."""
+        return self._quota.renew(name, tally)
+
+    def snapshot(self, may_start: bool = True) -> Snapshot:
+        """See `Quota.snapshot`."""
+        snapshot = self._quota.snapshot(may_start)
+        for name, counter in self._counters.items():
+            if (more := getattr(snapshot.totals, name) - getattr(self._told, name)) > 0:
+                counter.inc(more)
+        self._told = snapshot.totals
+        self._in_flight.set(snapshot.in_flight)
+        return snapshot
+
+    def stop(self, failure: tuple[str, str]) -> None:
+        """See `Quota.stop`."""
+        self._quota.stop(failure)
+
+    def begin(self, block: str) -> bool:
+        """Notes that a block is begun; whether it was begun before, by a worker that is gone."""
+        was_begun = block in self._begun
+        self._begun.add(block)
+        return was_begun
+
+
+class LabelActor:
+    """One worker: a labeler with its client, in the actor's event loop."""
+
+    def __init__(self, settings: Settings, task: Task, url: str, keeper: Any, known: Any) -> None:
+        """See `Labeler`; `keeper` is the job's, `known` a reference to a dictionary."""
+        self._settings, self._task, self._url = settings, task, url
+        self._keeper, self._known = keeper, known
+        self._opening: asyncio.Task[Labeler] | None = None
+
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        """Labels a block. If the job is to stop, the driver hears of it from the quota."""
+        self._opening = self._opening or asyncio.create_task(self._open())
+        labeler = await self._opening
+        examples = [Example(**row) for row in batch.to_pylist()]
+        if await self._keeper.begin.remote(examples[0].id):
+            labeler.learn(await asyncio.to_thread(read_answered, RunStorage(self._settings)))
+        try:
+            return make_label_table(await labeler.label(examples))
+        except DistillError:
+            return make_label_table([])
+
+    async def _open(self) -> Labeler:
+        async def renew(name: str, tally: Tally) -> Lease:
+            lease: Lease = await self._keeper.renew.remote(name, tally)
+            return lease
+
+        return Labeler(self._settings, self._task, self._url, renew, await self._known)

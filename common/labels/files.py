@@ -1,0 +1,61 @@
+"""The label rows as files: all of them, in the order of the examples, or a reason why not."""
+
+from collections import Counter
+
+import pyarrow as pa
+
+from common.data import Examples
+from common.errors import DistillError, InputError
+from common.records import count_by_status
+from common.settings import Settings
+from common.storage import RunStorage
+from common.teacher.replies import TRANSIENT_ERRORS
+
+_PART_ROWS = 50_000
+
+
+def arrange_rows(examples: Examples, tables: list[pa.Table]) -> pa.Table:
+    """All rows in the order of the examples.
+
+    Raises:
+        DistillError: one is missing.
+    """
+    table = pa.concat_tables(tables)
+    places = {id: place for place, id in enumerate(table["id"].to_pylist())}
+    missing = [e for e in examples.rows if e.id not in places]
+    if missing:
+        raise DistillError(f"{len(missing)} of {len(examples.rows)} rows were lost; run again")
+    return table.take([places[e.id] for e in examples.rows])
+
+
+def write_parts(storage: RunStorage, folder: str, table: pa.Table) -> list[str]:
+    """Writes the rows as the only files of a folder; gives their names."""
+    names: list[str] = []
+    for number, start in enumerate(range(0, table.num_rows, _PART_ROWS)):
+        names.append(f"{folder}/part-{number:05}.parquet")
+        storage.write_table(names[-1], table.slice(start, _PART_ROWS))
+    storage.remove(*set(storage.list_files(folder)) - set(names))  # of an earlier try that had more
+    return names
+
+
+def check_failures(settings: Settings, table: pa.Table) -> None:
+    """Looks whether more rows failed than `label.max_failure_rate` allows.
+
+    Raises:
+        DistillError: they did. An InputError, if asking again would not help.
+    """
+    counts = count_by_status(table)
+    if counts["failed"] / table.num_rows <= settings.label.max_failure_rate:
+        return
+    errors = table.select(["status", "error", "message"]).to_pylist()
+    failed = [row for row in errors if row["status"] == "failed"]
+    (kind, _), *_ = Counter(row["error"] for row in failed).most_common(1)
+    message = next(row["message"] for row in failed if row["error"] == kind)
+    text = (
+        f"{counts['failed']} of {table.num_rows} rows failed, mostly by {kind!r}"
+        f"{f' ({message})' if message else ''}; DISTILL_LABEL__MAX_FAILURE_RATE="
+        f"{settings.label.max_failure_rate} allows fewer. What was answered is kept"
+    )
+    if kind in TRANSIENT_ERRORS:
+        raise DistillError(f"{text}: run again to ask for the rest")
+    raise InputError(f"{text}; running again will not change it")

@@ -1,0 +1,77 @@
+"""From replies to label rows: parse, apply the task's label rules, and take the majority."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from common.evaluation.metrics import normalize
+from common.labels.rules import apply_rules
+from common.records import Example, LabelRow
+from common.tasks import Task
+from common.teacher.replies import Answer, Reply, read_answer
+
+
+def make_label(example: Example, replies: Sequence[Reply], task: Task) -> LabelRow:
+    """The label row for all samples' replies; none, where the text was blank: nobody was asked.
+
+    The samples that pass the label rules vote. Two labels are the same vote if they differ in no
+    more than white space, typographic quotes and Unicode's compatible characters; case counts. The
+    label is the commonest spelling of the commonest vote; in a draw, the earliest sample's. Where
+    none passes, the commonest rule that filters them is the row's error, then the commonest error.
+
+    Response, message, finish reason and log-probabilities are those of the sample that was chosen.
+    Tokens and attempts are those of all samples together; seconds are those of the slowest, as
+    samples are asked for side by side.
+    """
+    if not replies:
+        return LabelRow(example.id, example.text, "failed", error="empty_text")
+    samples = [_read_sample(example.text, reply, task) for reply in replies]
+    status = min((sample.status for sample in samples), key=("ok", "filtered", "failed").index)
+    voters = [sample for sample in samples if sample.status == status]
+    votes = [sample.error or normalize(sample.label or "") for sample in voters]
+    elected = _find_commonest(votes)
+    winners = [s for s, vote in zip(voters, votes, strict=True) if vote == elected]
+    label = _find_commonest(sample.label for sample in winners)
+    chosen = next(sample for sample in winners if sample.label == label)
+    answer, answers = chosen.answer, [sample.answer for sample in samples]
+    return LabelRow(
+        id=example.id,
+        text=example.text,
+        status=status,
+        label=label,
+        error=chosen.error,
+        message=answer.message,
+        response=answer.text or None,
+        finish_reason=answer.finish_reason,
+        agreement=len(winners) / len(samples) if status == "ok" else None,
+        samples=len(samples),
+        prompt_tokens=sum(answer.prompt_tokens for answer in answers),
+        cached_tokens=sum(answer.cached_tokens for answer in answers),
+        completion_tokens=sum(answer.completion_tokens for answer in answers),
+        attempts=sum(reply.attempts for reply in replies),
+        seconds=max(reply.seconds for reply in replies),
+        **(vars(answer.logprobs) if answer.logprobs else {}),
+    )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    answer: Answer
+    status: str
+    label: str | None
+    error: str | None
+
+
+def _read_sample(text: str, reply: Reply, task: Task) -> _Sample:
+    answer = read_answer(reply)
+    if answer.error is not None:
+        return _Sample(answer, "failed", None, answer.error)
+    label, broken_rule = apply_rules(text, answer.text, task.label_rules)
+    if broken_rule is not None:
+        return _Sample(answer, "filtered", None, broken_rule)
+    return _Sample(answer, "ok", label, None)
+
+
+def _find_commonest(items: Iterable[str | None]) -> str | None:
+    """The commonest item; of several, the earliest."""
+    return Counter(items).most_common(1)[0][0]

@@ -1,0 +1,116 @@
+"""The label job's progress and its summary, for people and for log collectors."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from common.labels.forecast import optimum_seconds
+from common.quota.protocol import Snapshot
+
+_LOG_SECONDS = 5.0
+_RATE_SECONDS = 15.0
+"""The rate is that of so long a time."""
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """One line that tells how far the calls are: in place on a terminal, else logged."""
+
+    def __init__(
+        self,
+        calls: int,
+        has_price: bool,
+        name: str = "labels",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`calls` is how many answers there are to come; `name` is what they are for."""
+        self._name = name
+        self._calls, self._has_price, self._clock = calls, has_price, clock
+        self._logged_at = clock()
+        self._marks: list[tuple[float, int]] = []
+        self._in_place = sys.stderr.isatty()
+
+    def show(self, snapshot: Snapshot, is_last: bool = False) -> None:
+        """Shows the state, if it is time to."""
+        now, answered = self._clock(), snapshot.totals.answered
+        if not self._marks or answered <= self._marks[0][1]:
+            self._marks = [(now, answered)]  # the time before the first answer is no part of a rate
+        if now - self._logged_at < (0.5 if self._in_place else _LOG_SECONDS) and not is_last:
+            return
+        self._logged_at = now
+        self._marks.append((now, answered))
+        while len(self._marks) > 2 and now - self._marks[0][0] > _RATE_SECONDS:
+            self._marks.pop(0)
+        (then, before), *_ = self._marks
+        rate = (answered - before) / max(now - then, 1e-9)
+        left = (self._calls - answered) / rate if rate else None
+        line = f"{self._name}: {self._describe(snapshot, rate, left)}"
+        if self._in_place:
+            print(f"\r\033[K{line}", end="\n" if is_last else "", file=sys.stderr, flush=True)
+            return
+        totals = snapshot.totals
+        figures = {
+            "answered": answered,
+            "of": self._calls,
+            "answers_per_second": round(rate, 1),
+            "eta_seconds": None if left is None else round(left),
+            "cost_usd": round(totals.cost_usd, 6) if self._has_price else None,
+            "throttled": totals.throttled,
+            "retries": totals.retries,
+            "in_flight": snapshot.in_flight,
+            "pause_seconds": round(snapshot.pause_seconds, 1),
+            "trouble": snapshot.trouble,
+        }
+        log.info(line, extra={"figures": figures})
+
+    def _describe(self, snapshot: Snapshot, rate: float, left: float | None) -> str:
+        totals = snapshot.totals
+        parts = [
+            f"{totals.answered:,} of {self._calls:,} answers",
+            f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s",
+            f"{format_seconds(left)} left" if left is not None else "",
+            f"${totals.cost_usd:.4f}" if self._has_price else "",
+            f"429s: {totals.throttled}" if totals.throttled else "",
+            f"retries: {totals.retries}" if totals.retries else "",
+            f"paused for {snapshot.pause_seconds:.0f} s" if snapshot.pause_seconds >= 1 else "",
+            snapshot.trouble or "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def summarize_calls(snapshot: Snapshot, concurrency: int, has_price: bool) -> dict[str, Any]:
+    """What the calls took, beside the least that the limits allow for as many answers.
+
+    The optimum counts no burst: the server's is not known.
+    """
+    totals = snapshot.totals
+    tokens = totals.prompt_tokens + totals.completion_tokens
+    best = optimum_seconds(
+        totals.answered,
+        tokens,
+        snapshot.requests_per_minute,
+        snapshot.tokens_per_minute,
+        totals.call_seconds / max(totals.calls, 1),
+        concurrency,
+    )
+    return {
+        "calls": totals.calls,
+        "retries": totals.retries,
+        "throttled": totals.throttled,
+        "prompt_tokens": totals.prompt_tokens,
+        "completion_tokens": totals.completion_tokens,
+        "cost_usd": round(totals.cost_usd, 6) if has_price else None,
+        "call_seconds": round(snapshot.active_seconds, 1),
+        "optimum_seconds": round(best, 1),
+        "efficiency": round(min(1.0, best / max(snapshot.active_seconds, 1e-9)), 3),
+    }

@@ -1,0 +1,65 @@
+"""The task's label rules: what a label is cut out of a response, and which responses are none."""
+
+import unicodedata
+from collections.abc import Iterator
+
+from rapidfuzz.distance import Levenshtein
+
+from common.labels.languages import detect_language
+from common.tasks import LabelRules
+
+_SHORT_TEXT_CHARACTERS = 20
+_SAME_LANGUAGE_EDIT_RATIO = 0.3
+"""A label that is closer to its text than this is in the text's language."""
+_QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "„": "“", "`": "`"}
+
+
+def apply_rules(text: str, response: str, rules: LabelRules) -> tuple[str, str | None]:
+    """The label in a response, and the name of the first rule that rejects it, or None."""
+    label = response.strip()
+    if rules.unquote and len(label) > 1 and not text.startswith(label[0]):
+        inner, closing = label[1:-1], _QUOTES.get(label[0])
+        if closing == label[-1] and not {label[0], closing} & set(inner):
+            label = inner.strip()
+    if rules.lower_case:
+        label = label.lower()
+    if rules.allowed and label.rstrip(".!") in rules.allowed:
+        label = label.rstrip(".!")
+    return label, next(_find_broken_rules(text, label, rules), None)
+
+
+def measure_edit_ratio(text: str, label: str) -> float:
+    """The Levenshtein distance in characters, of the longer one's length: from 0 to 1.
+
+    Upper and lower case, and Unicode's composed and decomposed characters, count as the same.
+    """
+    return Levenshtein.normalized_distance(_fold(text), _fold(label))
+
+
+def _find_broken_rules(text: str, label: str, rules: LabelRules) -> Iterator[str]:
+    """The names of the rules that the label breaks, the cheapest first."""
+    if not label:
+        yield "empty"
+    if rules.allowed and label not in rules.allowed:
+        yield "not_allowed"
+    if rules.single_line and "\n" in label and "\n" not in text:
+        yield "several_lines"
+    if any(p.search(label) and not p.search(text) for p in rules.reject_patterns):
+        yield "pattern"
+    if len(text) < _SHORT_TEXT_CHARACTERS:
+        return
+    if not rules.min_length_ratio <= len(label) / len(text) <= rules.max_length_ratio:
+        yield "length_ratio"
+    if label == text or (rules.max_edit_ratio == 1 and not rules.languages):
+        return
+    edit_ratio = measure_edit_ratio(text, label)
+    if edit_ratio > _SAME_LANGUAGE_EDIT_RATIO and rules.languages:
+        asked, given = (detect_language(t, tuple(rules.languages)) for t in (text, label))
+        if asked and given and asked != given:
+            yield "wrong_language"
+    if edit_ratio > rules.max_edit_ratio:
+        yield "over_edit"
+
+
+def _fold(text: str) -> str:
+    return unicodedata.normalize("NFC", text.strip().casefold())

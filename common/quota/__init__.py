@@ -1,0 +1,1 @@
+"""The limits of a whole job, and each worker's part of them."""

@@ -1,0 +1,1 @@
+"""The report's parts: the page, its text form, its tables, charts and facts."""

@@ -1,0 +1,215 @@
+"""What the report says of the scores, as tables and sentences: the same for HTML and Markdown."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from common.evaluation.scores import FEW_ROWS, SYSTEMS
+
+DETECTABLE = "Detectable from: with these rows, a smaller difference could not be told from chance."
+_NOTHING = "–"
+
+Figures = dict[str, Any]
+"""A metric of one system: value, n, and mostly a 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table's cell: what it says, and in small what goes with it, such as an interval."""
+
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first cell of a row names it."""
+
+    head: list[str]
+    rows: list[list[Cell]]
+
+
+def name_system(system: str) -> str:
+    """What a person calls a system."""
+    return SYSTEMS.get(system, system)
+
+
+def format_p(p: float) -> str:
+    """A p value that pretends to no more digits than it has."""
+    return "< 0.0001" if p < 0.0001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def count_rows(n: int) -> str:
+    """So many rows, in words."""
+    return f"{n:,} row" + "s" * (n != 1)
+
+
+def is_small(figures: Figures) -> bool:
+    """Whether so few rows stand behind the figures that they say little."""
+    return bool(figures.get("is_small", figures.get("n", 0) < FEW_ROWS))
+
+
+class Scores:
+    """The content of metrics.json, with what a reader needs to know of it."""
+
+    def __init__(self, metrics: dict[str, Any]) -> None:
+        """`metrics` is the content of metrics.json; parts that it lacks are left out."""
+        self.data = metrics
+        self.main = str(metrics["main_metric"])
+        self.by_system: dict[str, dict[str, Any]] = metrics["systems"]
+        known = [name for name in SYSTEMS if name in self.by_system]
+        self.systems = known + [name for name in self.by_system if name not in SYSTEMS]
+        described = metrics.get("metrics") or self._find_metrics()
+        self.metrics = [self.main, *(name for name in described if name != self.main)]
+
+    def _find_metrics(self) -> Iterator[str]:
+        scores = next(iter(self.by_system.values()))
+        return (k for k, v in scores.items() if isinstance(v, dict) and "value" in v)
+
+    def title(self, metric: str) -> str:
+        """What a person calls a metric."""
+        described = self.data.get("metrics", {}).get(metric, {})
+        return str(described.get("title") or metric.replace("_", " ").capitalize())
+
+    def is_share(self, metric: str) -> bool:
+        """Whether a metric is a share from 0 to 1, to be shown in per cent."""
+        return bool(self.data.get("metrics", {}).get(metric, {}).get("is_share", True))
+
+    def format(self, value: float | None, metric: str | None = None) -> str:
+        """A value of a metric, of the main one by default."""
+        if value is None:
+            return _NOTHING
+        return f"{value:.1%}" if self.is_share(metric or self.main) else f"{value:.3f}"
+
+    def format_interval(self, interval: list[float] | None, metric: str | None = None) -> str:
+        """An interval of a metric's values."""
+        if not interval:
+            return ""
+        low, high = (self.format(bound, metric) for bound in interval)
+        return f"{low.removesuffix('%')}–{high}"
+
+    def format_difference(self, value: float | None, metric: str) -> str:
+        """A difference of two values: of shares, in points."""
+        if value is None:
+            return _NOTHING
+        text = f"{100 * value:+.1f} points" if self.is_share(metric) else f"{value:+.3f}"
+        return text.replace("-", "−")
+
+    def get(self, system: str, metric: str | None = None) -> Figures:
+        """The figures of a system, of the main metric by default."""
+        return dict(self.by_system.get(system, {}).get(metric or self.main) or {"value": None})
+
+    def list_groups(self) -> list[str]:
+        """The groups that divide the rows at all."""
+        groups: dict[str, Any] = self.by_system[self.systems[0]].get("groups", {})
+        return [name for name, values in groups.items() if len(values) > 1]
+
+    def list_slices(self, group: str) -> dict[str, dict[str, Figures]]:
+        """By value of a group, the main metric's figures by system."""
+        slices: dict[str, dict[str, Figures]] = {}
+        for system in self.systems:
+            for value, scores in self.by_system[system].get("groups", {}).get(group, {}).items():
+                if self.main in scores:
+                    slices.setdefault(str(value), {})[system] = scores[self.main]
+        return slices
+
+    def headline(self) -> str:
+        """The result in one sentence."""
+        distilled, kept = self.get("distilled"), self.data.get("retention")
+        text = f"The distilled student scores {self.format(distilled['value'])}"
+        gain = self.data.get("gain")
+        if gain is not None:
+            amount = self.format_difference(abs(gain), self.main).removeprefix("+")
+            text += f", {amount} {'more' if gain >= 0 else 'less'} than the base student"
+        if kept is not None:
+            text += f", and keeps {kept:.0%} of the teacher's score"
+        return text + "."
+
+    def retention(self) -> Cell:
+        """The share of the teacher's score that the distilled student reaches."""
+        kept, interval = self.data.get("retention"), self.data.get("retention_interval")
+        note = f"{100 * interval[0]:.1f}–{interval[1]:.1%}" if interval else ""
+        return Cell(_NOTHING if kept is None else f"{kept:.1%}", note)
+
+
+def make_main_table(scores: Scores) -> Table:
+    """The main metric of all systems."""
+    rows = [
+        [Cell(name_system(system)), _make_cell(scores, scores.get(system))]
+        for system in scores.systems
+    ]
+    return Table(["System", scores.title(scores.main)], rows)
+
+
+def make_metrics_table(scores: Scores) -> Table:
+    """All metrics of all systems, and how quick and how precise they were where that is known."""
+    agreement: dict[str, Figures] = scores.data.get("agreement") or {}
+    speeds = [
+        ("tokens_per_second", "Tokens a second", "{:,.0f}"),
+        ("rows_per_second", "Rows a second", "{:,.1f}"),
+        ("precision", "Weights", "{}"),
+    ]
+    speeds = [s for s in speeds if any(s[0] in of for of in scores.by_system.values())]
+    rows = []
+    for system in scores.systems:
+        row = [Cell(name_system(system))]
+        for metric in scores.metrics:
+            row.append(_make_cell(scores, scores.get(system, metric), metric))
+        if agreement:
+            row.append(_make_cell(scores, agreement.get(system, {}), "agreement"))
+        for key, _, form in speeds:
+            value = scores.by_system[system].get(key)
+            row.append(Cell("" if value is None else form.format(value)))
+        rows.append(row)
+    head = ["System", *map(scores.title, scores.metrics)]
+    head += ["Agreement with the teacher"] if agreement else []
+    return Table(head + [title for _, title, _ in speeds], rows)
+
+
+def _make_cell(scores: Scores, figures: Figures, metric: str | None = None) -> Cell:
+    """A value and its interval; nothing at all where nothing was measured."""
+    if "value" not in figures:
+        return Cell("")
+    interval = scores.format_interval(figures.get("interval"), metric)
+    return Cell(scores.format(figures["value"], metric), interval)
+
+
+def make_comparisons(scores: Scores, of_main: bool) -> Table:
+    """The differences between systems, beside what chance alone would do.
+
+    Of the main metric, or else of all the others.
+    """
+    rows = []
+    for c in scores.data.get("comparisons") or []:
+        metric = c["metric"]
+        if (metric == scores.main) != of_main:
+            continue
+        bounds = [scores.format_difference(b, metric) for b in c.get("interval") or []]
+        p = c.get("p_value")
+        rows.append(
+            [
+                Cell(
+                    f"{name_system(c['system'])} – {name_system(c['than']).lower()}",
+                    scores.title(metric),
+                ),
+                Cell(
+                    scores.format_difference(c.get("difference"), metric),
+                    " to ".join(bound.removesuffix(" points") for bound in bounds),
+                ),
+                Cell(_NOTHING if p is None else format_p(p)),
+                Cell(scores.format_difference(c.get("smallest"), metric).removeprefix("+")),
+            ]
+        )
+    head = ["Comparison", "Difference", "p value", "Detectable from"]
+    return Table(head, rows)
+
+
+def make_group_table(scores: Scores, group: str) -> Table:
+    """The main metric by value of a group."""
+    rows = []
+    for value, by_system in scores.list_slices(group).items():
+        any_figures = next(iter(by_system.values()))
+        row = [Cell(value, count_rows(any_figures["n"]) + ", few" * is_small(any_figures))]
+        row += [_make_cell(scores, by_system.get(system, {})) for system in scores.systems]
+        rows.append(row)
+    return Table([group, *map(name_system, scores.systems)], rows)

@@ -1,0 +1,235 @@
+"""Renders report.html: one file with all figures, charts and answers, that needs no network.
+
+Everything that comes from a model or a data set is escaped, or handed to the page as JSON that its
+script shows as text only: it cannot become markup. Should it do so yet, the page's content security
+policy lets no script run but its own, and nothing be fetched.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.evaluation.metrics import METRICS
+from common.records import PREDICTION_SCHEMA
+from common.report.charts import draw_bars, draw_curves, draw_legend
+from common.report.facts import (
+    Facts,
+    flatten,
+    list_label_facts,
+    list_row_facts,
+    list_train_facts,
+)
+from common.report.figures import (
+    DETECTABLE,
+    Cell,
+    Scores,
+    Table,
+    make_comparisons,
+    make_metrics_table,
+    name_system,
+)
+
+_FOLDER = Path(__file__).parent
+_MOST_ROWS = 2000
+_MOST_CHARACTERS = 8_000_000
+"""So much of the answers stands in the page: a phone must open it."""
+_COLUMNS = set(PREDICTION_SCHEMA.names)
+"""What every table of predictions has; other columns are groups."""
+
+Rows = list[dict[str, Any]]
+Manifests = dict[str, dict[str, Any]]
+
+
+def render_report(
+    run: str, metrics: dict[str, Any], tables: dict[str, Rows], manifests: Manifests, history: Rows
+) -> str:
+    """The report as one HTML page.
+
+    `tables` has the prediction rows by system, `history` the trainer's log entries.
+    """
+    scores = Scores(metrics)
+    script = _read("js")
+    parts = {
+        "run": html.escape(run),
+        "task": html.escape(metrics["task"]),
+        "style": _read("css"),
+        "script": script,
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "about": html.escape(_describe(scores, manifests)),
+        "headline": _render_headline(scores),
+        "tables": _render_tables(scores),
+        "bars": _render_bars(scores),
+        "training": _render_training(manifests.get("adapter", {}), history),
+        "labels": _render_facts(list_label_facts(manifests.get("labels", {}))),
+        "settings": "".join(_render_settings(*item) for item in manifests.items()),
+        "examples": _embed(collect_examples(scores, tables)),
+    }
+    return re.sub(r"<!--(\w+)-->", lambda match: parts[match[1]], _read("html"))
+
+
+def _read(kind: str) -> str:
+    return (_FOLDER / f"template.{kind}").read_text("utf-8")
+
+
+def _describe(scores: Scores, manifests: Manifests) -> str:
+    finished = manifests.get("predictions", {}).get("finished_at")
+    when = f", evaluated {finished.replace('T', ' ').replace('Z', ' UTC')}" if finished else ""
+    return list_row_facts(scores.data["rows"]) + when
+
+
+def _render_headline(scores: Scores) -> str:
+    cards = []
+    for system in ("base", "distilled", "teacher"):
+        figures = scores.get(system)
+        cell = Cell(
+            scores.format(figures["value"]), scores.format_interval(figures.get("interval"))
+        )
+        cards.append(_render_card(name_system(system), system, cell))
+    cards.append(_render_card("Kept of the teacher's score", "kept", scores.retention()))
+    return (
+        f'<p class="lead">{html.escape(scores.headline())}</p><div class="cards">{"".join(cards)}'
+        f'</div><p class="soft">{html.escape(scores.title(scores.main))}; the small figures are '
+        "95 % intervals.</p>"
+    )
+
+
+def _render_card(title: str, style: str, cell: Cell) -> str:
+    return (
+        f'<div class="card {style}"><h3>{html.escape(title)}</h3>'
+        f"<p><strong>{html.escape(cell.text)}</strong><small>{html.escape(cell.note)}</small></p>"
+        "</div>"
+    )
+
+
+def _render_tables(scores: Scores) -> str:
+    text = render_table(make_metrics_table(scores))
+    comparisons = make_comparisons(scores, of_main=True)
+    if comparisons.rows:
+        text += f"<h2>Differences between systems</h2>{render_table(comparisons)}"
+        text += f'<p class="soft">{DETECTABLE}</p>'
+    others = make_comparisons(scores, of_main=False)
+    if others.rows:
+        table = render_table(others)
+        text += f"<details><summary>In the other metrics</summary>{table}</details>"
+    return text
+
+
+def render_table(table: Table) -> str:
+    """A table as HTML."""
+    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in table.head)
+    rows = "".join(
+        f'<tr><th scope="row">{_render_cell(first)}</th>'
+        + "".join(f"<td>{_render_cell(cell)}</td>" for cell in rest)
+        + "</tr>"
+        for first, *rest in table.rows
+    )
+    body = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+    return f'<div class="wide"><table>{body}</table></div>'
+
+
+def _render_cell(cell: Cell) -> str:
+    note = f"<small>{html.escape(cell.note)}</small>" if cell.note else ""
+    return html.escape(cell.text) + note
+
+
+def _render_bars(scores: Scores) -> str:
+    title = html.escape(scores.title(scores.main))
+    return "".join(
+        f"<h2>{title} by {html.escape(group)}</h2>{draw_legend(scores.systems)}"
+        f"{draw_bars(scores, group)}"
+        for group in scores.list_groups()
+    )
+
+
+def _render_training(manifest: dict[str, Any], history: Rows) -> str:
+    best = manifest.get("summary", {}).get("best_update")
+    curves = draw_curves(history, best) or '<p class="soft">No curves were kept.</p>'
+    return _render_facts(list_train_facts(manifest)) + curves
+
+
+def _render_facts(facts: Facts) -> str:
+    items = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd></div>"
+        for name, text in facts
+    )
+    return f"<dl>{items}</dl>" if facts else '<p class="soft">Nothing is known.</p>'
+
+
+def _render_settings(step: str, manifest: dict[str, Any]) -> str:
+    """All that a step's manifest tells, folded away."""
+    table = Table(["Name", "Value"], [[Cell(k), Cell(v)] for k, v in flatten(manifest)])
+    version = manifest.get("code_version", "")
+    title = f"{step} <small>distill {html.escape(str(version))}</small>" if version else step
+    return (
+        f'<details><summary>{title}</summary><div class="raw">{render_table(table)}</div></details>'
+    )
+
+
+def collect_examples(scores: Scores, tables: dict[str, Rows]) -> dict[str, Any]:
+    """What the page's script shows side by side: the first rows, with each system's answer."""
+    systems = [name for name in scores.systems if name != "copy" and name in tables]
+    rows: Rows = []
+    characters = 0
+    for answers in zip(*(tables[name] for name in systems), strict=True):
+        row = _collect_row(scores.main, dict(zip(systems, answers, strict=True)))
+        characters += len(row["text"]) + sum(len(a["text"]) for a in row["answers"].values())
+        if len(rows) == _MOST_ROWS or characters > _MOST_CHARACTERS:
+            break
+        rows.append(row)
+    names = sorted({name for row in rows for name in row["groups"]})
+    values = {
+        name: {row["groups"][name] for row in rows if name in row["groups"]} for name in names
+    }
+    return {
+        "total": len(tables[systems[0]]),
+        "systems": [{"key": name, "name": name_system(name)} for name in systems],
+        "groups": {name: sorted(values[name]) for name in names if len(values[name]) > 1},
+        "rewrites": _are_rewrites(rows),
+        "rows": rows,
+    }
+
+
+def _collect_row(metric: str, answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    row = next(iter(answers.values()))
+    return {
+        "id": row.get("id", ""),
+        "text": row["text"],
+        "references": list(row["references"] or []),
+        "groups": {k: str(v) for k, v in row.items() if k not in _COLUMNS and v is not None},
+        "answers": {
+            system: {
+                "text": answer["prediction"] or "",
+                "is_right": _is_right(metric, answer),
+                "error": answer.get("error"),
+            }
+            for system, answer in answers.items()
+        },
+    }
+
+
+def _is_right(metric: str, answer: dict[str, Any]) -> bool:
+    """By the main metric, if that says right or wrong of a row; else by exact match."""
+    found = METRICS.get(metric)
+    judge = found if found and found.is_share else METRICS["exact_match"]
+    texts, predictions = [answer["text"]], [answer["prediction"] or ""]
+    return bool(judge.measure(texts, predictions, [answer["references"] or []])[0, 0])
+
+
+def _are_rewrites(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether answers are changed texts, so that differences to the text tell something."""
+    pairs = [
+        (set(r["text"].split()), set(r["references"][0].split())) for r in rows if r["references"]
+    ]
+    alike = [len(a & b) >= 0.4 * max(len(a), len(b)) for a, b in pairs]
+    return sum(alike) > len(alike) / 2
+
+
+def _embed(content: Any) -> str:
+    """JSON that is safe inside a script element."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

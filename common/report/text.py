@@ -1,0 +1,69 @@
+"""Renders report.md: what report.html says in figures, for a terminal or a pull request."""
+
+import re
+from typing import Any
+
+from common.report.facts import list_label_facts, list_row_facts, list_train_facts
+from common.report.figures import (
+    DETECTABLE,
+    Cell,
+    Scores,
+    Table,
+    make_comparisons,
+    make_group_table,
+    make_metrics_table,
+)
+
+
+def render_text(run: str, metrics: dict[str, Any], manifests: dict[str, dict[str, Any]]) -> str:
+    """The report as Markdown."""
+    scores = Scores(metrics)
+    title = f"# Distillation of {escape(metrics['task'])}: {escape(run)}"
+    parts = [title, render_summary(scores, make_metrics_table(scores))]
+    comparisons = [make_comparisons(scores, of_main) for of_main in (True, False)]
+    if comparisons[0].rows:
+        tables = [render_table(table) for table in comparisons if table.rows]
+        parts += ["## Differences between systems", *tables, DETECTABLE]
+    for group in scores.list_groups():
+        title = escape(scores.title(scores.main))
+        parts += [f"## {title} by {escape(group)}", render_table(make_group_table(scores, group))]
+    for title, facts in (
+        ("Labels", list_label_facts(manifests.get("labels", {}))),
+        ("Training", list_train_facts(manifests.get("adapter", {}))),
+    ):
+        if facts:
+            parts += [f"## {title}", "\n".join(f"- {name}: {escape(text)}" for name, text in facts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def render_summary(scores: Scores, table: Table) -> str:
+    """The headline, and a table of all systems' scores."""
+    lines = [scores.headline(), render_table(table)]
+    kept = scores.retention()
+    kept_note = f"Kept of the teacher's score: {_format_cell(kept)}. " if kept.note else ""
+    rows = list_row_facts(scores.data["rows"])
+    return "\n\n".join([*lines, f"{kept_note}{rows}; in brackets, 95 % intervals."])
+
+
+def render_table(table: Table) -> str:
+    """A Markdown table, its columns aligned for a terminal."""
+    lines = [[escape(title) for title in table.head]]
+    lines += [[_format_cell(cell) for cell in row] for row in table.rows]
+    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(table.head))]
+    first, *rest = (
+        "| "
+        + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
+        + " |"
+        for line in lines
+    )
+    return "\n".join([first, "| " + " | ".join("-" * width for width in widths) + " |", *rest])
+
+
+def _format_cell(cell: Cell) -> str:
+    return escape(f"{cell.text} ({cell.note})" if cell.note else cell.text)
+
+
+def escape(text: str) -> str:
+    """Text that is no markup in Markdown, breaks no table and moves no cursor."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return re.sub(r"[\\`*|\[\]]|<(?=\S)|&(?=[#\w])", r"\\\g<0>", plain)

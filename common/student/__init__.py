@@ -1,0 +1,1 @@
+"""The student: its prompt and weights, its LoRA adapter, its answers."""

@@ -1,0 +1,112 @@
+"""How a student answers: greedily, many prompts at a time."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from common.student.memory import is_memory_error
+
+_LINE_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Response:
+    """A system's answer; `tokens` counts its tokens, `seconds` is its share of its batch."""
+
+    text: str
+    tokens: int
+    seconds: float
+    error: str | None = None
+
+
+def generate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_tokens: int,
+    check: Callable[[], None] = lambda: None,
+) -> list[Response]:
+    """Greedy responses of a base student or one with an adapter, in the order of the prompts.
+
+    Prompts are batched by length, the longest first, so that too large a batch shows at once; a
+    batch holds at most `batch_tokens` tokens of prompts and responses, and half as many from there
+    on where the memory does not suffice. What is longer than the model's positions is cut off, or,
+    where not even the prompt fits, has no response. `check` is called before each batch, and may
+    raise.
+    """
+    model.eval()
+    most = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    lengths = [min(len(prompt) + max_new_tokens, most) for prompt in prompts]
+    too_long = [i for i, prompt in enumerate(prompts) if len(prompt) >= most]
+    responses = dict.fromkeys(too_long, Response("", 0, 0.0, error="too_long"))
+    if too_long:
+        log.warning("evaluate: %d prompts are too long for the student", len(too_long))
+    order = [i for i in sort_by_length(lengths) if i not in responses]
+    started = logged = time.monotonic()
+    while order:
+        check()
+        batch = take_batch(order, lengths, batch_tokens)
+        try:
+            answers = _answer(model, tokenizer, [prompts[i] for i in batch], max_new_tokens, most)
+        except (MemoryError, RuntimeError) as error:
+            if len(batch) == 1 or not is_memory_error(error):
+                raise
+            answers, batch_tokens = None, len(batch) * lengths[batch[0]] // 2
+        if answers is None:  # after the handler, for the error holds on to what was allocated
+            torch.cuda.empty_cache()
+            log.warning("evaluate: too little memory, going on with %d tokens", batch_tokens)
+            continue
+        responses |= zip(batch, answers, strict=True)
+        order = order[len(batch) :]
+        if time.monotonic() - logged > _LINE_SECONDS:
+            logged = time.monotonic()
+            rate = len(responses) / (logged - started)
+            done = f"{len(responses)} of {len(prompts)}, {rate:.1f} rows/s"
+            log.info("evaluate: %s, %.0f s left", done, len(order) / rate)
+    return [responses[i] for i in range(len(prompts))]
+
+
+def sort_by_length(lengths: Sequence[int]) -> list[int]:
+    """Indices, the longest first."""
+    return sorted(range(len(lengths)), key=lambda i: -lengths[i])
+
+
+def take_batch(order: list[int], lengths: Sequence[int], batch_tokens: int) -> list[int]:
+    """The first indices, so many that their number times the longest is within the limit."""
+    return order[: max(1, batch_tokens // lengths[order[0]])]
+
+
+def _answer(
+    model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int, most: int
+) -> list[Response]:
+    started = time.monotonic()
+    padded = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=min(max_new_tokens, most - padded["input_ids"].shape[1]),
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=_end_tokens(model, tokenizer),
+    )
+    with torch.inference_mode():
+        output = model.generate(**padded, generation_config=config)
+    answers = output[:, padded["input_ids"].shape[1] :].cpu()
+    seconds = (time.monotonic() - started) / len(prompts)
+    texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    counts = (answers != tokenizer.pad_token_id).sum(1).tolist()
+    return [Response(t.strip(), count, seconds) for t, count in zip(texts, counts, strict=True)]
+
+
+def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    known = model.generation_config.eos_token_id
+    more = known if isinstance(known, list) else [known]
+    return sorted({tokenizer.eos_token_id, *(token for token in more if token is not None)})

@@ -1,0 +1,1 @@
+"""The teacher: its client, what it replied, and what that costs."""

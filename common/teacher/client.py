@@ -1,0 +1,272 @@
+"""Calls the teacher: one text in, one reply out, whatever happens on the way.
+
+What a response means for the job:
+
+* 200 with a choice: a reply. 408, 409, 5xx, timeouts, broken connections, broken JSON: tried again
+  with full jitter, at most `teacher.max_attempts` times; then the row has failed.
+* 429: everyone waits as long as `Retry-After` says. It never uses up an attempt.
+* Any other 4xx is about one row (content policy, context length): that row has failed.
+* 401, 402, 403, an unknown model, exhausted credit: the job stops, see `TeacherRefusedError`.
+"""
+
+import asyncio
+import json
+import random
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import httpx2
+import openai
+
+from common.errors import DistillError, InputError, TeacherRefusedError
+from common.quota.leases import Call, Leases, Outcome
+from common.quota.protocol import Headers, Totals
+from common.settings import TeacherSettings
+from common.teacher.headers import parse_retry_after, read_headers
+from common.teacher.prices import bound_prompt_tokens, find_price
+from common.teacher.replies import (
+    Answer,
+    Reply,
+    read_answer,
+    read_provider_code,
+    read_provider_message,
+)
+from common.teacher.requests import count_characters, require_model
+
+_BACKOFF_SECONDS = (0.5, 30.0)
+_MAX_WAIT_SECONDS = 900.0
+"""A row that was told to wait for this long in all has failed."""
+_CHECK_ATTEMPTS = 3
+_UNKNOWN_MODEL = re.compile(
+    r"model\b.*(not found|not exist|unknown)|(unknown|invalid|not a valid) model", re.IGNORECASE
+)
+"""How servers that answer 400 say that there is no such model."""
+
+
+class Teacher:
+    """One client of the API, with one connection pool. Use it in one event loop."""
+
+    def __init__(
+        self,
+        settings: TeacherSettings,
+        url: str,
+        leases: Leases,
+        keep: Callable[[Reply], Awaitable[None]] | None = None,
+    ) -> None:
+        """`url` is where the API really is; `leases` says when a call may start.
+
+        `keep` makes a reply durable that may have to be paid for, also a call that ended without
+        one, for it may have been answered all the same. A call counts as in flight until it
+        returns, so that a crash costs no more replies than `teacher.max_concurrency`.
+        """
+        require_model(settings)
+        self._settings, self._leases, self._keep = settings, leases, keep
+        self._path = "/chat/completions" if settings.endpoint == "chat" else "/completions"
+        self._price = find_price(settings)
+        slots = settings.max_concurrency
+        # The package's own transport and headers; but not its request options, retries and models,
+        # which take more time on this side than all else together (tests/benchmarks/label.py).
+        self._http = openai.DefaultAioHttpClient(
+            timeout=None,  # the limit is on the whole call, see _send
+            limits=httpx2.Limits(max_connections=slots, max_keepalive_connections=slots),
+        )
+        key = settings.api_key.get_secret_value() or "none"
+        client = openai.AsyncOpenAI(base_url=url, api_key=key, http_client=self._http)
+        headers = client.default_headers | client.auth_headers
+        self._headers = httpx2.Headers({n: v for n, v in headers.items() if isinstance(v, str)})
+        self._url = url.rstrip("/")
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._leases.close()
+        await self._http.aclose()
+
+    async def check(self) -> None:
+        """Makes sure, without a paid call, that there is an API at the URL that lets us in.
+
+        Raises:
+            InputError: nothing answers there.
+            TeacherRefusedError: it refuses the key.
+        """
+        for attempt in range(_CHECK_ATTEMPTS):
+            try:
+                async with asyncio.timeout(self._settings.timeout_seconds):
+                    response = await self._http.get(f"{self._url}/models", headers=self._headers)
+                if response.is_error:
+                    self._stop_if_refused(response.status_code, response.text, is_listing=True)
+                elif not _is_json(response.text):
+                    raise InputError(self._explain_url("GET /models", 200, response.text))
+                return  # an error is that of an API without a list of models
+            except (httpx2.HTTPError, TimeoutError) as error:
+                reason = _describe(error)
+            if attempt < _CHECK_ATTEMPTS - 1:
+                await asyncio.sleep(attempt + 0.5)
+        raise InputError(
+            f"DISTILL_TEACHER__BASE_URL={self._settings.base_url!r}: nothing answers there "
+            f"({reason}); correct the URL, or start the server"
+        )
+
+    async def ask(self, body: dict[str, Any], key: str) -> Reply:
+        """Sends a request, as often as it takes and the settings allow.
+
+        Raises:
+            TeacherRefusedError, InputError: no request will ever succeed.
+            DistillError: the job is to stop.
+        """
+        most_tokens, worst_usd = bound_prompt_tokens(body), 0.0
+        if self._price:
+            worst_usd = self._price.worst_cost(most_tokens, self._settings.max_tokens)
+        size, content = count_characters(body), json.dumps(body).encode()
+        attempts = calls = 0
+        first_sent_at = 0.0
+        while True:
+            call = await self._leases.acquire(size, worst_usd, again=calls > 0)
+            calls += 1
+            first_sent_at = first_sent_at or call.sent_at
+            totals = Totals(calls=1, retries=int(calls > 1))
+            outcome = Outcome(totals, call.tokens)
+            try:
+                sent = await self._send(content)
+                waited = asyncio.get_running_loop().time() - first_sent_at
+                reply = Reply(key, sent.status, sent.text, attempts + 1, waited, most_tokens)
+                answer = read_answer(reply)
+                self._count(outcome, call, answer, sent)
+                if sent.may_be_paid and self._keep is not None:
+                    await self._keep(reply)
+            except DistillError as error:
+                self._leases.fail(error)
+                raise
+            finally:
+                self._leases.settle(call, outcome)
+            if reply.http_status == 200 and answer.error != "bad_response":
+                return reply
+            if reply.http_status != 200 and reply.is_final:
+                return reply
+            if reply.http_status != 429:
+                attempts += 1
+                if attempts >= self._settings.max_attempts:
+                    return reply
+                await asyncio.sleep(
+                    _jitter(attempts) if sent.retry_after is None else sent.retry_after
+                )
+            if waited > _MAX_WAIT_SECONDS:
+                return reply
+
+    def _count(self, outcome: Outcome, call: Call, answer: Answer, sent: "_Sent") -> None:
+        """What the quota needs to know of a call."""
+        totals, status = outcome.totals, sent.status
+        outcome.headers = sent.headers
+        totals.call_seconds = asyncio.get_running_loop().time() - call.sent_at
+        if status == 200:
+            totals.answered = 1
+            totals.prompt_tokens, totals.completion_tokens = (
+                answer.prompt_tokens,
+                answer.completion_tokens,
+            )
+        elif not sent.may_be_paid:
+            outcome.used_tokens = 0.0  # refused, or never sent: nothing was used
+        if answer.prompt_tokens:
+            outcome.used_tokens = answer.prompt_tokens + answer.completion_tokens
+            if self._price:
+                totals.cost_usd = self._price.cost(
+                    answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens
+                )
+        elif sent.may_be_paid:
+            totals.cost_usd = call.usd
+        if status == 429:
+            totals.throttled = 1
+            outcome.is_throttled, outcome.retry_after_seconds = True, sent.retry_after
+
+    async def _send(self, content: bytes) -> "_Sent":
+        """One request."""
+        try:
+            async with asyncio.timeout(self._settings.timeout_seconds):
+                response = await self._http.post(
+                    self._url + self._path, content=content, headers=self._headers
+                )
+        except TimeoutError:
+            return _Sent(0, f"timeout: no answer in {self._settings.timeout_seconds} s")
+        except httpx2.HTTPError as error:
+            was_sent = not isinstance(error.__cause__, aiohttp.ClientConnectorError)
+            return _Sent(0, f"connection: {_describe(error)}", was_sent=was_sent)
+        status = response.status_code
+        text = response.content.decode("utf-8", "replace")  # JSON is UTF-8
+        headers = read_headers(response.headers.raw)
+        if status == 200:
+            return _Sent(status, text, headers)
+        self._stop_if_refused(status, text)
+        wait = parse_retry_after(response.headers.get("retry-after"))
+        if status == 429 and wait is not None and wait > _MAX_WAIT_SECONDS:
+            raise DistillError(
+                f"the teacher at {self._settings.base_url} asks to wait {wait:.0f} s (429 "
+                f"{read_provider_message(text)}); run again then"
+            )
+        return _Sent(status, text, headers, wait)
+
+    def _stop_if_refused(self, status: int, text: str, is_listing: bool = False) -> None:
+        message, code = read_provider_message(text), read_provider_code(text)
+        place = f"{self._settings.base_url} (model {self._settings.model!r})"
+        no_credit = code in ("insufficient_quota", "billing_hard_limit_reached")
+        if status in (401, 402, 403) or (status == 429 and no_credit):
+            raise TeacherRefusedError(
+                f"the teacher at {place} refuses: {status} {message}; check "
+                "DISTILL_TEACHER__API_KEY, the key's permissions and the account's credit"
+            )
+        if is_listing:
+            return
+        is_model = code == "model_not_found" or "model" in message.lower()
+        if status in (404, 405, 501) and not is_model:
+            raise InputError(self._explain_url(self._path, status, message))
+        is_unknown = code == "model_not_found" or _UNKNOWN_MODEL.search(message)
+        if status == 404 or (status == 400 and is_unknown):
+            raise TeacherRefusedError(
+                f"the teacher at {place} refuses: {status} {message}; check DISTILL_TEACHER__MODEL"
+            )
+
+    def _explain_url(self, request: str, status: int, message: str) -> str:
+        return (
+            f"DISTILL_TEACHER__BASE_URL={self._settings.base_url!r}: what answers there speaks no "
+            f"OpenAI API ({request}: {status} {read_provider_message(message)}); such a URL mostly "
+            "ends in /v1"
+        )
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What came back for one request. `retry_after` is in seconds."""
+
+    status: int
+    text: str
+    headers: Headers | None = None
+    retry_after: float | None = None
+    was_sent: bool = True
+
+    @property
+    def may_be_paid(self) -> bool:
+        """Whether the teacher may have answered, also where no answer, or half of one, arrived."""
+        return self.was_sent and self.status in (0, 200)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _describe(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+
+
+def _jitter(attempts: int) -> float:
+    """Full jitter: uniform over an exponentially growing span, in seconds.
+
+    Source: M. Brooker, Exponential Backoff And Jitter, AWS Architecture Blog, 2015.
+    """
+    base, longest = _BACKOFF_SECONDS
+    return random.uniform(0, min(longest, base * 2**attempts))

@@ -1,0 +1,50 @@
+"""The request for one text, and its identity."""
+
+import hashlib
+import json
+from typing import Any
+
+from common.errors import SettingsError
+from common.settings import TeacherSettings
+from common.tasks import Task
+
+
+def make_request(settings: TeacherSettings, task: Task, text: str) -> dict[str, Any]:
+    """The body of the request for one text, as both kinds of endpoint want it."""
+    body: dict[str, Any] = {
+        "model": settings.model,
+        "max_tokens": settings.max_tokens,
+        "temperature": settings.temperature,
+    }
+    if settings.logprobs and settings.endpoint == "chat":
+        body |= {"logprobs": True, "top_logprobs": settings.logprobs}
+    elif settings.logprobs:
+        body["logprobs"] = settings.logprobs
+    if settings.endpoint == "chat":
+        return body | {"messages": task.make_messages(text)}
+    return body | {
+        "prompt": task.make_completion_prompt(text),
+        "stop": task.teacher.completion.stop,
+    }
+
+
+def require_model(settings: TeacherSettings) -> None:
+    """Raises a SettingsError if no model is named."""
+    if not settings.model:
+        raise SettingsError(
+            "DISTILL_TEACHER__MODEL is not set: name the model as the API at "
+            f"{settings.base_url} knows it"
+        )
+
+
+def make_key(settings: TeacherSettings, body: dict[str, Any], sample: int = 0) -> str:
+    """The identity of a response: endpoint, canonical request (with its model), sample index."""
+    identity = [settings.base_url, settings.endpoint, body, sample]
+    text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def count_characters(body: dict[str, Any]) -> int:
+    """The characters of a request's prompt."""
+    messages = body.get("messages")
+    return sum(len(m["content"]) for m in messages) if messages else len(body["prompt"])

@@ -1,0 +1,1 @@
+"""The train job's own parts: from labels to an adapter."""

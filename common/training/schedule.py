@@ -1,0 +1,141 @@
+"""When a training evaluates, saves and ends, and which of its checkpoints is the best."""
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerState
+
+from common.settings import TrainSettings
+from common.signals import NotedSignals
+from common.training.checkpoints import Checkpoints
+from common.training.trainer import LOG_UPDATES, LabelTrainer
+
+_LINE_SECONDS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+class Schedule(TrainerCallback):
+    """Says when to evaluate, to save and to stop; prints a line now and then."""
+
+    def __init__(
+        self,
+        train: TrainSettings,
+        checkpoints: Checkpoints,
+        signals: NotedSignals,
+        check: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """When one of `signals` has come, what is done is saved, and the training ends.
+
+        `check` is called where the training can be left, and may raise.
+        """
+        self._train, self._checkpoints, self._check = train, checkpoints, check
+        self._signals, self._clock = signals, clock
+        self._saved_at = self._said_at = clock()
+
+    def run(self, trainer: LabelTrainer, folder: Path) -> None:
+        """Trains, from the latest checkpoint if there is one, which is first copied to a folder."""
+        self._trainer = trainer
+        trainer.add_callback(self)
+        latest = self._checkpoints.load_latest(folder)
+        if latest is None:
+            trainer.train()
+        elif not self._catch_up(latest):
+            trainer.train(resume_from_checkpoint=str(latest))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Saves where an evaluation is due, after some time, at the end, and at a signal."""
+        if self._signals.are_there:
+            control.should_save = control.should_training_stop = True
+        is_late = self._clock() - self._saved_at >= self._train.checkpoint_seconds
+        if is_late or self._is_evaluation_due() or state.global_step >= state.max_steps:
+            control.should_save = True
+        if control.should_save or state.global_step % LOG_UPDATES == 0:
+            self._trainer.check_finite()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Copies the checkpoint to the run's storage; then evaluates, if that is due.
+
+        In that order, for an evaluation takes long, and a signal may end the job in its middle.
+        """
+        update = state.global_step
+        folder = Path(args.output_dir) / f"checkpoint-{update}"
+        self._checkpoints.save(folder, update, find_best(state.log_history) or update)
+        shutil.rmtree(folder)
+        self._saved_at = self._clock()
+        self._check()
+        if self._is_evaluation_due():
+            self._trainer.evaluate()
+        if is_enough(self._train, state.log_history):
+            log.info("train: no gain in %d evaluations, that is enough", self._train.patience)
+            control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Prints what was logged, if it is time to."""
+        entry = logs or {}
+        is_evaluation = "eval_agreement" in entry
+        is_soon = self._clock() - self._said_at < _LINE_SECONDS
+        if not is_evaluation and ("loss" not in entry or is_soon):
+            return
+        if not is_evaluation:
+            self._said_at = self._clock()
+        names = ("loss", "learning_rate", "tokens_per_second", "eval_agreement", "eval_loss")
+        figures = {name: entry[name] for name in names if name in entry}
+        line = ", ".join(f"{n.replace('_', ' ')} {v:.3g}" for n, v in figures.items())
+        log.info(
+            "train: update %d of %d, %s",
+            state.global_step,
+            state.max_steps,
+            line,
+            extra={"figures": {"update": state.global_step, "of": state.max_steps, **figures}},
+        )
+
+    def _catch_up(self, checkpoint: Path) -> bool:
+        """Takes the state of a checkpoint, evaluates it if that is due; whether it was the last."""
+        path = checkpoint / "trainer_state.json"
+        self._trainer.state = state = TrainerState.load_from_json(str(path))
+        if self._is_evaluation_due():
+            self._trainer.load_weights(checkpoint)
+            self._trainer.evaluate()
+            state.save_to_json(str(path))
+        return state.global_step >= state.max_steps or is_enough(self._train, state.log_history)
+
+    def _is_evaluation_due(self) -> bool:
+        """Whether the model as it is should be measured, and was not yet."""
+        state = self._trainer.state
+        return (
+            self._trainer.measure is not None
+            and state.global_step in list_evaluations(self._train, state.max_steps)
+            and state.global_step not in _list_measured(state.log_history)
+        )
+
+
+def list_evaluations(train: TrainSettings, updates: int) -> list[int]:
+    """The updates after which is evaluated: at equal distances, the last one among them."""
+    count = min(train.evaluations, updates)
+    return sorted({math.ceil(updates * (i + 1) / count) for i in range(count)})
+
+
+def is_enough(train: TrainSettings, history: Sequence[dict[str, Any]]) -> bool:
+    """Whether the training has not become better for as long as it may."""
+    measured = _list_measured(history)
+    if not train.patience or not measured:
+        return False
+    return len(measured) - 1 - measured.index(find_best(history)) >= train.patience
+
+
+def find_best(history: Sequence[dict[str, Any]]) -> int:
+    """The update with the highest agreement; of equal ones that with the lowest loss; 0 if none."""
+    measured = [entry for entry in history if "eval_agreement" in entry]
+    best = max(measured, key=lambda e: (e["eval_agreement"], -e["eval_loss"]), default={"step": 0})
+    return int(best["step"])
+
+
+def _list_measured(history: Sequence[dict[str, Any]]) -> list[int]:
+    return [entry["step"] for entry in history if "eval_agreement" in entry]
