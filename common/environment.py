@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dotenv import dotenv_values
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from common.errors import SettingsError
@@ -54,6 +54,13 @@ def load_environment() -> None:
         _set_missing(_read_secret_files())
     except (UnicodeDecodeError, OSError) as error:
         raise SettingsError(f".env or a secret file cannot be read: {error}") from None
+
+
+def read_api_key() -> SecretStr:
+    """The teacher's key on this machine: a Ray worker's own, for none is sent to it."""
+    load_environment()
+    name = f"{PREFIX}TEACHER__API_KEY"
+    return SecretStr((os.environ.get(name) or os.environ.get("OPENAI_API_KEY") or "").strip())
 
 
 def _set_missing(values: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ the same fingerprint is done; a different one is an error that names what change
 
 import hashlib
 import json
+import logging
 import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -14,6 +15,9 @@ from common.errors import InputError
 from common.storage import RunStorage
 
 Fingerprint = dict[str, Any]
+_LOOK_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
 
 
 def hash_content(content: Any) -> str:
@@ -38,12 +42,18 @@ def read_manifest(storage: RunStorage, step: str) -> dict[str, Any] | None:
 
 
 def require_manifest(storage: RunStorage, step: str, command: str) -> dict[str, Any]:
-    """The manifest of a step that must be done.
+    """The manifest of a step that must be done; waits `storage.wait_seconds` for it.
 
     Raises:
         InputError: it is not.
     """
+    deadline = time.monotonic() + storage.wait_seconds
     manifest = read_manifest(storage, step)
+    if manifest is None and storage.wait_seconds:
+        log.info("waiting for %s/%s, at most %g s", storage.url, step, storage.wait_seconds)
+    while manifest is None and time.monotonic() < deadline:
+        time.sleep(max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic())))
+        manifest = read_manifest(storage, step)
     if manifest is None:
         raise InputError(
             f"{storage.url}/{step} is not finished: it has no manifest.json; run {command} first, "

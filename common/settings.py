@@ -58,6 +58,9 @@ class StorageSettings(Section):
     """Where runs are kept."""
 
     root: str = Field("runs", description="Folder or s3://bucket/prefix that holds all runs.")
+    wait_seconds: float = Field(
+        0, ge=0, description="How long a job waits for the one before it, where it is not done yet."
+    )
 
     @property
     def absolute_root(self) -> str:
@@ -176,6 +179,11 @@ class LabelSettings(Section):
     max_failure_rate: float = Field(
         0.1, ge=0, le=1, description="Share of failed rows above which the job fails."
     )
+    dashboard_host: str | None = Field(
+        None,
+        description="Address where a Ray that the job starts shows its dashboard, at port 8265; "
+        "empty: none.",
+    )
 
 
 class StudentSettings(Section):
@@ -291,6 +299,15 @@ class Settings(BaseSettings):
         """The settings of some sections, without secrets."""
         secrets: Any = {"teacher": {"api_key"}}
         return self.model_dump(mode="json", include=set(sections), exclude=secrets)
+
+    def for_workers(self) -> "Settings":
+        """A copy for other processes and machines: with an absolute root, and without secrets.
+
+        Ray keeps what it hands to actors where others can read it.
+        """
+        teacher = self.teacher.model_copy(update={"api_key": SecretStr("")})
+        storage = self.storage.model_copy(update={"root": self.storage.absolute_root})
+        return self.model_copy(update={"teacher": teacher, "storage": storage})
 
     @field_validator("run")
     @classmethod

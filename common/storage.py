@@ -55,6 +55,7 @@ class RunStorage:
         except (ValueError, ImportError) as error:
             raise InputError(f"DISTILL_STORAGE__ROOT={root!r} cannot be opened: {error}") from None
         self.is_local = "file" in fs.protocol
+        self.wait_seconds = settings.storage.wait_seconds
         self.url = f"{root.rstrip('/')}/{settings.run}"
         self._path = str(fs._strip_protocol(f"{path.rstrip('/')}/{settings.run}"))
         self._store: Disk | ObjectStore

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 
 from common.errors import InputError
@@ -8,6 +10,7 @@ from common.manifest import (
     require_manifest,
     write_manifest,
 )
+from common.storage import RunStorage
 
 FINGERPRINT = {"examples": "3 of abc", "teacher.model": "big", "seed": 0}
 
@@ -54,6 +57,19 @@ def test_a_step_that_is_required_names_the_command(storage):
     with pytest.raises(InputError, match=r"labels.*python -m jobs\.label") as caught:
         require_manifest(storage, "labels", "python -m jobs.label")
     assert storage.url in str(caught.value)
+
+
+def test_a_step_is_waited_for(storage, settings, monkeypatch):
+    monkeypatch.setattr("common.manifest._LOOK_SECONDS", 0.01)
+    root = storage.url.removesuffix("/default")
+    waiting = RunStorage(settings(STORAGE__ROOT=root, STORAGE__WAIT_SECONDS=60))
+    later = threading.Timer(0.1, write_manifest, [storage, "labels", {"a": 1}])
+    later.start()
+    assert require_manifest(waiting, "labels", "x")["fingerprint"] == {"a": 1}
+    later.join()
+    impatient = RunStorage(settings(STORAGE__ROOT=root, STORAGE__WAIT_SECONDS=0.05))
+    with pytest.raises(InputError, match="adapter is not finished"):
+        require_manifest(impatient, "adapter", "x")
 
 
 def test_the_hash_depends_on_content_and_not_on_order():

@@ -243,6 +243,11 @@ def hold_run(storage: RunStorage, job: str) -> Iterator[RunLock]:
             lock.release()
 
 
+def is_held(storage: RunStorage) -> bool:
+    """Whether any job holds the run, or left its lock behind."""
+    return bool(storage.list_files(FOLDER))
+
+
 @dataclass(frozen=True)
 class Remains:
     """What a killed job leaves behind: see the module."""

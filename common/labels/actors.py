@@ -1,13 +1,16 @@
 """The label job's actors on Ray: the keeper of its quota, and the workers that ask the teacher."""
 
 import asyncio
+from socket import gethostname
 from typing import Any
 
 import pyarrow as pa
 from ray.util.metrics import Counter, Gauge
 
-from common.errors import DistillError
+from common.environment import read_api_key
+from common.errors import DistillError, InputError, SettingsError
 from common.journal.ledger import read_answered
+from common.journal.lock import is_held
 from common.labels.labeler import Labeler
 from common.quota.protocol import Lease, Snapshot, Tally, Totals
 from common.quota.quota import Quota
@@ -63,16 +66,32 @@ class QuotaKeeper:
 class LabelActor:
     """One worker: a labeler with its client, in the actor's event loop."""
 
-    def __init__(self, settings: Settings, task: Task, url: str, keeper: Any, known: Any) -> None:
-        """See `Labeler`; `keeper` is the job's, `known` a reference to a dictionary."""
-        self._settings, self._task, self._url = settings, task, url
+    def __init__(
+        self,
+        settings: Settings,
+        task: Task,
+        url: str,
+        keeper: Any,
+        known: Any,
+        needs_key: bool,
+    ) -> None:
+        """See `Labeler`; `keeper` is the job's, `known` a reference to a dictionary.
+
+        The settings are those `for_workers`: a teacher's key, if it `needs_key`, is in the
+        environment of the actor's node.
+        """
+        self._settings, self._task, self._url, self._needs_key = settings, task, url, needs_key
         self._keeper, self._known = keeper, known
         self._opening: asyncio.Task[Labeler] | None = None
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """Labels a block. If the job is to stop, the driver hears of it from the quota."""
         self._opening = self._opening or asyncio.create_task(self._open())
-        labeler = await self._opening
+        try:
+            labeler = await self._opening
+        except DistillError as error:
+            await self._keeper.stop.remote((type(error).__name__, f"{error} (on {gethostname()})"))
+            return make_label_table([])
         examples = [Example(**row) for row in batch.to_pylist()]
         if await self._keeper.begin.remote(examples[0].id):
             labeler.learn(await asyncio.to_thread(read_answered, RunStorage(self._settings)))
@@ -82,6 +101,22 @@ class LabelActor:
             return make_label_table([])
 
     async def _open(self) -> Labeler:
+        """Raises a DistillError if this node lacks what the job's own has."""
+        if not is_held(storage := RunStorage(self._settings)):
+            raise InputError(
+                f"DISTILL_STORAGE__ROOT: {storage.url} is not the job's folder on this node of the "
+                "Ray cluster; name a root that all nodes share, such as s3://bucket/prefix"
+            )
+        if self._needs_key:
+            key = read_api_key()
+            if not key.get_secret_value():
+                raise SettingsError(
+                    "DISTILL_TEACHER__API_KEY is not set on this node of the Ray cluster; put it "
+                    "into the environment of its containers: keys are not sent along with a job"
+                )
+            teacher = self._settings.teacher.model_copy(update={"api_key": key})
+            self._settings = self._settings.model_copy(update={"teacher": teacher})
+
         async def renew(name: str, tally: Tally) -> Lease:
             lease: Lease = await self._keeper.renew.remote(name, tally)
             return lease

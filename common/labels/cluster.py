@@ -15,15 +15,16 @@ from common.errors import DistillError
 from common.signals import STOP_SIGNALS
 
 
-def start_ray() -> None:
+def start_ray(dashboard_host: str | None = None) -> None:
     """Connects to RAY_ADDRESS, or starts Ray here; signal handlers stay as they were."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     auto_init_hook.enable_auto_connect = False  # the data set's thread must not start another Ray
-    local: dict[str, Any] = (
-        {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False, "address": "local"}
-    )
+    local: dict[str, Any] = {}
+    if not os.environ.get("RAY_ADDRESS"):
+        local = {"address": "local", "include_dashboard": dashboard_host is not None}
+        local |= {"dashboard_host": dashboard_host} if dashboard_host else {}
     with _keeping_handlers():
         ray.init(log_to_driver=False, logging_level="ERROR", **local)
     context = ray.data.DataContext.get_current()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common import errors
 from common.errors import DistillError, StoppedError, StorageError
@@ -56,7 +57,7 @@ def label_on_ray(
     with noting_signals() as signals:
         rows: _Rows | None = None
         try:
-            start_ray()
+            start_ray(settings.label.dashboard_host)
             signals.check()
             concurrency, lost = settings.teacher.max_concurrency, 0
             lock.risk(concurrency)
@@ -72,8 +73,7 @@ def label_on_ray(
                 snapshot.trouble = snapshot.trouble or lock.trouble
                 watch(snapshot)
 
-            name = f"distill-quota-{uuid.uuid4().hex[:8]}"
-            keeper = ray.remote(QuotaKeeper).options(name=name, num_cpus=0).remote(quota)
+            keeper = _start_keeper(quota)
             rows = _Rows(_make_dataset(settings, task, url, examples, known, keeper))
             in_flight = concurrency
             try:
@@ -97,6 +97,17 @@ def label_on_ray(
             end_ray(can_shut_down=rows is None or rows.end(_REFUSED_DRAIN_SECONDS))
 
 
+def _start_keeper(quota: Quota) -> Any:
+    """The quota's actor, on the driver's own node: the job lives no longer than that anyway."""
+    here = ray.get_runtime_context().get_node_id()
+    options = {
+        "name": f"distill-quota-{uuid.uuid4().hex[:8]}",
+        "num_cpus": 0,
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True),
+    }
+    return ray.remote(QuotaKeeper).options(**options).remote(quota)
+
+
 def _make_dataset(
     settings: Settings,
     task: Task,
@@ -106,9 +117,10 @@ def _make_dataset(
     keeper: Any,
 ) -> "ray.data.Dataset":  # quoted: Ray imports it late, when its log level is set
     actors = min(settings.label.actors, settings.teacher.max_concurrency)
+    has_key = bool(settings.teacher.api_key.get_secret_value())
     return ray.data.from_arrow(_make_blocks(examples)).map_batches(
         LabelActor,
-        fn_constructor_args=(settings, task, url, keeper, ray.put(known)),
+        fn_constructor_args=(settings.for_workers(), task, url, keeper, ray.put(known), has_key),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
@@ -117,6 +129,7 @@ def _make_dataset(
             max_concurrent_calls_per_actor=8,
         ),
         num_cpus=0.1,
+        scheduling_strategy="SPREAD",  # over the nodes of a cluster
     )
 
 

@@ -1,0 +1,60 @@
+import asyncio
+import pickle
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+from common.journal.lock import hold_run
+from common.labels.actors import LabelActor
+from common.records import EXAMPLE_SCHEMA
+from common.settings import Settings
+from common.storage import RunStorage
+from common.tasks import Task
+
+SECRET = "sk-very-secret"
+
+
+class Keeper:
+    """Takes what an actor tells the job's quota."""
+
+    def __init__(self) -> None:
+        self.failures: list[tuple[str, str]] = []
+        self.stop = SimpleNamespace(remote=self._stop)
+
+    async def _stop(self, failure: tuple[str, str]) -> None:
+        self.failures.append(failure)
+
+
+def label(settings: Settings, needs_key: bool) -> list[tuple[str, str]]:
+    keeper = Keeper()
+    actor = LabelActor(settings, Task(name="any"), "http://localhost:1", keeper, {}, needs_key)
+    table = asyncio.run(actor(EXAMPLE_SCHEMA.empty_table()))
+    assert not table.num_rows
+    return keeper.failures
+
+
+def test_workers_are_sent_no_key(settings: Callable[..., Settings]) -> None:
+    own = settings(TEACHER__API_KEY=SECRET, TEACHER__MODEL="m", STORAGE__ROOT="runs")
+    sent = own.for_workers()
+    assert SECRET.encode() not in pickle.dumps(sent)
+    assert own.teacher.api_key.get_secret_value() == SECRET
+    assert sent.storage.root == own.storage.absolute_root != "runs"
+
+
+def test_a_node_without_the_key_stops_the_job(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = settings(TEACHER__API_KEY=SECRET, TEACHER__MODEL="m")
+    monkeypatch.delenv("DISTILL_TEACHER__API_KEY")
+    with hold_run(RunStorage(own), "label"):
+        ((kind, message),) = label(own.for_workers(), needs_key=True)
+    assert kind == "SettingsError"
+    assert "DISTILL_TEACHER__API_KEY is not set on this node" in message
+
+
+def test_a_node_without_the_jobs_folder_stops_the_job(settings: Callable[..., Settings]) -> None:
+    ((kind, message),) = label(settings(TEACHER__MODEL="m").for_workers(), needs_key=False)
+    assert kind == "InputError"
+    assert "DISTILL_STORAGE__ROOT" in message
+    assert "s3://" in message
