@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from common.errors import InputError
 from common.records import Example, hash_text
 from common.settings import Settings
-from common.sources import read_split
+from common.sources import name_source, read_split
 from common.tasks import Task
 
 
@@ -97,7 +97,8 @@ def load_test_rows(settings: Settings, task: Task) -> TestRows:
         raise InputError(f"the test split has no row with both {text_name!r} and {name!r}")
     kept = {id: row for id, row in rows.items() if id not in leaked}
     if not kept:
-        raise InputError(f"DISTILL_DATA__SOURCE: all {len(rows)} test rows also stand in train")
+        variable, source = name_source(settings, "test")
+        raise InputError(f"{variable}={source!r}: all {len(rows)} test rows also stand in train")
     chosen = _lowest(list(kept), settings.data.test_limit)
     chosen_rows = [row for id, row in kept.items() if id in chosen]
     duplicates = len(raw) - unusable - len(rows)
@@ -118,7 +119,10 @@ def _read_texts(settings: Settings, task: Task) -> list[str]:
 def _strip_prefix(text: object, settings: Settings, task: Task) -> str:
     prefix = settings.data.text_prefix
     if not isinstance(text, str | None):
-        raise InputError(f"a text is {text!r}, and not a string: DISTILL_DATA__TEXT_COLUMN")
+        raise InputError(
+            f"the column of the texts holds {text!r}, and not a string: set "
+            "DISTILL_DATA__TEXT_COLUMN"
+        )
     return (text or "").removeprefix(task.columns.text_prefix if prefix is None else prefix)
 
 
@@ -126,7 +130,9 @@ def _lowest(ids: list[str], limit: int) -> set[str]:
     return set(sorted(ids)[: limit or None])
 
 
-def _read_references(value: str | list[str | None] | None) -> list[str]:
+def _read_references(value: str | int | list[str | None] | None) -> list[str]:
     """One reference or several, without white space around them, as labels are; none is empty."""
+    if isinstance(value, int):  # a class; a truth value as JSON has it
+        value = str(value).lower()
     values = [value] if isinstance(value, str) else value or []
     return [answer.strip() for answer in values if answer and answer.strip()]

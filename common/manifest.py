@@ -4,9 +4,11 @@ The fingerprint is a dictionary of all that the step's result depends on. A step
 the same fingerprint is done; a different one is an error that names what changed.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
+import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -16,6 +18,7 @@ from common.storage import RunStorage
 
 Fingerprint = dict[str, Any]
 _LOOK_SECONDS = 5.0
+_LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "ray", "openai")
 
 log = logging.getLogger(__name__)
 
@@ -103,11 +106,21 @@ def write_manifest(
         "step": step,
         "fingerprint": fingerprint,
         "code_version": code_version(),
+        "versions": list_versions(),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **facts,
     }
     storage.write_json(f"{step}/manifest.json", manifest)
     return manifest
+
+
+def list_versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that results may depend on."""
+    versions = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def code_version() -> str:

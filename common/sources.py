@@ -25,20 +25,18 @@ def read_split(
     settings: Settings, split: str, required: Sequence[str], optional: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The rows of a split, with the required columns and those optional ones that exist."""
-    source = settings.data.source
-    if split == "test" and settings.data.test_source is not None:
-        source = settings.data.test_source
+    variable, source = name_source(settings, split)
     if source == BUILTIN:
         tables = [(f"built-in {split} split", pa.Table.from_pylist(list(make_rows(split))))]
     else:
-        files = _find_files(settings, source, split)
+        files = _find_files(variable, source, split)
         if files is None:
-            tables = [(f"{source} ({split} split)", _load_from_hub(source, split))]
+            tables = [(f"{source} ({split} split)", _load_from_hub(variable, source, split))]
         else:
             tables = files
     tables = [(place, table) for place, table in tables if table.num_rows] or tables[:1]
     if not tables[0][1].num_rows:
-        raise InputError(f"{tables[0][0]} has no rows (DISTILL_DATA__SOURCE={source!r})")
+        raise InputError(f"{tables[0][0]} has no rows ({variable}={source!r})")
     rows = []
     for place, table in tables:
         wanted = [*required, *(name for name in optional if name in table.column_names)]
@@ -47,8 +45,18 @@ def read_split(
     return rows
 
 
+def name_source(settings: Settings, split: str) -> tuple[str, str]:
+    """Where a split comes from: the setting's variable, and its value."""
+    if split == "test" and settings.data.test_source is not None:
+        return "DISTILL_DATA__TEST_SOURCE", settings.data.test_source
+    return "DISTILL_DATA__SOURCE", settings.data.source
+
+
 def _get_column(place: str, table: pa.Table, name: str) -> pa.ChunkedArray:
-    """A column of text, or of lists of text; other kinds are refused by name."""
+    """A column of text, of lists of text, or of whole numbers, as classes may have them.
+
+    Other kinds are refused by name.
+    """
     count = table.column_names.count(name)
     if count != 1:
         raise InputError(
@@ -63,15 +71,20 @@ def _get_column(place: str, table: pa.Table, name: str) -> pa.ChunkedArray:
     inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
     if pa.types.is_null(inner):
         return column.cast(pa.list_(pa.string()))
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return column
     if not (pa.types.is_string(inner) or pa.types.is_large_string(inner)):
-        raise InputError(f"{place}: the column {name!r} holds {kind}, and not text")
+        what = "values of several kinds" if pa.types.is_binary(kind) else str(kind)
+        raise InputError(
+            f"{place}: the column {name!r} holds {what}, and not text; name another column, or "
+            "make text of it"
+        )
     return column
 
 
-def _find_files(settings: Settings, source: str, split: str) -> list[tuple[str, pa.Table]] | None:
+def _find_files(variable: str, source: str, split: str) -> list[tuple[str, pa.Table]] | None:
     """The tables of a split, with their places; None where the source names a hub data set."""
-    own_source = split == "test" and settings.data.test_source is not None
-    variable = "DISTILL_DATA__TEST_SOURCE" if own_source else "DISTILL_DATA__SOURCE"
+    own_source = variable == "DISTILL_DATA__TEST_SOURCE"
     try:
         fs, path = url_to_fs(source)
         if fs.isfile(path):
@@ -167,27 +180,40 @@ def _read_json_lines(file: BinaryIO) -> pa.Table:
 
 
 def _to_column(values: list[Any]) -> pa.Array:
+    if any(isinstance(value, list) for value in values):  # where others have one value alone
+        values = [[value] if isinstance(value, str) else value for value in values]
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         return pa.array([json.dumps(value) for value in values]).cast(pa.binary())
 
 
-def _load_from_hub(source: str, split: str) -> pa.Table:
+def _load_from_hub(variable: str, source: str, split: str) -> pa.Table:
     import datasets  # slow to import, and needed only here
 
     from common.hub import is_passing
 
     try:
-        return datasets.load_dataset(source, split=split).data.table
+        return _name_classes(datasets.load_dataset(source, split=split))
     except Exception as error:  # the hub client's errors share no root
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         if is_passing(error):
             raise DistillError(
-                f"DISTILL_DATA__SOURCE={source!r} could not be fetched: {reason}; run again when "
+                f"{variable}={source!r} could not be fetched: {reason}; run again when "
                 "the hub can be reached"
             ) from None
         raise InputError(
-            f"DISTILL_DATA__SOURCE={source!r} is neither a local file or folder, nor can its "
+            f"{variable}={source!r} is neither a local file or folder, nor can its "
             f"{split!r} split be loaded from the Hugging Face hub: {reason}"
         ) from None
+
+
+def _name_classes(dataset: Any) -> pa.Table:
+    """The data set's table, with the names of classes instead of their numbers."""
+    table: pa.Table = dataset.data.table
+    for place, (name, feature) in enumerate(dataset.features.items()):
+        if hasattr(feature, "int2str"):
+            numbers = table[name].to_pylist()
+            names = [None if n is None or n < 0 else feature.int2str(n) for n in numbers]
+            table = table.set_column(place, name, pa.array(names, pa.string()))
+    return table

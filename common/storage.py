@@ -219,8 +219,8 @@ class RunStorage:
     def _damaged(self, name: str, error: Exception) -> InputError:
         reason = (str(error).splitlines() or [""])[0]
         return InputError(
-            f"{self.url}/{name} is damaged or missing ({reason}); delete the folder of its step "
-            "and run that job again"
+            f"{self.url}/{name} is damaged or missing ({reason}); delete "
+            f"{'the folder of its step' if '/' in name else 'that file'} and run its job again"
         )
 
     def write_table(self, name: str, table: pa.Table) -> None:

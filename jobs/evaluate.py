@@ -10,15 +10,19 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from common.command import run_job
 from common.data import TestRow, TestRows, load_test_rows
 from common.evaluation.harness import write_results
 from common.evaluation.predictions import STEP, read_predictions, write_predictions
 from common.evaluation.scores import METRICS_FILE, score_systems
-from common.evaluation.systems import ask_merged, ask_students, ask_teacher, copy_input
+from common.evaluation.systems import (
+    STUDENTS,
+    ask_merged,
+    ask_students,
+    ask_teacher,
+    copy_input,
+    describe_system,
+)
 from common.labels.labeler import fingerprint_teacher
 from common.manifest import (
     Fingerprint,
@@ -39,7 +43,6 @@ from common.tasks import Task, load_task
 from common.training.train_set import fingerprint_labels
 
 SECTIONS = ("run", "task", "storage", "data", "teacher", "student", "evaluate")
-_STUDENTS = ("base", "base_few_shot", "distilled")
 _ADVICE = "one row alone is too much for it; lower DISTILL_EVALUATE__MAX_NEW_TOKENS"
 _MERGED_ADVICE = "the merged student is not quantised; to leave it out, delete the run's merged/"
 
@@ -73,6 +76,8 @@ def main(settings: Settings) -> None:
         if done.get("scored") == scored and storage.exists(METRICS_FILE):
             log.info("evaluate: already done, see %s/%s", storage.url, METRICS_FILE)
             return
+    else:  # figures of other predictions may be there
+        storage.remove(METRICS_FILE)
     log.info("evaluate: %d test rows, %d dropped as seen in train", len(test.rows), test.leaked)
     missing = [s for s in systems if read_predictions(storage, s, fingerprint) is None]
     for name, responses in ask(settings, task, storage, adapter, merged, test.rows, missing):
@@ -80,13 +85,13 @@ def main(settings: Settings) -> None:
     tables = {name: read_predictions(storage, name, fingerprint) for name in systems}
     found = {name: table for name, table in tables.items() if table is not None}
     predictions = {name: table["prediction"].to_pylist() for name, table in found.items()}
+    log.info("evaluate: scoring %d systems", len(found))
     metrics = score_systems(task, test, predictions)
-    for name in (*_STUDENTS, MERGED):
-        if name in found:
-            metrics["systems"][name] |= measure_speed(found[name])
+    for name, table in found.items():
+        metrics["systems"][name] |= describe_system(settings, name, table, labels)
     storage.write_json(METRICS_FILE, metrics)
     described = settings.describe(SECTIONS)
-    write_results(storage, metrics, test.rows, predictions, described)
+    write_results(storage, task, metrics, test.rows, predictions, described)
     write_manifest(
         storage, STEP, fingerprint, counts=metrics["rows"], scored=scored, settings=described
     )
@@ -96,16 +101,9 @@ def main(settings: Settings) -> None:
     log.info("evaluate: %s: %s", main_metric, scores)
 
 
-def measure_speed(table: pa.Table) -> dict[str, float]:
-    """Of a student that answers many prompts at a time."""
-    seconds = max(pc.sum(table["seconds"]).as_py(), 1e-9)
-    tokens = pc.sum(table["tokens"]).as_py()
-    return {"rows_per_second": len(table) / seconds, "tokens_per_second": tokens / seconds}
-
-
 def list_systems(task: Task, has_merged: bool) -> list[str]:
     """The systems that are compared."""
-    students = [name for name in _STUDENTS if name != "base_few_shot" or task.few_shot]
+    students = [name for name in STUDENTS if name != "base_few_shot" or task.few_shot]
     return ["copy", "teacher", *students, *([MERGED] if has_merged else [])]
 
 
@@ -123,7 +121,7 @@ def ask(
         yield "copy", copy_input(rows)
     if "teacher" in systems:
         yield "teacher", ask_teacher(settings, task, storage, rows)
-    students = [name for name in systems if name in _STUDENTS]
+    students = [name for name in systems if name in STUDENTS]
     with explaining_memory(_ADVICE):
         yield from ask_students(settings, task, storage, adapter["files"], rows, students)
     if merged is not None and MERGED in systems:
@@ -135,10 +133,11 @@ def make_fingerprint(
     settings: Settings, task: Task, test: TestRows, adapter: dict[str, Any]
 ) -> Fingerprint:
     """What the predictions depend on."""
+    rows = [[row.id, row.references, row.groups] for row in test.rows]
     return {
         # a second training by the same settings need not give the same weights
         "adapter": hash_content([adapter["fingerprint"], adapter["finished_at"]]),
-        "test_rows": hash_content([[row.id, row.references, row.groups] for row in test.rows]),
+        "test_rows": f"{len(test.rows)}, {hash_content(rows)}",
         "few_shot": hash_content([shot.model_dump() for shot in task.few_shot]),
         **fingerprint_teacher(settings, task),
         "evaluate.max_new_tokens": settings.evaluate.max_new_tokens,

@@ -71,6 +71,7 @@ def main(settings: Settings) -> None:
             "duplicates": examples.duplicates,
             "reused": len(known.rows),
             **figures,
+            "run_cost_usd": sum_cost(settings, known, figures),
             "seconds": seconds,
         }
         log.info("labels: %s", describe_summary(summary), extra={"figures": summary})
@@ -139,6 +140,13 @@ def label_new(
     progress.show(snapshot, is_last=True)
     concurrency = settings.teacher.max_concurrency
     return [blank, *tables], summarize_calls(snapshot, concurrency, has_price)
+
+
+def sum_cost(settings: Settings, known: Known, figures: dict[str, Any]) -> float | None:
+    """What the run has cost in all, this job's calls included; None without a price."""
+    if find_price(settings.teacher) is None:
+        return None
+    return round(known.cost_usd + (figures.get("cost_usd") or 0.0), 6)
 
 
 def describe_summary(summary: dict[str, Any]) -> str:

@@ -6,12 +6,14 @@ that needs no network, and report.md beside it: the same figures for a terminal 
 
 import json
 import logging
+from contextlib import suppress
 from typing import Any
 
 from common.command import run_job
 from common.errors import InputError
+from common.evaluation.predictions import STEP, read_predictions
 from common.evaluation.scores import METRICS_FILE
-from common.manifest import read_manifest
+from common.manifest import read_manifest, require_manifest
 from common.records import get_rows
 from common.report.figures import Scores, make_main_table
 from common.report.page import render_report
@@ -22,7 +24,7 @@ from common.student.adapter import HISTORY_FILE
 
 SECTIONS = ("run", "storage")
 REPORT_FILE, TEXT_FILE = "report.html", "report.md"
-PREDICTIONS = "predictions"
+_MEND = "delete the run's predictions/ and metrics.json and run python -m jobs.evaluate"
 
 log = logging.getLogger(__name__)
 
@@ -34,19 +36,13 @@ def main(settings: Settings) -> None:
         InputError: the run has not been evaluated.
     """
     storage = RunStorage(settings)
-    if not storage.exists(METRICS_FILE):
-        raise InputError(
-            f"{storage.url}/{METRICS_FILE} does not exist; run python -m jobs.evaluate first, with "
-            "the same DISTILL_RUN and DISTILL_STORAGE__ROOT"
-        )
+    evaluated = require_manifest(storage, STEP, "python -m jobs.evaluate")
     metrics = storage.read_json(METRICS_FILE)
-    tables = {
-        system: get_rows(storage.read_table(f"{PREDICTIONS}/{system}.parquet"))
-        for system in metrics["systems"]
-    }
-    manifests = {
-        step: read_manifest(storage, step) or {} for step in ("labels", "adapter", PREDICTIONS)
-    }
+    if not isinstance(metrics, dict) or "systems" not in metrics:
+        raise InputError(f"{storage.url}/{METRICS_FILE} holds no metrics; {_MEND}")
+    tables = {name: _read_rows(storage, name, evaluated, metrics) for name in metrics["systems"]}
+    manifests = {step: read_manifest(storage, step) or {} for step in ("labels", "adapter")}
+    manifests[STEP] = evaluated
     history = _read_history(storage)
     html = render_report(settings.run, metrics, tables, manifests, history)
     storage.write_bytes(REPORT_FILE, html.encode())
@@ -57,10 +53,24 @@ def main(settings: Settings) -> None:
     print(f"\nreport: {storage.url}/{REPORT_FILE}\n        {storage.url}/{TEXT_FILE}")
 
 
+def _read_rows(
+    storage: RunStorage, system: str, evaluated: dict[str, Any], metrics: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """A system's predictions, which must be those that were scored."""
+    table = read_predictions(storage, system, evaluated["fingerprint"])
+    if table is None or len(table) != metrics["rows"]["test"]:
+        raise InputError(f"{storage.url}/{STEP}/{system}.parquet is not what was scored; {_MEND}")
+    return get_rows(table)
+
+
 def _read_history(storage: RunStorage) -> list[dict[str, Any]]:
-    has_any = storage.exists(HISTORY_FILE)
-    lines = storage.read_bytes(HISTORY_FILE).splitlines() if has_any else []
-    return [json.loads(line) for line in lines]
+    """The training's log; a line that cannot be read is left out."""
+    entries: list[dict[str, Any]] = []
+    lines = storage.read_bytes(HISTORY_FILE).splitlines() if storage.exists(HISTORY_FILE) else []
+    for line in lines:
+        with suppress(ValueError):
+            entries.append(json.loads(line))
+    return entries
 
 
 if __name__ == "__main__":

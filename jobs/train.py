@@ -131,7 +131,8 @@ def train(
 def summarize(trainer: LabelTrainer, best: int) -> dict[str, Any]:
     """What came out; `best` is the update whose weights are kept."""
     on_gpu, history = torch.cuda.is_available(), trainer.state.log_history
-    agreements = {entry["step"]: entry.get("eval_agreement") for entry in history}
+    measured = [entry for entry in history if "eval_agreement" in entry]
+    agreements = {entry["step"]: entry["eval_agreement"] for entry in measured}
     return {
         "trainable_parameters": sum(p.numel() for p in trainer.list_trained()),
         "updates": trainer.state.global_step,

@@ -7,6 +7,7 @@ MANIFESTS = {
     "labels": {
         "code_version": "0.1.0",
         "summary": {
+            "inputs": 4003,
             "ok": 4000,
             "failed": 1,
             "filtered": 2,
@@ -16,7 +17,8 @@ MANIFESTS = {
             "throttled": 3,
             "prompt_tokens": 1_000_000,
             "completion_tokens": 50_000,
-            "cost_usd": 2.0,
+            "cost_usd": 0.5,
+            "run_cost_usd": 2.0,
             "call_seconds": 100.0,
             "optimum_seconds": 90.0,
             "efficiency": 0.9,

@@ -238,7 +238,23 @@ def test_a_missing_reference_column_is_named(settings):
 def test_a_column_of_numbers_is_no_text(settings):
     write("data.parquet", [{"text": 1}])
     loaded = settings(DATA__SOURCE="data.parquet")
-    assert_refuses(lambda: load_examples(loaded, TASK), "'text'", "int64")
+    assert_refuses(lambda: load_examples(loaded, TASK), "holds 1, and not", "DATA__TEXT_COLUMN")
+
+
+def test_classes_may_be_numbers_and_references_of_both_kinds(settings, tmp_path):
+    rows = [
+        {"text": "one", "reference": 3, "lang": 1},
+        {"text": "two", "reference": True, "lang": 2},
+    ]
+    write("data/train.csv", rows_of("zero"))
+    write("data/test.parquet", [rows[0]])
+    assert [r.references for r in load_test_rows(settings(DATA__SOURCE="data"), TASK).rows] == [
+        ["3"]
+    ]
+    mixed = [{"text": "a", "reference": "x"}, {"text": "b", "reference": ["y", "z"]}]
+    source = write_splits(tmp_path / "mixed", {"train": [{"text": "c"}], "test": mixed})
+    found = load_test_rows(settings(DATA__SOURCE=source), PLAIN).rows
+    assert sorted(r.references for r in found) == [["x"], ["y", "z"]]
 
 
 def test_a_test_split_that_was_all_seen_is_an_error(settings):
@@ -293,7 +309,7 @@ def test_the_column_of_the_references_is_not_shown_to_the_teacher(settings, tmp_
         ("empty.jsonl", "", "has no rows"),
         ("list.jsonl", '[{"text": "a"}]', "one JSON object"),
         ("lists.jsonl", '{"text": ["a", "b"]}', "not a string"),
-        ("number.jsonl", '{"text": 5}', "holds int64"),
+        ("number.jsonl", '{"text": 5}', "holds 5, and not a string"),
     ],
 )
 def test_odd_files_are_refused_in_one_line(settings, tmp_path, name, content, told):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -86,6 +87,26 @@ def test_agreement_is_with_what_the_teacher_says(metrics):
     assert agreement.keys() == {"copy", "base", "distilled"}
 
 
+@pytest.mark.parametrize(("main", "agreement"), [("accuracy", 0.75), ("chrf", 0.0)])
+def test_agreement_is_by_the_main_metric_if_that_judges_rows(main, agreement):
+    task = Task(name="tiny", metrics=[main])
+    shouted = PREDICTIONS | {"distilled": [text.upper() for text in PREDICTIONS["distilled"]]}
+    found = score_systems(task, ROWS, shouted)["agreement"]["distilled"]
+    assert found["value"] == agreement
+
+
+def test_a_column_of_many_values_is_no_group(caplog):
+    rows = [replace(row, groups={"id": str(i), "lang": "de"}) for i, row in enumerate(ROWS.rows)]
+    many = TestRows(rows * 3, 0, 0)
+    for i, row in enumerate(many.rows):
+        many.rows[i] = replace(row, groups=row.groups | {"id": str(i)})
+    scores = score_systems(
+        Task(name="tiny", metrics=["exact_match"]), many, {n: p * 3 for n, p in PREDICTIONS.items()}
+    )
+    assert scores["systems"]["base"]["groups"].keys() == {"lang"}
+    assert "'id' has 240 values" in caplog.text
+
+
 @pytest.fixture
 def run(settings, tmp_path):
     """Settings and storage of a trained run; its examples are in files."""
@@ -133,7 +154,11 @@ def test_predictions_that_are_there_are_not_made_again(run, settings, monkeypatc
     assert asked == systems
     first = storage.read_json("metrics.json")
     assert first["systems"]["distilled"]["tokens_per_second"] > 0
+    assert first["systems"]["distilled"]["precision"].startswith("nf4, ")
+    assert first["systems"]["merged"]["precision"] in ("float32", "bfloat16")
     (results,) = [n for n in storage.list_files("") if n.startswith("results_")]
+    shots = storage.read_json(results)["n-shot"]
+    assert shots["gec_distilled"] == 0 < shots["gec_base_few_shot"]
     figures = storage.read_json(results)["results"]["gec_distilled"]
     assert figures["exact_match,none"] == first["systems"]["distilled"]["exact_match"]["value"]
     name = f"samples_gec_teacher_{results.removeprefix('results_').removesuffix('.json')}.jsonl"
@@ -151,8 +176,17 @@ def test_predictions_that_are_there_are_not_made_again(run, settings, monkeypatc
     evaluate.main(own)
     assert "already done" in caplog.text
 
-    storage.remove("predictions/manifest.json", "predictions/distilled.parquet", "metrics.json")
+    storage.remove("predictions/manifest.json", "predictions/distilled.parquet")
     asked.clear()
+
+    def die(*arguments):
+        assert not storage.exists("metrics.json")  # figures of predictions that are gone
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "ask_students", die)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.main(own)
     evaluate.main(own)  # as after a kill in the middle
     assert asked == ["distilled"]
     again = storage.read_json("metrics.json")

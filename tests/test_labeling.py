@@ -320,7 +320,10 @@ def test_evaluation_does_not_take_an_outage_for_the_teachers_answer(settings):
         )
         with pytest.raises(DistillError, match="1 of 2 test rows have no answer"):
             ask_teacher(own, task, RunStorage(own), rows)
+        some = settings(LABEL__MAX_FAILURE_RATE=0.5)
+        answers = ask_teacher(some, task, RunStorage(some), rows)
+        assert [answer.error for answer in answers] == [None, "server_error"]
         server.answer = lambda text, call: text
         answers = ask_teacher(own, task, RunStorage(own), rows)
         assert [answer.text for answer in answers] == ["one", "two"]
-        assert len(server.bodies) == 3
+        assert len(server.bodies) == 4

@@ -104,7 +104,7 @@ def test_the_main_figures_are_shown():
         "2 test rows, evaluated 2026-11-23 18:47:16 UTC",
         "Exact match by lang",
         "4,000 ok, 1 failed, 2 filtered",
-        "$2.00, $0.50 for 1,000 labels",
+        "$2.00, $0.50 for 1,000 examples",
         "90%: the limits allow no less than 90.0 s",
         "few rows",
         "kept: 20",
@@ -206,7 +206,7 @@ def test_the_text_has_the_same_figures():
         "75.0% (70.0–80.0%)",
         "## Exact match by lang",
         "| a (1 row, few) |",
-        "- Cost: $2.00, $0.50 for 1,000 labels",
+        "- Cost: $2.00, $0.50 for 1,000 examples",
     ):
         assert part in text
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
@@ -323,11 +323,12 @@ def test_the_job_writes_the_page_and_the_text(settings, capsys):
     storage = RunStorage(settings())
     storage.write_json("metrics.json", metrics)
     for system, rows in tables.items():
-        storage.write_table(f"predictions/{system}.parquet", pa.Table.from_pylist(rows))
+        table = pa.Table.from_pylist(rows).replace_schema_metadata({"distill.fingerprint": "{}"})
+        storage.write_table(f"predictions/{system}.parquet", table)
     for step, manifest in MANIFESTS.items():
         storage.write_json(f"{step}/manifest.json", {"fingerprint": {}} | manifest)
     history = "".join(json.dumps(entry) + "\n" for entry in HISTORY)
-    storage.write_bytes("adapter/history.jsonl", history.encode())
+    storage.write_bytes("adapter/history.jsonl", history.encode() + b'{"step": 3, "lo')
     report.main(settings())
     page, text = (storage.read_bytes(f"report.{kind}").decode() for kind in ("html", "md"))
     assert page.startswith("<!doctype html>")
@@ -337,6 +338,17 @@ def test_the_job_writes_the_page_and_the_text(settings, capsys):
     assert printed.split("| System")[0] in text
     for kind in ("html", "md"):
         assert f"{storage.url}/report.{kind}" in printed
+
+    made_again = table.replace_schema_metadata({"distill.fingerprint": '{"test_rows": "9"}'})
+    storage.write_table("predictions/base.parquet", made_again)
+    with pytest.raises(InputError, match=r"predictions/base\.parquet is not what was scored"):
+        report.main(settings())
+    storage.write_json("metrics.json", {})
+    with pytest.raises(InputError, match=r"metrics\.json holds no metrics"):
+        report.main(settings())
+    storage.write_bytes("metrics.json", b"{")
+    with pytest.raises(InputError, match=r"metrics\.json is damaged.*delete that file"):
+        report.main(settings())
 
 
 def test_a_run_that_was_not_evaluated_has_no_report(settings):

@@ -161,6 +161,17 @@ def test_no_more_is_asked_for_than_the_student_has_positions(builtin, tokenizer,
     assert "1 prompts are too long" in caplog.text
 
 
+def test_prompts_near_the_last_position_answer_in_a_batch_as_alone(builtin, tokenizer):
+    model = load_student(builtin)
+    texts = ["one", "two three", "two four", "one " * 9, "two " * 10]
+    prompts = [encode_prompt(tokenizer, TASK, text) for text in texts]
+    model.config.max_position_embeddings = max(map(len, prompts)) + 2
+    limits = {"max_new_tokens": 24}
+    together = generate(model, tokenizer, prompts, batch_tokens=10_000, **limits)
+    alone = generate(model, tokenizer, prompts, batch_tokens=1, **limits)
+    assert [r.text for r in together] == [r.text for r in alone]
+
+
 @pytest.mark.parametrize("template", [True, False])
 def test_the_few_shot_prompt_has_the_examples_as_answered_turns(tokenizer, template):
     if not template:

@@ -14,12 +14,14 @@ from common.data import TestRow
 from common.evaluation.metrics import METRICS
 from common.manifest import code_version
 from common.storage import RunStorage
+from common.tasks import Task
 
 _Z = 1.959964
 
 
 def write_results(
     storage: RunStorage,
+    task: Task,
     metrics: dict[str, Any],
     rows: Sequence[TestRow],
     predictions: dict[str, list[str]],
@@ -27,17 +29,20 @@ def write_results(
 ) -> list[str]:
     """Writes these files into the run's folder; gives their names."""
     names, moment = list(metrics["metrics"]), time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime())
-    tasks = {system: f"{metrics['task']}_{system}" for system in metrics["systems"]}
+    tasks = {system: f"{task.name}_{system}" for system in metrics["systems"]}
+    shots = {"base_few_shot": len(task.few_shot)}
     counts = {"original": len(rows), "effective": len(rows)}
     results = {
         "results": {
-            task: {"alias": task, **_format_figures(metrics["systems"][system], names)}
-            for system, task in tasks.items()
+            name: {"alias": name, **_format_figures(metrics["systems"][system], names)}
+            for system, name in tasks.items()
         },
+        "n-shot": {name: shots.get(system, 0) for system, name in tasks.items()},
+        "configs": {name: {"task": name, "metric_list": names} for name in tasks.values()},
         "n-samples": dict.fromkeys(tasks.values(), counts),
         "higher_is_better": {
-            task: {name: not METRICS[name].is_better_low for name in names}
-            for task in tasks.values()
+            name: {metric: not METRICS[metric].is_better_low for metric in names}
+            for name in tasks.values()
         },
         "versions": dict.fromkeys(tasks.values(), code_version()),
         "config": settings,
@@ -45,10 +50,10 @@ def write_results(
     }
     files = [f"results_{moment}.json"]
     storage.write_json(files[0], results)
-    for system, task in tasks.items():
+    for system, name in tasks.items():
         samples = _make_samples(names, rows, predictions[system])
         lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
-        files.append(f"samples_{task}_{moment}.jsonl")
+        files.append(f"samples_{name}_{moment}.jsonl")
         storage.write_bytes(files[-1], lines.encode("utf-8", "surrogatepass"))
     return files
 

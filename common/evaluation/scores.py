@@ -1,5 +1,6 @@
 """Scores predictions: every metric of every system, overall, by group, and one against another."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,11 @@ _PAIRS = (
 )
 FEW_ROWS = 30
 """A slice of fewer rows says little; it is marked."""
+
+_MOST_SLICES = 200
+"""A column with more values than that is no group."""
+
+log = logging.getLogger(__name__)
 
 Statistics = dict[str, Array]
 """By metric: what it measured, (rows, statistics)."""
@@ -76,7 +82,7 @@ def score_systems(task: Task, test: TestRows, predictions: dict[str, list[str]])
             if first in measured and second in measured
             for metric in task.metrics
         ],
-        "agreement": _measure_agreement(rows, predictions),
+        "agreement": _measure_agreement(main, rows, predictions),
         "gain": values["distilled"] - values["base"],
         "retention": retention,
         "retention_interval": ratio_interval(student, teacher, METRICS[main].combine)
@@ -119,6 +125,9 @@ def _score_groups(rows: Sequence[TestRow], statistics: Statistics) -> dict[str, 
     for index, row in enumerate(rows):
         for group, value in row.groups.items():
             members.setdefault(group, {}).setdefault(value, []).append(index)
+    for group in [name for name, values in members.items() if len(values) > _MOST_SLICES]:
+        log.warning("evaluate: %r has %d values, and is not scored by", group, len(members[group]))
+        del members[group]
     return {
         group: {
             value: {
@@ -142,7 +151,7 @@ def _compare(name: str, first: str, second: str, one: Array, other: Array) -> di
     """
     metric = METRICS[name]
     interval, p_value = paired_bootstrap(metric.thin(one), metric.thin(other), metric.combine)
-    smallest: float | None = (interval[1] - interval[0]) / 2
+    smallest = (interval[1] - interval[0]) / 2 or None  # no width: this sample tells nothing
     if metric.is_share:
         better, worse = (int(np.sum(d[:, 0] > 0)) for d in (one - other, other - one))
         p_value = mcnemar_exact(better, worse)
@@ -159,17 +168,21 @@ def _compare(name: str, first: str, second: str, one: Array, other: Array) -> di
 
 
 def _measure_agreement(
-    rows: Sequence[TestRow], predictions: dict[str, list[str]]
+    main: str, rows: Sequence[TestRow], predictions: dict[str, list[str]]
 ) -> dict[str, Any]:
-    """How often a system says exactly what the teacher says, where that says anything."""
+    """How often a system says what the teacher says, where that says anything.
+
+    By the task's first metric, if that says right or wrong of a row; else by exact match.
+    """
     kept = [i for i, text in enumerate(predictions["teacher"]) if text]
     answered = [TestRow(rows[i].id, rows[i].text, [predictions["teacher"][i]], {}) for i in kept]
     if not kept:
         return {}
-    metric = METRICS["exact_match"]
+    judge = main if METRICS[main].is_share else "exact_match"
     return {
         name: _summarize(
-            metric, _measure(["exact_match"], answered, [texts[i] for i in kept])["exact_match"]
+            METRICS[judge],
+            _measure([judge], answered, [texts[i] for i in kept])[judge],
         )
         for name, texts in predictions.items()
         if name != "teacher"

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from common.data import TestRow
@@ -24,6 +26,7 @@ from common.settings import Settings
 from common.storage import RunStorage
 from common.student.generation import Response, generate
 from common.student.student import (
+    describe_weights,
     encode_few_shot_prompt,
     encode_prompt,
     load_adapter,
@@ -33,6 +36,9 @@ from common.student.student import (
 from common.tasks import Task
 from common.teacher.prices import find_price
 from common.teacher.replies import TRANSIENT_ERRORS
+
+STUDENTS = ("base", "base_few_shot", "distilled")
+"""The systems that are one model, with its adapter off or on."""
 
 log = logging.getLogger(__name__)
 
@@ -64,21 +70,22 @@ def ask_teacher(
             )
             answers = known.rows | {row.id: row for row in new}
     ordered = [answers[example.id] for example in examples]
-    _check_gaps(ordered)
+    _check_gaps(settings, ordered)
     return [Response(a.label or "", a.completion_tokens, a.seconds, error=a.error) for a in ordered]
 
 
-def _check_gaps(answers: list[LabelRow]) -> None:
-    """Rows that the teacher refuses count as wrong; rows that did not reach it must be asked again.
+def _check_gaps(settings: Settings, answers: list[LabelRow]) -> None:
+    """Rows that the teacher refuses count as wrong, and so do some that it failed at.
 
     Raises:
-        DistillError: there are rows of the second kind.
+        DistillError: those are more than `label.max_failure_rate` allows.
     """
     lost = [answer.error for answer in answers if answer.error in TRANSIENT_ERRORS]
-    if lost:
+    if len(lost) > settings.label.max_failure_rate * len(answers):
         raise DistillError(
             f"{len(lost)} of {len(answers)} test rows have no answer of the teacher (the first: "
-            f"{lost[0]}); run again to ask for them"
+            f"{lost[0]}); run again to ask for them, or raise DISTILL_LABEL__MAX_FAILURE_RATE="
+            f"{settings.label.max_failure_rate:g}"
         )
     gaps = Counter(f"{a.status} ({a.error})" for a in answers if a.status != "ok")
     for kind, count in gaps.items():
@@ -141,3 +148,24 @@ def _generate(
     seconds = time.monotonic() - started
     log.info("evaluate: %s, %d rows in %.0f s", name, len(prompts), seconds)
     return responses
+
+
+def describe_system(
+    settings: Settings, name: str, table: pa.Table, labels: dict[str, Any]
+) -> dict[str, Any]:
+    """What goes with a system's scores: rows without an answer by reason, speed, weights, price.
+
+    The teacher's price is that of the labels, whose manifest is `labels`.
+    """
+    facts: dict[str, Any] = {
+        "unanswered": dict(Counter(table["error"].drop_null().to_pylist()).most_common())
+    }
+    summary = labels.get("summary", {})
+    if name == "teacher" and summary.get("run_cost_usd"):
+        facts["cost_usd_per_1000"] = 1000 * summary["run_cost_usd"] / summary["inputs"]
+    if name in (*STUDENTS, "merged"):  # they answer many prompts at a time
+        seconds = max(pc.sum(table["seconds"]).as_py(), 1e-9)
+        tokens = pc.sum(table["tokens"]).as_py()
+        facts |= {"rows_per_second": len(table) / seconds, "tokens_per_second": tokens / seconds}
+        facts["precision"] = describe_weights(settings, is_quantized=name != "merged")
+    return facts

@@ -25,8 +25,14 @@ def start_ray(dashboard_host: str | None = None) -> None:
     if not os.environ.get("RAY_ADDRESS"):
         local = {"address": "local", "include_dashboard": dashboard_host is not None}
         local |= {"dashboard_host": dashboard_host} if dashboard_host else {}
-    with _keeping_handlers():
-        ray.init(log_to_driver=False, logging_level="ERROR", **local)
+    try:
+        with _keeping_handlers():
+            ray.init(log_to_driver=False, logging_level="ERROR", **local)
+    except Exception as error:  # Ray raises plain ones
+        address = os.environ.get("RAY_ADDRESS")
+        what = f"RAY_ADDRESS={address!r} cannot be reached" if address else "Ray did not start"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DistillError(f"{what}: {reason}; run again") from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

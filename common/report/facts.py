@@ -9,9 +9,10 @@ Manifest = dict[str, Any]
 
 
 def list_label_facts(manifest: Manifest) -> Facts:
-    """What the label job cost, and how near it came to the quickest that its limits allow.
+    """What the labels cost, and how near the job came to the quickest that its limits allow.
 
-    Tokens, dollars and times are those of the last run: a rerun takes the rest from the journal.
+    Calls, tokens and times are those of the job that ended them: a rerun takes what is there from
+    the journal.
     """
     summary = manifest.get("summary", {})
     if not summary:
@@ -20,10 +21,13 @@ def list_label_facts(manifest: Manifest) -> Facts:
     counts = [f"{summary[k]:,} {k}" for k in ("ok", "failed", "filtered") if k in summary]
     counts += [f"{summary[k]:,} {k}" for k in ("duplicates", "reused") if summary.get(k)]
     facts = [("Teacher", str(teacher.get("model", ""))), ("Labels", ", ".join(counts))]
+    if "inputs" in summary:
+        facts.append(("Cost", _format_cost(summary)))
+    last = " (last job)" if summary.get("reused") else ""
     if "calls" in summary:
-        facts += _list_call_facts(summary)
+        facts += [(name + last, text) for name, text in _list_call_facts(summary)]
     if "seconds" in summary:
-        facts.append(("Whole job", format_seconds(summary["seconds"])))
+        facts.append(("Whole job" + last, format_seconds(summary["seconds"])))
     return [(name, text) for name, text in facts if text]
 
 
@@ -34,7 +38,6 @@ def _list_call_facts(summary: dict[str, Any]) -> Facts:
     facts = [
         ("Calls", f"{calls:,} ({trouble})"),
         ("Tokens", f"{summary['prompt_tokens']:,} in, {summary['completion_tokens']:,} out"),
-        ("Cost", _format_cost(summary)),
     ]
     if seconds:
         rate = f"{calls / seconds:,.0f}" if calls >= 10 * seconds else f"{calls / seconds:.1f}"
@@ -46,12 +49,11 @@ def _list_call_facts(summary: dict[str, Any]) -> Facts:
 
 
 def _format_cost(summary: dict[str, Any]) -> str:
-    """Dollars in all, and for 1,000 labels of this run."""
-    cost = summary.get("cost_usd")
+    """Dollars of the whole run, and for 1,000 of its examples."""
+    cost = summary.get("run_cost_usd")
     if cost is None:
         return "the model's price is not known"
-    new = summary.get("ok", 0) - summary.get("reused", 0)
-    each = f", ${1000 * cost / new:,.2f} for 1,000 labels" if new > 0 and cost else ""
+    each = f", ${1000 * cost / summary['inputs']:,.2f} for 1,000 examples" if cost else ""
     return f"${cost:,.2f}{each}"
 
 

@@ -125,6 +125,16 @@ class Scores:
             text += f", and keeps {kept:.0%} of the teacher's score"
         return text + "."
 
+    def list_unanswered(self) -> str:
+        """How many rows have no answer of a system, and why, in one sentence, if any."""
+        parts = [
+            f"{name_system(system)}: "
+            + ", ".join(f"{count:,} {reason}" for reason, count in figures["unanswered"].items())
+            for system, figures in self.by_system.items()
+            if figures.get("unanswered")
+        ]
+        return f"Rows without an answer count as wrong: {'; '.join(parts)}." if parts else ""
+
     def retention(self) -> Cell:
         """The share of the teacher's score that the distilled student reaches."""
         kept, interval = self.data.get("retention"), self.data.get("retention_interval")
@@ -148,6 +158,7 @@ def make_metrics_table(scores: Scores) -> Table:
         ("tokens_per_second", "Tokens a second", "{:,.0f}"),
         ("rows_per_second", "Rows a second", "{:,.1f}"),
         ("precision", "Weights", "{}"),
+        ("cost_usd_per_1000", "Dollars for 1,000 rows", "{:,.2f}"),
     ]
     speeds = [s for s in speeds if any(s[0] in of for of in scores.by_system.values())]
     rows = []

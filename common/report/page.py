@@ -94,7 +94,7 @@ def _render_headline(scores: Scores) -> str:
     return (
         f'<p class="lead">{html.escape(scores.headline())}</p><div class="cards">{"".join(cards)}'
         f'</div><p class="soft">{html.escape(scores.title(scores.main))}; the small figures are '
-        "95 % intervals.</p>"
+        f"95 % intervals. {html.escape(scores.list_unanswered())}</p>"
     )
 
 

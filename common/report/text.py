@@ -42,7 +42,8 @@ def render_summary(scores: Scores, table: Table) -> str:
     kept = scores.retention()
     kept_note = f"Kept of the teacher's score: {_format_cell(kept)}. " if kept.note else ""
     rows = list_row_facts(scores.data["rows"])
-    return "\n\n".join([*lines, f"{kept_note}{rows}; in brackets, 95 % intervals."])
+    notes = f"{kept_note}{rows}; in brackets, 95 % intervals. {scores.list_unanswered()}"
+    return "\n\n".join([*lines, notes.strip()])
 
 
 def render_table(table: Table) -> str:

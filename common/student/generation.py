@@ -40,8 +40,9 @@ def generate(
 
     Prompts are batched by length, the longest first, so that too large a batch shows at once; a
     batch holds at most `batch_tokens` tokens of prompts and responses, and half as many from there
-    on where the memory does not suffice. What is longer than the model's positions is cut off, or,
-    where not even the prompt fits, has no response. `check` is called before each batch, and may
+    on where the memory does not suffice. What is longer than the model's positions is cut off (such
+    prompts are batched with their like only, for they end together), or, where not even the prompt
+    fits, has no response. `check` is called before each batch, and may
     raise.
     """
     model.eval()
@@ -51,11 +52,14 @@ def generate(
     responses = dict.fromkeys(too_long, Response("", 0, 0.0, error="too_long"))
     if too_long:
         log.warning("evaluate: %d prompts are too long for the student", len(too_long))
-    order = [i for i in sort_by_length(lengths) if i not in responses]
+    order = [i for i in sort_by_length([len(p) for p in prompts]) if i not in responses]
     started = logged = time.monotonic()
     while order:
         check()
         batch = take_batch(order, lengths, batch_tokens)
+        longest = len(prompts[batch[0]])
+        if longest + max_new_tokens > most:
+            batch = [i for i in batch if len(prompts[i]) == longest]
         try:
             answers = _answer(model, tokenizer, [prompts[i] for i in batch], max_new_tokens, most)
         except (MemoryError, RuntimeError) as error:

@@ -140,6 +140,13 @@ def choose_dtype() -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float16
 
 
+def describe_weights(settings: Settings, is_quantized: bool) -> str:
+    """The precision of the base weights, and of the computation with them."""
+    dtype = str(choose_dtype()).removeprefix("torch.")
+    quantization = settings.student.quantization
+    return f"{quantization}, {dtype}" if is_quantized and quantization != "none" else dtype
+
+
 def _refuse(settings: Settings, error: Exception) -> NoReturn:
     reason = " ".join(str(error).split())[:300]
     name = f"DISTILL_STUDENT__MODEL={settings.student.model!r}"
