@@ -273,6 +273,17 @@ class EvaluateSettings(Section):
     max_new_tokens: int = Field(256, ge=1, description="Length limit of a student's response.")
 
 
+class ReportSettings(Section):
+    """The report job."""
+
+    serve: bool = Field(
+        False,
+        description="Serve the report until stopped; as `python -m jobs.report --serve`.",
+    )
+    host: str = Field("localhost", description="Address that it is served at.")
+    port: int = Field(8080, ge=0, le=65535, description="Port that it is served at.")
+
+
 class Settings(BaseSettings):
     """Everything that can be set, by section."""
 
@@ -294,6 +305,7 @@ class Settings(BaseSettings):
     student: StudentSettings = Field(default_factory=StudentSettings)
     train: TrainSettings = Field(default_factory=TrainSettings)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    report: ReportSettings = Field(default_factory=ReportSettings)
 
     def describe(self, sections: Sequence[str]) -> dict[str, Any]:
         """The settings of some sections, without secrets."""

@@ -2,6 +2,7 @@
 
 Reads metrics, predictions and manifests of a run. Writes <root>/<run>/report.html, a single file
 that needs no network, and report.md beside it: the same figures for a terminal or a pull request.
+`--serve` shows it to a browser until stopped.
 """
 
 import json
@@ -17,12 +18,13 @@ from common.manifest import read_manifest, require_manifest
 from common.records import get_rows
 from common.report.figures import Scores, make_main_table
 from common.report.page import render_report
+from common.report.server import make_server
 from common.report.text import render_summary, render_text
 from common.settings import Settings
 from common.storage import RunStorage
 from common.student.adapter import HISTORY_FILE
 
-SECTIONS = ("run", "storage")
+SECTIONS = ("run", "storage", "report")
 REPORT_FILE, TEXT_FILE = "report.html", "report.md"
 _MEND = "delete the run's predictions/ and metrics.json and run python -m jobs.evaluate"
 
@@ -51,6 +53,10 @@ def main(settings: Settings) -> None:
     scores = Scores(metrics)
     print(render_summary(scores, make_main_table(scores)))
     print(f"\nreport: {storage.url}/{REPORT_FILE}\n        {storage.url}/{TEXT_FILE}")
+    if settings.report.serve:
+        with make_server(storage, settings.report.host, settings.report.port) as server:
+            log.info("report: http://%s:%d", settings.report.host, server.server_address[1])
+            server.serve_forever()
 
 
 def _read_rows(
@@ -74,4 +80,4 @@ def _read_history(storage: RunStorage) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    run_job(main, __doc__, SECTIONS)
+    run_job(main, __doc__, SECTIONS, {"--serve": "DISTILL_REPORT__SERVE"})

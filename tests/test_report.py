@@ -2,14 +2,18 @@ import copy
 import html
 import json
 import re
+import threading
 from html.parser import HTMLParser
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pyarrow as pa
 import pytest
 
-from common.errors import InputError
+from common.errors import InputError, SettingsError
 from common.report.figures import Scores, make_comparisons, make_metrics_table
 from common.report.page import render_report
+from common.report.server import make_server
 from common.report.text import escape, render_text
 from common.storage import RunStorage
 from jobs import report
@@ -354,3 +358,25 @@ def test_the_job_writes_the_page_and_the_text(settings, capsys):
 def test_a_run_that_was_not_evaluated_has_no_report(settings):
     with pytest.raises(InputError, match=r"run python -m jobs.evaluate first"):
         report.main(settings())
+
+
+def test_the_report_is_served(settings):
+    storage = RunStorage(settings())
+    storage.write_bytes("report.html", "<p>ü</p>".encode())
+    with make_server(storage, "localhost", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        port = server.server_address[1]
+        try:
+            with urlopen(f"http://localhost:{port}/") as response:
+                assert response.read().decode() == "<p>ü</p>"
+                assert response.headers["Content-Type"] == "text/html; charset=utf-8"
+            for path in ("report.md", "../metrics.json", "labels/manifest.json"):
+                with pytest.raises(HTTPError, match="404") as caught:
+                    urlopen(f"http://localhost:{port}/{path}")
+                caught.value.close()
+            with pytest.raises(SettingsError, match="DISTILL_REPORT__PORT"):
+                make_server(storage, "localhost", port)
+        finally:
+            server.shutdown()
+            thread.join()

@@ -1,0 +1,43 @@
+"""Serves the report to a browser, wherever the run is kept."""
+
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from common.errors import SettingsError
+from common.storage import RunStorage
+
+_KINDS = {
+    "/": ("report.html", "text/html"),
+    "/report.html": ("report.html", "text/html"),
+    "/report.md": ("report.md", "text/markdown"),
+}
+
+
+def make_server(storage: RunStorage, host: str, port: int) -> ThreadingHTTPServer:
+    """A server of the run's report, read anew for each request; port 0 takes a free one.
+
+    Raises:
+        SettingsError: the address cannot be had.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            name, kind = _KINDS.get(self.path.split("?")[0], ("", ""))
+            if not name or not storage.exists(name):
+                self.send_error(404)
+                return
+            content = storage.read_bytes(name)
+            self.send_response(200)
+            self.send_header("Content-Type", f"{kind}; charset=utf-8")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            """Requests are not logged."""
+
+    try:
+        return ThreadingHTTPServer((host, port), Handler)
+    except (OSError, OverflowError) as error:
+        raise SettingsError(
+            f"DISTILL_REPORT__HOST={host!r}, DISTILL_REPORT__PORT={port}: {error}; choose another"
+        ) from None
