@@ -1,5 +1,6 @@
 # make run      the whole workflow on the built-in parts: no key, no GPU, no hub (2 to 4 minutes)
-# make test     all tests            make check    style and types
+# make test     all tests but       make test-containers   the image, compose, pods, a Ray cluster
+# make check    style and types
 # make bench-label   the label job against curator, its quotas, its memory (tests/benchmarks)
 # make bench-train   the train job against the reference's way; make ablation: what its settings are worth
 # make bench-evaluate  how quickly a student answers, against one prompt at a time
@@ -11,7 +12,7 @@ VENV ?= .venv
 python := $(VENV)/bin/python
 torch := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: help install run test bench-label bench-train bench-evaluate ablation check format settings-table constraints clean
+.PHONY: help install run test test-containers bench-label bench-train bench-evaluate ablation check format settings-table constraints clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -27,12 +28,16 @@ run: $(VENV)/.installed
 	$(python) -m jobs.pipeline
 
 test: $(VENV)/.installed
-	$(python) -m pytest
+	$(python) -m pytest -m "not containers"
+
+test-containers: $(VENV)/.installed
+	$(python) -m pytest tests/containers
 
 check: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/hadolint docker/Dockerfile docker/s3/Dockerfile
 
 format: $(VENV)/.installed
 	$(VENV)/bin/ruff format .

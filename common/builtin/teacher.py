@@ -128,13 +128,13 @@ def _refuse(status: int, code: str, message: str, headers: dict[str, str]) -> we
 
 
 @contextmanager
-def running_stand_in() -> Iterator[str]:
+def running_stand_in(host: str = "127.0.0.1") -> Iterator[str]:
     """Starts the server in a process of its own; gives its URL; stops it at the end.
 
     The server also stops when this process dies, however it dies: its standard input ends then.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", "common.builtin.teacher"],
+        [sys.executable, "-m", "common.builtin.teacher", "--host", host],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -152,20 +152,21 @@ def running_stand_in() -> Iterator[str]:
         process.stdout.close()
 
 
-async def _serve(port: int, requests_per_minute: int) -> None:
+async def _serve(host: str, port: int, requests_per_minute: int) -> None:
     app = StandIn(requests_per_minute=requests_per_minute).make_app()
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", port)
+    site = web.TCPSite(runner, host, port)
     await site.start()
-    print(f"http://127.0.0.1:{runner.addresses[0][1]}/v1", flush=True)
+    print(f"http://{host}:{runner.addresses[0][1]}/v1", flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await runner.cleanup()
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for other machines, too")
     parser.add_argument("--port", type=int, default=0, help="0: any free one, which is printed")
     parser.add_argument("--requests-per-minute", type=int, default=_DEFAULT_REQUESTS_PER_MINUTE)
     arguments = parser.parse_args()
-    asyncio.run(_serve(arguments.port, arguments.requests_per_minute))
+    asyncio.run(_serve(arguments.host, arguments.port, arguments.requests_per_minute))

@@ -129,7 +129,6 @@ def _make_dataset(
             max_concurrent_calls_per_actor=8,
         ),
         num_cpus=0.1,
-        scheduling_strategy="SPREAD",  # over the nodes of a cluster
     )
 
 

@@ -1,6 +1,8 @@
 """Gets labels from the teacher: ask, journal, parse; what the journal holds is not asked again."""
 
 import asyncio
+import os
+import socket
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext, suppress
@@ -189,8 +191,19 @@ def label_here(
 def open_teacher(settings: Settings) -> Iterator[str]:
     """The URL of the teacher; the stand-in is started, and stopped at the end."""
     is_stand_in = settings.teacher.base_url == BUILTIN
-    with running_stand_in() if is_stand_in else nullcontext(settings.teacher.base_url) as url:
+    host = _find_own_address() if os.environ.get("RAY_ADDRESS") else "127.0.0.1"
+    with running_stand_in(host) if is_stand_in else nullcontext(settings.teacher.base_url) as url:
         yield url
+
+
+def _find_own_address() -> str:
+    """Where other machines of a cluster reach this one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: chooses the interface
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
 
 
 def fingerprint_teacher(settings: Settings, task: Task) -> Fingerprint:

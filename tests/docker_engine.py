@@ -1,0 +1,37 @@
+"""Docker's command line."""
+
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+IMAGE, S3_IMAGE = "distill:test", "distill-s3:test"
+HARDENED = (
+    "--read-only",
+    "--tmpfs=/tmp",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges:true",
+    "--shm-size=1g",
+)
+"""As the manifests and the compose file run the image."""
+
+
+def docker(
+    *arguments: str, cwd: Path | None = None, check: bool = True, seconds: int = 1800
+) -> str:
+    """What a docker command prints; its error output, too, where it may fail."""
+    done = subprocess.run(
+        ["docker", *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if check else subprocess.STDOUT,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert not check or done.returncode == 0, f"{arguments}: {done.stderr}\n{done.stdout}"
+    return done.stdout.strip()
+
+
+def give(settings: dict[str, str]) -> list[str]:
+    """Settings as arguments of `docker run`."""
+    return [f"--env={name}={value}" for name, value in settings.items()]
