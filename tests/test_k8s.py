@@ -345,7 +345,9 @@ def test_ray_is_the_installed_one():
 def test_ray_takes_the_place_of_the_label_job():
     (job,) = find(render("gpu"), "Job", "distill-label")
     (ray_job,) = find(render("gpu+ray"), "RayJob")
-    assert ray_job["metadata"] == job["metadata"]
+    assert ray_job["metadata"]["labels"] == job["metadata"]["labels"]
+    # KubeRay would take a Job of the RayJob's name, left from another overlay, for its own.
+    assert ray_job["metadata"]["name"] not in {f"distill-{name}" for name in JOBS}
     (wanted,) = job["spec"]["template"]["spec"]["containers"]
     pods = {pods.name: pods for pods in list_pods((ray_job,))}
     assert set(pods) == {"submitter", "head", "worker"}
@@ -424,7 +426,7 @@ def test_labels_select_one_job(rendered):
         assert labels["app.kubernetes.io/name"] == "distill"
         assert labels["app.kubernetes.io/part-of"] == "distill"
         name = manifest["metadata"]["name"].removeprefix("distill-")
-        component = {"Job": name, "RayJob": name, "JobSet": "pipeline"}
+        component = {"Job": name, "RayJob": "label", "JobSet": "pipeline"}
         assert labels["app.kubernetes.io/component"] == component.get(manifest["kind"], "settings")
 
 
