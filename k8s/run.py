@@ -13,8 +13,8 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,49 @@ class Kubectl:
         return objects
 
 
+class Log:
+    """A pod's log, each line once, also where the connection breaks."""
+
+    def __init__(self, kubectl: Kubectl, pod: str) -> None:
+        """`pod` is its name."""
+        self.kubectl, self.pod = kubectl, pod
+        self.is_done = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread: threading.Thread | None = None
+        self._is_last = self._has_news = False
+        self._time = ""
+
+    def go_on(self, pod: Object | None) -> None:
+        """Starts to print, and again until a reading after the pod's end brings nothing new."""
+        if self._thread and self._thread.is_alive():
+            return
+        if pod is None or (self._is_last and not self._has_news):
+            self.is_done = True
+            return
+        if not self._thread:
+            say(f"log of pod {self.pod}")
+        self._is_last, self._has_news = is_over(pod), False
+        since = [f"--since-time={self._time}"] if self._time else []
+        command = ["logs", "--follow", "--timestamps", *since, f"pod/{self.pod}"]
+        self._process = subprocess.Popen([*self.kubectl.command, *command], stdout=subprocess.PIPE)
+        self._thread = threading.Thread(target=self._print, args=(self._process,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Prints no more."""
+        if self._process:
+            self._process.kill()
+
+    def _print(self, process: "subprocess.Popen[bytes]") -> None:
+        printed = self._time  # since-time counts in whole seconds: some lines come again
+        for line in process.stdout or ():
+            moment, _, text = line.decode(errors="replace").partition(" ")
+            if moment > printed:
+                self._time, self._has_news = moment, True
+                print(text, end="", flush=True)
+        process.wait()
+
+
 class Run:
     """A job that was applied, up to its end."""
 
@@ -86,10 +129,7 @@ class Run:
         self.selector = f"app.kubernetes.io/name=distill,{COMPONENT}={component}"
         self.uid = ""
         self.said: set[str] = set()
-        self.printed: set[str] = set()
-        self.log: subprocess.Popen[bytes] | None = None
-        self.log_pod = ""
-        self.log_since: list[str] = []
+        self.logs: dict[str, Log] = {}
 
     def wait(self) -> int:
         """Prints the log and what holds the job up, until it ends; gives the exit code."""
@@ -115,8 +155,8 @@ class Run:
                     return exit_code
                 time.sleep(self.poll_seconds)
         finally:
-            if self.log:
-                self.log.kill()
+            for log in self.logs.values():
+                log.stop()
 
     def _get(self) -> Object:
         found = self.kubectl.read("get", self.target, "--ignore-not-found")
@@ -155,30 +195,21 @@ class Run:
                     if event["involvedObject"].get("uid") == self.uid:
                         self._say_once(f"{event.get('reason')}: {event.get('message')}")
 
-    def _print_log(self, pods: list[Object]) -> None:
-        """Keeps one log running: that of the oldest pod that has one and is not printed yet."""
-        over = {pod["metadata"]["name"] for pod in pods if is_over(pod)}
-        names = [pod["metadata"]["name"] for pod in pods if has_log(pod)]
-        if self.log and self.log.poll() is not None:
-            if self.log_pod in over or self.log_pod not in names:
-                self.printed.add(self.log_pod)
-            else:  # the connection broke, and the pod goes on
-                now = datetime.now(UTC).isoformat(timespec="seconds")
-                self.log_since = [f"--since-time={now}"]
-            self.log = None
-        waiting = [name for name in names if name not in self.printed]
-        if waiting and not self.log:
-            if waiting[0] != self.log_pod:
-                say(f"log of pod {waiting[0]}")
-                self.log_pod, self.log_since = waiting[0], []
-            arguments = ["logs", "--follow", *self.log_since, f"pod/{self.log_pod}"]
-            self.log = subprocess.Popen([*self.kubectl.command, *arguments])
+    def _print_log(self, pods: list[Object]) -> bool:
+        """Lets one log go on, that of the oldest pod; whether there is one to go on."""
+        present = {pod["metadata"]["name"]: pod for pod in pods if has_log(pod)}
+        for name in present.keys() - self.logs.keys():
+            self.logs[name] = Log(self.kubectl, name)
+        for name, log in self.logs.items():
+            if not log.is_done:
+                log.go_on(present.get(name))
+                return True
+        return False
 
     def _print_rest(self, pods: list[Object]) -> None:
         deadline = time.monotonic() + LOG_END_SECONDS
-        while self.log and time.monotonic() < deadline:
+        while self._print_log(pods) and time.monotonic() < deadline:
             time.sleep(self.poll_seconds / 10)
-            self._print_log(pods)
 
 
 def list_owners(pod: Object) -> list[str]:

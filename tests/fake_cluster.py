@@ -31,7 +31,7 @@ GROUPS = {
     "networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy"},
     "ray.io/v1": {"rayjobs": "RayJob"},
 }
-DELETE_SECONDS = 0.3
+DELETE_SECONDS = 1.0
 
 
 class FakeCluster:
@@ -71,24 +71,24 @@ class FakeCluster:
             threading.Thread(target=self.control, args=(item,), daemon=True).start()
         return item
 
-    def delete(self, resource: str, namespace: str, name: str) -> None:
-        """Deletes an object in a moment, and its pods with it."""
+    def delete(self, resource: str, namespace: str, name: str, policy: str = "Foreground") -> None:
+        """Deletes an object and, in a moment, its pods; `policy`: which of them goes first."""
         item = self.objects[resource, namespace, name]
         item["metadata"]["deletionTimestamp"] = datetime.now(UTC).isoformat()[:19] + "Z"
 
         def remove() -> None:
             time.sleep(DELETE_SECONDS)
             with self.changed:
-                owned = [
-                    key
-                    for key, pod in self.objects.items()
-                    for owner in pod["metadata"].get("ownerReferences", [])
-                    if owner["uid"] == item["metadata"]["uid"]
-                ]
-                for key in (*owned, (resource, namespace, name)):
-                    self.objects.pop(key, None)
+                for key, pod in list(self.objects.items()):
+                    owners = pod["metadata"].get("ownerReferences", [])
+                    if item["metadata"]["uid"] in [owner["uid"] for owner in owners]:
+                        del self.objects[key]
+                if policy == "Foreground":
+                    del self.objects[resource, namespace, name]
                 self.changed.notify_all()
 
+        if policy != "Foreground":
+            del self.objects[resource, namespace, name]
         threading.Thread(target=remove, daemon=True).start()
 
     def start_pod(self, job: Object, name: str, **status: Any) -> None:
@@ -118,7 +118,9 @@ class FakeCluster:
     def print(self, name: str, *lines: str) -> None:
         """A pod's container prints."""
         with self.changed:
-            self.logs[name] += lines
+            for line in lines:
+                second, number = datetime.now(UTC).isoformat()[:19], next(self._numbers)
+                self.logs[name].append(f"{second}.{number:09}Z {line}")
             self.changed.notify_all()
 
     def end_pod(self, job: Object, name: str, exit_code: int) -> None:
@@ -247,9 +249,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif item is None:
             self._fail(404, "NotFound", f'{resource} "{name}" not found')
         elif names[1:] == ["log"]:
-            self._follow(name, namespace)
+            self._follow(name, namespace, query)
         elif self.command == "DELETE":
-            self.cluster.delete(resource, namespace, name)
+            policy = body.get("propagationPolicy", "Background")
+            self.cluster.delete(resource, namespace, name, policy)
             self._send(item)
         elif self.command == "PATCH":
             changed = merge(item, body)
@@ -275,7 +278,9 @@ class _Handler(BaseHTTPRequestHandler):
                     self._write(json.dumps(event) + "\n")
         self._write("")
 
-    def _follow(self, name: str, namespace: str) -> None:
+    def _follow(self, name: str, namespace: str, query: dict[str, list[str]]) -> None:
+        """With timestamps, as k8s/run.py asks; since a second, that is, from its beginning."""
+        since = query.get("sinceTime", [""])[0].rstrip("Z")
         self._start_stream("text/plain")
         sent = 0
         while True:
@@ -288,13 +293,13 @@ class _Handler(BaseHTTPRequestHandler):
                     self.cluster.changed.wait(0.1)
                     continue
             for line in lines:
-                self._write(line + "\n")
                 sent += 1
-                if self.cluster.log_cuts:
-                    self.cluster.log_cuts -= 1
-                    self.cluster.logs[name] = self.cluster.logs[name][sent:]
-                    self._write("")
-                    return
+                if line >= since:
+                    self._write(line + "\n")
+                    if self.cluster.log_cuts:
+                        self.cluster.log_cuts -= 1
+                        self._write("")
+                        return
         self._write("")
 
     def _start_stream(self, content_type: str) -> None:
