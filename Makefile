@@ -4,6 +4,8 @@
 # make bench-label   the label job against curator, its quotas, its memory (tests/benchmarks)
 # make bench-train   the train job against the reference's way; make ablation: what its settings are worth
 # make bench-evaluate  how quickly a student answers, against one prompt at a time
+# make k8s-run JOB=train OVERLAY=gpu [NAMESPACE=x]   one job on Kubernetes, with its log and its end
+# make check-k8s     the manifests as checkov sees them
 # make install  the environment alone, for python -m jobs.<job>
 # make          these lines
 
@@ -12,7 +14,8 @@ VENV ?= .venv
 python := $(VENV)/bin/python
 torch := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: help install run test test-containers bench-label bench-train bench-evaluate ablation check format settings-table constraints clean
+.PHONY: help install run test test-containers bench-label bench-train bench-evaluate ablation check format \
+  settings-table constraints k8s-run check-k8s clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -54,6 +57,25 @@ bench-evaluate: $(VENV)/.installed
 
 ablation: $(VENV)/.installed
 	$(python) -m tests.benchmarks.ablation $(ARGS)
+
+# Whatever fails, make exits with 2 and names the job's exit code: "Error 3". For scripts, k8s/run.py
+# exits with that.
+k8s-run:
+	@$(PYTHON) k8s/run.py '$(JOB)' '$(OVERLAY)' $(if $(NAMESPACE),--namespace '$(NAMESPACE)')
+
+# checkov pins many packages, so that it gets an environment of its own. It needs kubectl, too.
+checkov := 3.3.30
+check-k8s: build/checkov/.$(checkov)
+	rm -rf build/k8s && mkdir -p build/k8s
+	set -e; for overlay in k8s/overlays/*/; do \
+	  kubectl kustomize "$$overlay" >"build/k8s/$$(basename "$$overlay").yaml"; \
+	done
+	build/checkov/bin/checkov --config-file k8s/.checkov.yaml --directory build/k8s
+
+build/checkov/.$(checkov):
+	rm -rf build/checkov && $(PYTHON) -m venv build/checkov
+	build/checkov/bin/pip install --quiet checkov==$(checkov)
+	touch $@
 
 # Puts the table of settings into the README.
 settings-table: $(VENV)/.installed

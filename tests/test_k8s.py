@@ -1,0 +1,454 @@
+import ipaddress
+import json
+import os
+import re
+import shutil
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common import errors
+from common.environment import list_settings
+from manifests import (
+    COMPONENTS,
+    JOBS,
+    K8S,
+    OTHER_IMAGE,
+    OVERLAYS,
+    ROOT,
+    find,
+    list_jobs,
+    list_pods,
+    list_strings,
+    render,
+)
+
+SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "DISTILL_TEACHER__API_KEY"}
+STUDENTS = {"train", "evaluate"}
+GPU = "nvidia.com/gpu"
+QUEUE = "kueue.x-k8s.io/queue-name"
+CUSTOM = {"jobset.x-k8s.io", "ray.io", "kueue.x-k8s.io"}
+FOREIGN = {"AWS_REGION", "AWS_ENDPOINT_URL"}
+METADATA_SERVER = "169.254.169.254"  # of AWS, Google and Azure: gives out the machine's credentials
+COMPOSITIONS = [
+    *[f"overlays/{overlay}" for overlay in OVERLAYS],
+    *COMPONENTS,
+    "gpu+kueue",
+    "gpu+model-cache+jobset",
+    "gpu+model-cache+jobset+kueue",
+    "gpu+model-cache+ray+s3-identity",
+]
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("kubectl") is None, reason="there is no kubectl to render the manifests"
+)
+
+
+@pytest.fixture(scope="module", params=COMPOSITIONS)
+def source(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def rendered(source):
+    return render(source)
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return {name for name, _, _ in list_settings()}
+
+
+def has(source, component):
+    if not source.startswith("overlays/"):
+        return component in source.split("+")
+    kustomization = yaml.safe_load((K8S / source / "kustomization.yaml").read_text("utf-8"))
+    return f"../../components/{component}" in kustomization.get("components", [])
+
+
+def get_group(manifest):
+    return manifest["apiVersion"].split("/")[0]
+
+
+def list_newest_versions():
+    validate = pytest.importorskip("kubernetes_validate", reason="it has Kubernetes' schemas")
+    versions = {tuple(map(int, v.split(".")[:2])) for v in validate.utils.all_versions()}
+    return [f"{major}.{minor}" for major, minor in sorted(versions)[-3:]]
+
+
+def test_every_overlay_and_component_is_found():
+    assert {"local", "gpu", "ray"} <= set(OVERLAYS)
+    assert {"gpu", "s3-identity", "model-cache", "kueue", "jobset", "ray"} <= set(COMPONENTS)
+
+
+def test_valid_for_the_newest_versions_of_kubernetes(rendered):
+    versions = list_newest_versions()
+    import kubernetes_validate
+
+    # What is inside of a JobSet or a RayJob becomes Jobs and Pods.
+    specs = list_jobs(rendered).values()
+    jobs = [{"apiVersion": "batch/v1", "kind": "Job", "spec": spec} for spec in specs]
+    pods = [{"apiVersion": "v1", "kind": "Pod", **pods.template} for pods in list_pods(rendered)]
+    built_in = [manifest for manifest in rendered if get_group(manifest) not in CUSTOM]
+    for manifest in (*built_in, *jobs, *pods):
+        for wanted in versions:
+            assert kubernetes_validate.validate(manifest, wanted, strict=True) == wanted
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not (SHARED / "crds").exists(), reason="needs the schemas beside the checkout")
+def test_custom_resources_are_valid(rendered):
+    jsonschema = pytest.importorskip("jsonschema")
+    queues = yaml.safe_load_all((K8S / "components/kueue/cluster-queue.yaml").read_text("utf-8"))
+    for manifest in (*rendered, *queues):
+        if get_group(manifest) in CUSTOM:
+            group_version = manifest["apiVersion"].replace("/", ".")
+            name = f"{manifest['kind'].lower()}.{group_version}.json"
+            schema = json.loads((SHARED / "crds" / name).read_text("utf-8"))
+            jsonschema.Draft202012Validator(schema).validate(manifest)
+
+
+def test_settings_are_known(rendered, settings):
+    (config,) = find(rendered, "ConfigMap")
+    given = [pods.containers for pods in list_pods(rendered)]
+    env = [e["name"] for containers in given for c in containers for e in c.get("env", [])]
+    assert "DISTILL_RUN" in config["data"]
+    assert {*config["data"], *env} <= settings | FOREIGN
+
+
+def test_modules_exist(rendered):
+    modules = {
+        name: spec["template"]["spec"]["containers"][0]["args"]
+        for name, spec in list_jobs(rendered).items()
+    }
+    for ray_job in find(rendered, "RayJob"):
+        python, flag, *rest = ray_job["spec"]["entrypoint"].split()
+        assert (python, flag) == ("python", "-m")
+        modules["label"] = rest
+    assert modules == {job: [f"jobs.{job}"] for job in JOBS}
+    assert all(find_spec(module) for args in modules.values() for module in args)
+
+
+def test_one_image_everywhere(source, rendered):
+    images = {c["image"] for pods in list_pods(rendered) for c in pods.containers}
+    assert images == {"distill:dev" if source.startswith("overlays/") else OTHER_IMAGE}
+
+
+def test_students_alone_get_a_gpu(source, rendered):
+    for pods in list_pods(rendered):
+        counts = [c["resources"]["limits"].get(GPU, 0) for c in pods.containers]
+        requests = [c["resources"]["requests"] for c in pods.containers]
+        assert sum(counts) == (1 if has(source, "gpu") and pods.name in STUDENTS else 0)
+        assert not any(GPU in r for r in requests)
+        is_tolerated = any(t["key"] == GPU for t in pods.spec.get("tolerations", []))
+        is_selected = any("nvidia" in label for label in pods.spec.get("nodeSelector", {}))
+        assert is_tolerated == is_selected == bool(sum(counts))
+
+
+def test_secrets_only_by_reference(rendered):
+    (example,) = yaml.safe_load_all((K8S / "base/secret.example.yaml").read_text("utf-8"))
+    assert not find(rendered, "Secret")
+    for ray_job in find(rendered, "RayJob"):
+        assert not {"runtimeEnvYAML", "metadata"} & set(ray_job["spec"])  # anyone may read those
+    assert not KEYS & {text for manifest in rendered for text in list_strings(manifest)}
+    for pods in list_pods(rendered):
+        (container,) = pods.containers
+        secrets = [e["secretRef"] for e in container.get("envFrom", []) if "secretRef" in e]
+        wanted = {"name": example["metadata"]["name"], "optional": True}
+        assert secrets == ([] if pods.name == "submitter" else [wanted])
+
+
+def test_example_of_the_secret(settings):
+    secret = yaml.safe_load((K8S / "base/secret.example.yaml").read_text("utf-8"))
+    assert set(secret["stringData"]) == KEYS
+    assert {name for name in KEYS if name.startswith("DISTILL_")} <= settings
+    assert set(secret["stringData"].values()) == {"change-me"}
+
+
+def test_everything_named_exists(rendered):
+    claims = {claim["metadata"]["name"] for claim in find(rendered, "PersistentVolumeClaim")}
+    for pods in list_pods(rendered):
+        volumes = {volume["name"]: volume for volume in pods.spec["volumes"]}
+        mounts = [m for c in pods.containers for m in c["volumeMounts"]]
+        assert {mount["name"] for mount in mounts} == set(volumes)
+        assert len({mount["mountPath"] for mount in mounts}) == len(mounts)
+        for volume in volumes.values():
+            if claim := volume.get("persistentVolumeClaim"):
+                assert claim["claimName"] in claims
+                assert len(volume) == 2  # its name, and no second kind of volume
+        assert find(rendered, "ServiceAccount", pods.spec["serviceAccountName"])
+        for source in pods.containers[0].get("envFrom", []):
+            if reference := source.get("configMapRef"):
+                assert find(rendered, "ConfigMap", reference["name"])
+                assert not reference.get("optional")
+
+
+def test_users_are_the_image_s(rendered):
+    text = (ROOT / "docker/Dockerfile").read_text("utf-8")
+    user = re.search(r"^USER (\d+):(\d+)$", text, re.M)
+    for pods in list_pods(rendered):
+        security = pods.spec["securityContext"]
+        given = [security[name] for name in ("runAsUser", "runAsGroup", "fsGroup")]
+        assert given == [int(user[1]), int(user[2]), int(user[2])]
+
+
+def test_pods_are_restricted(rendered):
+    cluster = [job["spec"]["rayClusterSpec"] for job in find(rendered, "RayJob")]
+    sidecars = [spec["autoscalerOptions"] for spec in cluster]
+    for container in [*[c for pods in list_pods(rendered) for c in pods.containers], *sidecars]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert {"/tmp", "/cache"} <= {m["mountPath"] for m in container["volumeMounts"]}
+        kinds = {"cpu", "memory", "ephemeral-storage"}
+        resources = container["resources"]
+        assert set(resources["requests"]) == set(resources["limits"]) - {GPU} == kinds
+    for pods in list_pods(rendered):
+        security = pods.spec["securityContext"]
+        assert security["runAsNonRoot"] is True
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pods.spec["enableServiceLinks"] is False
+        # The head alone talks to the cluster: its autoscaler asks for workers.
+        assert pods.spec["automountServiceAccountToken"] is (pods.name == "head")
+        kinds = {kind for volume in pods.spec["volumes"] for kind in volume} - {"name"}
+        assert kinds <= {"emptyDir", "persistentVolumeClaim"}
+    for account in find(rendered, "ServiceAccount"):
+        assert account["automountServiceAccountToken"] is False
+
+
+def test_shared_memory_is_in_memory(rendered):
+    for pods in list_pods(rendered):
+        if pods.name == "submitter":
+            continue
+        (container,) = pods.containers
+        (mount,) = [m for m in container["volumeMounts"] if m["mountPath"] == "/dev/shm"]
+        (volume,) = [v for v in pods.spec["volumes"] if v["name"] == mount["name"]]
+        assert volume["emptyDir"]["medium"] == "Memory"
+        limit = container["resources"]["limits"]["memory"]
+        assert volume["emptyDir"]["sizeLimit"].endswith("Gi") and limit.endswith("Gi")
+        # Ray wants 30 % of the memory, and all of it counts as the container's.
+        assert float(limit[:-2]) > float(volume["emptyDir"]["sizeLimit"][:-2])
+        if pods.name in ("label", "head", "worker"):
+            assert float(volume["emptyDir"]["sizeLimit"][:-2]) >= 0.3 * float(limit[:-2])
+
+
+def test_jobs_end(source, rendered):
+    jobs = list_jobs(rendered)
+    assert set(jobs) == (STUDENTS if has(source, "ray") else set(JOBS))
+    for name, spec in jobs.items():
+        pod = spec["template"]["spec"]
+        assert pod["restartPolicy"] == "Never"  # without it there is no podFailurePolicy
+        assert 1 <= spec["backoffLimit"] <= 6
+        assert spec["activeDeadlineSeconds"] > 0
+        assert spec["podReplacementPolicy"] == "Failed"
+        assert pod["terminationGracePeriodSeconds"] >= (120 if name == "train" else 30)
+        assert ("ttlSecondsAfterFinished" in spec) is not has(source, "jobset")
+    for whole in [*find(rendered, "JobSet"), *find(rendered, "RayJob"), *find(rendered, "Job")]:
+        assert whole["spec"]["ttlSecondsAfterFinished"] > 0
+    for ray_job in find(rendered, "RayJob"):
+        assert 1 <= ray_job["spec"]["backoffLimit"] <= 6
+        assert ray_job["spec"]["activeDeadlineSeconds"] > 0
+        assert ray_job["spec"]["shutdownAfterJobFinishes"] is True
+
+
+def test_exit_codes(rendered):
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    permanent = {kind.exit_code for kind in kinds if issubclass(kind, errors.DistillError)}
+    permanent.discard(errors.DistillError.exit_code)
+    for spec in list_jobs(rendered).values():
+        fail, ignore = spec["podFailurePolicy"]["rules"]
+        assert (fail["action"], ignore["action"]) == ("FailJob", "Ignore")
+        assert fail["onExitCodes"] == {
+            "containerName": spec["template"]["spec"]["containers"][0]["name"],
+            "operator": "In",
+            "values": sorted(permanent),
+        }
+        assert ignore["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+
+
+def test_nothing_waits_on_a_gpu(source, rendered):
+    """A plain apply is safe: a job waits in a pod without a GPU, or is suspended, or in order."""
+    (config,) = find(rendered, "ConfigMap")
+    wait = int(config["data"]["DISTILL_STORAGE__WAIT_SECONDS"])
+    assert wait > 0
+    for name in STUDENTS:
+        spec = list_jobs(rendered)[name]
+        (container,) = spec["template"]["spec"]["containers"]
+        env = {e["name"]: e["value"] for e in container.get("env", [])}
+        if has(source, "gpu"):
+            assert env["DISTILL_STORAGE__WAIT_SECONDS"] == "0"
+        else:
+            assert "DISTILL_STORAGE__WAIT_SECONDS" not in env
+            assert spec["activeDeadlineSeconds"] > wait
+        is_suspended = has(source, "gpu") or has(source, "kueue")
+        assert spec.get("suspend", False) is (is_suspended and not has(source, "jobset"))
+
+
+def test_kueue_admits_what_it_has_a_quota_for(source, rendered):
+    owners = [*find(rendered, "Job"), *find(rendered, "JobSet")]
+    for owner in [*owners, *find(rendered, "RayJob")]:
+        is_queued = has(source, "kueue") and owner["kind"] != "RayJob"
+        assert (QUEUE in owner["metadata"]["labels"]) is is_queued
+    if has(source, "kueue"):
+        (queue,) = find(rendered, "LocalQueue")
+        assert {owner["metadata"]["labels"][QUEUE] for owner in owners} == {
+            queue["metadata"]["name"]
+        }
+        assert all(owner["spec"]["suspend"] is True for owner in owners)
+        text = (K8S / "components/kueue/cluster-queue.yaml").read_text("utf-8")
+        flavor, cluster = yaml.safe_load_all(text)
+        assert cluster["metadata"]["name"] == queue["spec"]["clusterQueue"]
+        (group,) = cluster["spec"]["resourceGroups"]
+        (quota,) = group["flavors"]
+        assert quota["name"] == flavor["metadata"]["name"]
+        assert [resource["name"] for resource in quota["resources"]] == group["coveredResources"]
+        for pods in list_pods(rendered):
+            for container in pods.containers:
+                asked = {**container["resources"]["requests"], **container["resources"]["limits"]}
+                assert set(asked) <= set(group["coveredResources"])
+
+
+@pytest.mark.parametrize("before", ["gpu+model-cache", "model-cache"])
+def test_a_job_set_is_made_of_the_jobs(before):
+    jobs, rendered = list_jobs(render(before)), render(f"{before}+jobset")
+    assert not find(rendered, "Job")
+    (job_set,) = find(rendered, "JobSet")
+    parts = job_set["spec"]["replicatedJobs"]
+    assert [part["name"] for part in parts] == list(JOBS)
+    assert [part.get("dependsOn") for part in parts] == [
+        None,
+        [{"name": "label", "status": "Complete"}],
+        [{"name": "train", "status": "Complete"}],
+    ]
+    for part in parts:
+        wanted = {
+            key: value
+            for key, value in jobs[part["name"]].items()
+            if key not in ("suspend", "ttlSecondsAfterFinished")
+        }
+        assert part["template"]["spec"] == wanted
+
+
+def test_ray_is_the_installed_one():
+    ray_jobs = [job for source in ("overlays/ray", "ray") for job in find(render(source), "RayJob")]
+    assert len(ray_jobs) == 2
+    for ray_job in ray_jobs:
+        assert ray_job["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
+
+
+def test_ray_takes_the_place_of_the_label_job():
+    (job,) = find(render("gpu"), "Job", "distill-label")
+    (ray_job,) = find(render("gpu+ray"), "RayJob")
+    assert ray_job["metadata"]["labels"] == job["metadata"]["labels"]
+    # KubeRay would take a Job of the RayJob's name, left from another overlay, for its own.
+    assert ray_job["metadata"]["name"] not in {f"distill-{name}" for name in JOBS}
+    (wanted,) = job["spec"]["template"]["spec"]["containers"]
+    pods = {pods.name: pods for pods in list_pods((ray_job,))}
+    assert set(pods) == {"submitter", "head", "worker"}
+    for name in ("head", "worker"):
+        (container,) = pods[name].containers
+        assert container["envFrom"] == wanted["envFrom"]
+        assert container["imagePullPolicy"] == wanted["imagePullPolicy"]
+    for part in pods.values():
+        assert part.labels == job["spec"]["template"]["metadata"]["labels"]
+
+
+def test_ray_has_room_for_its_actors():
+    rendered = render("ray")
+    (ray_job,), (config,) = find(rendered, "RayJob"), find(rendered, "ConfigMap")
+    cluster = ray_job["spec"]["rayClusterSpec"]
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    (workers,) = cluster["workerGroupSpecs"]
+    assert (workers["minReplicas"], workers["maxReplicas"]) == (1, 4)
+    text = (ROOT / "common/labels/fan_out.py").read_text("utf-8")
+    per_actor = float(re.search(r"num_cpus=(0\.\d+)", text)[1])
+    room = workers["maxReplicas"] * int(workers["rayStartParams"]["num-cpus"]) / per_actor
+    assert int(config["data"]["DISTILL_LABEL__ACTORS"]) == round(room)
+
+
+def selects(policy, labels):
+    return policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+
+
+def list_reachable(policies, address):
+    """The ports that the pods may reach there: None for all."""
+    ports = []
+    for rule in [rule for policy in policies for rule in policy["spec"].get("egress", [])]:
+        blocks = [to["ipBlock"] for to in rule.get("to", []) if "ipBlock" in to]
+        ip = ipaddress.ip_address(address)
+        if "to" not in rule or any(
+            ip in ipaddress.ip_network(block["cidr"])
+            and not any(ip in ipaddress.ip_network(e) for e in block.get("except", []))
+            for block in blocks
+        ):
+            ports += [(port["protocol"], port.get("port")) for port in rule["ports"]]
+    return set(ports)
+
+
+def test_the_network_is_as_open_as_needed(source, rendered):
+    dns, any_tcp = {("UDP", 53), ("TCP", 53)}, {("TCP", None)}
+    for pods in list_pods(rendered):
+        policies = [p for p in find(rendered, "NetworkPolicy") if selects(p, pods.labels)]
+        assert {kind for p in policies for kind in p["spec"]["policyTypes"]} == {
+            "Ingress",
+            "Egress",
+        }
+        assert list_reachable(policies, "8.8.8.8") == dns | any_tcp
+        assert list_reachable(policies, "10.0.0.7") == dns | any_tcp
+        assert list_reachable(policies, "2606:4700::1") == dns | any_tcp
+        is_open = any_tcp if has(source, "s3-identity") else set()
+        assert list_reachable(policies, METADATA_SERVER) == dns | is_open
+        assert list_reachable(policies, "fd00:ec2::254") == dns
+        ingress = [rule for p in policies for rule in p["spec"].get("ingress", [])]
+        assert bool(ingress) is (pods.name in ("submitter", "head", "worker"))
+        for rule in ingress:
+            peers = [peer["podSelector"]["matchLabels"] for peer in rule["from"]]
+            if "ports" not in rule:
+                assert all(
+                    selects({"spec": {"podSelector": {"matchLabels": peer}}}, pods.labels)
+                    for peer in peers
+                )
+            else:
+                assert peers == [{"app.kubernetes.io/name": "kuberay-operator"}]
+                assert [port["port"] for port in rule["ports"]] == [8265]
+
+
+def test_labels_select_one_job(rendered):
+    for manifest in rendered:
+        labels = manifest["metadata"]["labels"]
+        assert labels["app.kubernetes.io/name"] == "distill"
+        assert labels["app.kubernetes.io/part-of"] == "distill"
+        name = manifest["metadata"]["name"].removeprefix("distill-")
+        component = {"Job": name, "RayJob": "label", "JobSet": "pipeline"}
+        assert labels["app.kubernetes.io/component"] == component.get(manifest["kind"], "settings")
+
+
+def test_pods_share_no_disk():
+    (config,) = find(render("overlays/gpu"), "ConfigMap")
+    assert config["data"]["DISTILL_STORAGE__ROOT"].startswith("s3://")
+    (config,) = find(render("overlays/local"), "ConfigMap")
+    mounts = [
+        c["volumeMounts"] for pods in list_pods(render("overlays/local")) for c in pods.containers
+    ]
+    paths = [{mount["mountPath"] for mount in each} for each in mounts]
+    assert all(config["data"]["DISTILL_STORAGE__ROOT"] in each for each in paths)
+
+
+def test_model_cache_takes_the_place_of_the_empty_one():
+    for pods in list_pods(render("model-cache")):
+        (cache,) = [volume for volume in pods.spec["volumes"] if volume["name"] == "cache"]
+        assert ("persistentVolumeClaim" in cache) is (pods.name in STUDENTS)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_every_component_says_what_it_is_for(component):
+    text = (K8S / "components" / component / "kustomization.yaml").read_text("utf-8")
+    comment = [line for line in text.split("apiVersion")[0].splitlines() if line.startswith("# ")]
+    assert len(comment) >= 1
