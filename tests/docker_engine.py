@@ -11,8 +11,9 @@ HARDENED = (
     "--cap-drop=ALL",
     "--security-opt=no-new-privileges:true",
     "--shm-size=1g",
+    "--env=OMP_NUM_THREADS=1",
 )
-"""As the manifests and the compose file run the image."""
+"""As the manifests and the compose file run the image; with one thread, for tests share cores."""
 
 
 def docker(

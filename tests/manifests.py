@@ -45,7 +45,7 @@ class Pods:
 def render(source: str) -> tuple[Manifest, ...]:
     """`overlays/<name>`; or the base with components, as `gpu+kueue`, and with another image."""
     if source.startswith("overlays/"):
-        return _kustomize(K8S / source)
+        return kustomize(K8S / source)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "k8s"
         shutil.copytree(K8S, copy)
@@ -60,10 +60,10 @@ def render(source: str) -> tuple[Manifest, ...]:
             "images": [{"name": "distill", "newName": name, "newTag": tag}],
         }
         (overlay / "kustomization.yaml").write_text(yaml.safe_dump(kustomization), "utf-8")
-        return _kustomize(overlay)
+        return kustomize(overlay)
 
 
-def _kustomize(folder: Path) -> tuple[Manifest, ...]:
+def kustomize(folder: Path) -> tuple[Manifest, ...]:
     command = ["kubectl", "kustomize", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (0, ""), f"{command}: {result.stderr}"

@@ -44,23 +44,29 @@ def test_settings_are_known() -> None:
 
 
 def test_compose_service_runs_its_module(compose: Manifest) -> None:
-    services = compose["services"]
-    commands = {name: service["command"] for name, service in services.items()}
-    assert commands.pop("gpu") == "jobs.pipeline"
-    assert commands == {name: f"jobs.{name}" for name in (*JOBS, "report")}
-    assert all(find_spec(service["command"]) for service in services.values())
+    commands = {
+        name: service["command"] for name, service in compose["services"].items() if name != "s3"
+    }
+    assert commands.pop("web") == ["jobs.report", "--serve"]
+    for name, command in commands.items():
+        assert command == f"jobs.{name.removesuffix('-gpu')}"
+        assert find_spec(command)
+    assert commands.keys() == {*JOBS, "report", "train-gpu", "evaluate-gpu"}
 
 
 def test_compose_services_wait_for_the_one_before(compose: Manifest) -> None:
-    order = (*JOBS, "report")
-    for before, after in pairwise(order):
-        assert compose["services"][after]["depends_on"] == {
-            before: {"condition": "service_completed_successfully"}
-        }
+    services = compose["services"]
+    for before, after in pairwise((*JOBS, "report", "web")):
+        waits = services[after]["depends_on"]
+        assert waits[before] == {"condition": "service_completed_successfully"}
+        assert waits["s3"] == {"condition": "service_healthy", "required": False}
+    for job in ("train", "evaluate"):
+        on_gpu = {"condition": "service_completed_successfully", "required": False}
+        assert services[job]["depends_on"][f"{job}-gpu"] == on_gpu
 
 
 def test_one_image_everywhere(compose: Manifest, every_job: Manifest) -> None:
-    images = {service["image"] for service in compose["services"].values()}
+    images = {service["image"] for name, service in compose["services"].items() if name != "s3"}
     images.add(get_container(every_job)["image"])
     for path in (ROOT / "k8s").rglob("kustomization.yaml"):
         for image in read_yaml(path).get("images", []):

@@ -16,6 +16,7 @@ import pytest
 from docker_engine import ROOT, docker
 
 SETTINGS = """
+OMP_NUM_THREADS=1
 DISTILL_RUN=composed
 DISTILL_DATA__SOURCE=builtin
 DISTILL_TEACHER__BASE_URL=builtin
