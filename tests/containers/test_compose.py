@@ -1,5 +1,6 @@
 """The compose file, on a copy of what a clone has, with a real S3 server beside the jobs."""
 
+import json
 import os
 import shutil
 import socket
@@ -96,18 +97,22 @@ def test_the_services_run_hardened(compose):
 
 
 def test_a_gpu_is_reserved_by_its_profile_only(compose):
-    text = docker(*compose("config", "--format", "json"))
-    assert "nvidia" not in text
-    text = docker(*compose("--profile", "gpu", "config", "--format", "json"))
-    assert '"driver": "nvidia"' in text
+    made = set(docker(*compose("ps", "--all", "--services")).split())
+    assert made == {"label", "train", "evaluate", "report", "web", "s3"}
+    services = json.loads(docker(*compose("--profile", "gpu", "config", "--format", "json")))
+    reserved = {
+        name
+        for name, service in services["services"].items()
+        if "nvidia" in json.dumps(service.get("deploy", {}))
+    }
+    assert reserved == {"train-gpu", "evaluate-gpu"}
 
 
 def test_without_the_profile_nothing_is_left_of_the_s3_server(compose):
-    without = [a for a in compose("run", "--rm", "--no-deps", "train") if a not in ("s3",)]
-    without.remove("--profile")
-    docker(*compose("stop"))
-    docker(*compose("rm", "--force"))
-    output = docker(*without, check=False)
+    docker(*compose("down"))
+    command = compose("run", "--rm", "--no-deps", "train")
+    at = command.index("--profile")
+    output = docker(*command[:at], *command[at + 2 :], check=False)
     assert "/app/runs/composed/labels is not finished" in output
 
 
