@@ -39,6 +39,7 @@ class Cluster:
         self.pods = {pods.name: pods for pods in list_pods(manifests)}
         self.network, self.secrets = network, secrets or {}
         (self.config,) = find(manifests, "ConfigMap")
+        self.workers: list[str] = []
 
     def start(self, name: str, *command: str, alias: str | None = None) -> str:
         """Starts a pod's container, with its own command or that of an operator; gives its id."""

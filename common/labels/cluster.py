@@ -5,37 +5,97 @@ import contextlib
 import logging
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import ray
 from ray._private import auto_init_hook
+from ray._private.services import find_gcs_addresses
 
-from common.errors import DistillError
+from common.errors import DistillError, SettingsError
 from common.signals import STOP_SIGNALS
+
+_JOIN_SECONDS, _LEAVE_SECONDS = 60.0, 10.0
+_nodes: list[subprocess.Popen[bytes]] = []
+"""The Ray node that this process has started, to be one of a cluster's."""
 
 
 def start_ray(dashboard_host: str | None = None) -> None:
-    """Connects to RAY_ADDRESS, or starts Ray here; signal handlers stay as they were."""
+    """Connects to the cluster of RAY_ADDRESS, or starts Ray here; signal handlers stay.
+
+    A machine that is no node of the cluster becomes one, without CPUs, until `end_ray`.
+
+    Raises:
+        SettingsError: a job cannot run over such a RAY_ADDRESS.
+        DistillError: Ray does not start, or the cluster cannot be reached.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     auto_init_hook.enable_auto_connect = False  # the data set's thread must not start another Ray
-    local: dict[str, Any] = {}
-    if not os.environ.get("RAY_ADDRESS"):
-        local = {"address": "local", "include_dashboard": dashboard_host is not None}
-        local |= {"dashboard_host": dashboard_host} if dashboard_host else {}
-    try:
-        with _keeping_handlers():
-            ray.init(log_to_driver=False, logging_level="ERROR", **local)
-    except Exception as error:  # Ray raises plain ones
-        address = os.environ.get("RAY_ADDRESS")
-        what = f"RAY_ADDRESS={address!r} cannot be reached" if address else "Ray did not start"
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DistillError(f"{what}: {reason}; run again") from None
+    address = os.environ.get("RAY_ADDRESS", "")
+    if "://" in address:
+        raise SettingsError(
+            f"RAY_ADDRESS={address!r}: Ray Data needs the cluster's own address, such as "
+            "head:6379; where only ray:// or http:// is open, use `ray job submit --address "
+            "http://head:8265 -- python -m jobs.label`"
+        )
+    if not address:
+        options = {"dashboard_host": dashboard_host} if dashboard_host else {}
+        _connect("Ray did not start", address="local", include_dashboard=bool(options), **options)
+    else:
+        if address != "auto" and not find_gcs_addresses():
+            _join(address)
+        _connect(_explain(address))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def _connect(failure: str, **options: Any) -> None:
+    try:
+        with _keeping_handlers():
+            ray.init(log_to_driver=False, logging_level="ERROR", **options)
+    except Exception as error:  # Ray raises plain ones
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DistillError(f"{failure}: {reason}; run again") from None
+
+
+def _explain(address: str) -> str:
+    return f"RAY_ADDRESS={address!r} cannot be reached"
+
+
+def _join(address: str) -> None:
+    """Makes this machine, where no Ray runs, a node of the cluster, until `end_ray`."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+    node = subprocess.Popen(
+        [*command, f"--address={address}", "--num-cpus=0", "--disable-usage-stats"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for the job, which needs the node to its end
+    )
+    _nodes.append(node)
+    deadline = time.monotonic() + _JOIN_SECONDS
+    while not find_gcs_addresses():
+        if node.poll() is not None or time.monotonic() > deadline:
+            _leave()
+            raise DistillError(f"{_explain(address)}; run again when the cluster is up")
+        time.sleep(0.2)
+
+
+def _leave() -> None:
+    """Ends the node that was made by `_join`, if any."""
+    while _nodes:
+        node = _nodes.pop()
+        node.terminate()
+        try:
+            node.wait(_LEAVE_SECONDS)
+        except subprocess.TimeoutExpired:
+            node.kill()
 
 
 def check_ray() -> None:
@@ -54,6 +114,7 @@ def end_ray(can_shut_down: bool) -> None:
         ray.shutdown()
     else:
         atexit.unregister(ray._private.worker.shutdown)
+    _leave()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,121 @@
+"""The label job on a Ray cluster: the ray overlay's head, workers and submitter as containers."""
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from docker_engine import HARDENED, docker, give
+from pods import Cluster, render_with, wait
+
+pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="there is no kubectl")
+
+KEY = "sk-of-the-cluster"
+ROWS, REQUESTS_PER_MINUTE, MAX_CONCURRENCY = 600, 600, 16
+COUNT = (
+    "from common.environment import load_settings; from common.storage import RunStorage;"
+    "table = RunStorage(load_settings()).read_table('labels/part-00000.parquet');"
+    "print(table.num_rows, len(set(table['id'].to_pylist())), set(table['status'].to_pylist()))"
+)
+
+
+@pytest.fixture(scope="module")
+def settings(image, network, s3) -> dict[str, str]:
+    """Of all containers, with a teacher beside them."""
+    places = [f"--network={network}", "--network-alias=teacher", "--entrypoint=python"]
+    script = Path(__file__).with_name("slow_teacher.py").read_text()
+    docker("run", "--detach", *HARDENED, *places, image, "-c", script)
+    return {
+        "DISTILL_STORAGE__ROOT": s3["DISTILL_STORAGE__ROOT"],
+        "DISTILL_DATA__SOURCE": "builtin",
+        "DISTILL_DATA__TRAIN_LIMIT": str(ROWS),
+        "DISTILL_TEACHER__BASE_URL": "http://teacher:8000/v1",
+        "DISTILL_TEACHER__MODEL": "slow",
+        "DISTILL_TEACHER__MAX_CONCURRENCY": str(MAX_CONCURRENCY),
+        "DISTILL_TEACHER__REQUESTS_PER_MINUTE": str(REQUESTS_PER_MINUTE),
+        "AWS_ENDPOINT_URL": s3["AWS_ENDPOINT_URL"],
+        "AWS_DEFAULT_REGION": s3["AWS_DEFAULT_REGION"],
+    }
+
+
+@pytest.fixture(scope="module")
+def secrets(s3) -> dict[str, str]:
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    return {name: s3[name] for name in names} | {"DISTILL_TEACHER__API_KEY": KEY}
+
+
+@pytest.fixture(scope="module")
+def cluster(image, network, settings, secrets, tmp_path_factory) -> Cluster:
+    """A head without CPUs and two workers."""
+    manifests = render_with("ray", settings, image, tmp_path_factory.mktemp("ray"))
+    cluster = Cluster(manifests, network, secrets)
+    options = "--block --disable-usage-stats --dashboard-agent-listen-port=52365"
+    head = f"ulimit -n 65536; ray start --head --num-cpus=0 --dashboard-host=0.0.0.0 {options}"
+    cluster.start("head", "bash", "-c", head)
+    cluster.workers = [start_worker(cluster, name, options) for name in ("one", "two")]
+    count = "ray list nodes --address=http://head:8265 | grep -c ALIVE"
+    ready = f"until {count} | grep 3; do sleep 1; done"
+    code, log = wait(cluster.start("submitter", "bash", "-c", ready), seconds=180)
+    assert code == 0, log
+    return cluster
+
+
+def start_worker(cluster: Cluster, name: str, options: str) -> str:
+    join = f"until ray start --address=head:6379 --num-cpus=1 {options}; do sleep 1; done"
+    return cluster.start("worker", "bash", "-c", join, alias=name)
+
+
+def submit(cluster: Cluster, run: str) -> str:
+    """Submits the job as a user does, with the name of the run; gives the submitter's container."""
+    environment = json.dumps({"env_vars": {"DISTILL_RUN": run}})
+    options = ["--address=http://head:8265", "--runtime-env-json", environment]
+    command = ["ray", "job", "submit", *options, "--", "python", "-m", "jobs.label"]
+    return cluster.start("submitter", *command)
+
+
+def test_a_worker_may_die_in_the_middle(cluster, image, network, settings, secrets):
+    submitter = submit(cluster, "killed")
+    answers, deadline = 0, time.monotonic() + 180
+    while answers < ROWS / 5:
+        assert time.monotonic() < deadline, docker("logs", submitter, check=False)
+        log = docker("logs", submitter, check=False)  # progress reaches the submitter
+        answers = max(map(int, re.findall(rf"(\d+) of {ROWS} answers", log)), default=0)
+        time.sleep(0.5)
+    docker("kill", cluster.workers[0])
+    code, log = wait(submitter)
+    assert code == 0, log
+    assert re.search(rf"labels: inputs {ROWS}, ok {ROWS}, failed 0", log)
+    code, calls = wait(cluster.start("submitter", "wget", "-qO-", "http://teacher:8000/calls"))
+    moments = json.loads(calls)
+    assert ROWS <= len(moments) <= ROWS + MAX_CONCURRENCY  # of the dead worker's at most
+    for start in moments:  # the nodes keep one quota together
+        in_a_minute = [moment for moment in moments if start <= moment < start + 60]
+        assert len(in_a_minute) <= REQUESTS_PER_MINUTE * 1.02 + 1
+    places = [f"--network={network}", *give(settings | secrets | {"DISTILL_RUN": "killed"})]
+    counts = docker("run", "--rm", *HARDENED, *places, "--entrypoint=python", image, "-c", COUNT)
+    assert counts == f"{ROWS} {ROWS} {{'ok'}}"
+    code, log = wait(submit(cluster, "killed"))
+    assert (code, "labels: already done" in log) == (0, True)
+
+
+def test_no_key_is_in_the_jobs_metadata(cluster):
+    address = "http://head:8265"
+    ask = f"wget -qO- {address}/api/jobs/; ray list actors --address={address} --detail"
+    code, text = wait(cluster.start("submitter", "bash", "-c", ask))
+    assert code == 0
+    assert "jobs.label" in text
+    assert "LabelActor" in text
+    assert KEY not in text
+
+
+def test_a_driver_elsewhere_reaches_the_cluster_by_its_address(
+    cluster, image, network, settings, secrets
+):
+    own = {"DISTILL_RUN": "elsewhere", "DISTILL_DATA__TRAIN_LIMIT": "50"}
+    own |= {"RAY_ADDRESS": "head:6379"}
+    places = [f"--network={network}", *give(settings | secrets | own)]
+    log = docker("run", "--rm", *HARDENED, *places, image, "jobs.label", check=False)
+    assert "labels: inputs 50, ok 50" in log
