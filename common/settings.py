@@ -276,12 +276,19 @@ class EvaluateSettings(Section):
 class ReportSettings(Section):
     """The report job."""
 
-    serve: bool = Field(
-        False,
-        description="Serve the report until stopped; as `python -m jobs.report --serve`.",
+    serve: str = Field(
+        "",
+        description="host:port to serve the report at until stopped; `--serve`: localhost:8080.",
     )
-    host: str = Field("localhost", description="Address that it is served at.")
-    port: int = Field(8080, ge=0, le=65535, description="Port that it is served at.")
+
+    @field_validator("serve")
+    @classmethod
+    def _check_address(cls, address: str) -> str:
+        if address.lower() == "true":  # the flag
+            return "localhost:8080"
+        if address and not re.fullmatch(r"[^\s/]+:\d{1,5}", address):
+            raise ValueError("should be host:port, such as localhost:8080")
+        return address
 
 
 class Settings(BaseSettings):

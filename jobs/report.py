@@ -54,8 +54,8 @@ def main(settings: Settings) -> None:
     print(render_summary(scores, make_main_table(scores)))
     print(f"\nreport: {storage.url}/{REPORT_FILE}\n        {storage.url}/{TEXT_FILE}")
     if settings.report.serve:
-        with make_server(storage, settings.report.host, settings.report.port) as server:
-            log.info("report: http://%s:%d", settings.report.host, server.server_address[1])
+        with make_server(storage, settings.report.serve) as server:
+            log.info("report: http://%s", settings.report.serve)
             server.serve_forever()
 
 

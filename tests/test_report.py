@@ -363,7 +363,7 @@ def test_a_run_that_was_not_evaluated_has_no_report(settings):
 def test_the_report_is_served(settings):
     storage = RunStorage(settings())
     storage.write_bytes("report.html", "<p>ü</p>".encode())
-    with make_server(storage, "localhost", 0) as server:
+    with make_server(storage, "localhost:0") as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         port = server.server_address[1]
@@ -375,8 +375,8 @@ def test_the_report_is_served(settings):
                 with pytest.raises(HTTPError, match="404") as caught:
                     urlopen(f"http://localhost:{port}/{path}")
                 caught.value.close()
-            with pytest.raises(SettingsError, match="DISTILL_REPORT__PORT"):
-                make_server(storage, "localhost", port)
+            with pytest.raises(SettingsError, match="DISTILL_REPORT__SERVE"):
+                make_server(storage, f"localhost:{port}")
         finally:
             server.shutdown()
             thread.join()

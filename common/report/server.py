@@ -12,8 +12,8 @@ _KINDS = {
 }
 
 
-def make_server(storage: RunStorage, host: str, port: int) -> ThreadingHTTPServer:
-    """A server of the run's report, read anew for each request; port 0 takes a free one.
+def make_server(storage: RunStorage, address: str) -> ThreadingHTTPServer:
+    """A server of the run's report at host:port, read anew for each request; 0: any free port.
 
     Raises:
         SettingsError: the address cannot be had.
@@ -35,9 +35,10 @@ def make_server(storage: RunStorage, host: str, port: int) -> ThreadingHTTPServe
         def log_message(self, *_: object) -> None:
             """Requests are not logged."""
 
+    host, port = address.rsplit(":", 1)
     try:
-        return ThreadingHTTPServer((host, port), Handler)
+        return ThreadingHTTPServer((host, int(port)), Handler)
     except (OSError, OverflowError) as error:
         raise SettingsError(
-            f"DISTILL_REPORT__HOST={host!r}, DISTILL_REPORT__PORT={port}: {error}; choose another"
+            f"DISTILL_REPORT__SERVE={address!r}: {error}; choose another address"
         ) from None

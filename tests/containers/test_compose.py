@@ -39,7 +39,7 @@ def compose(image: str, s3_image: str, tmp_path_factory) -> Iterator[Callable[..
         shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "constraints.txt", "LICENSE", ".dockerignore"):
         shutil.copy(ROOT / name, clone)
-    (clone / ".env").write_text(SETTINGS)
+    (clone / ".env").write_text((ROOT / ".env.example").read_text() + SETTINGS)
     os.environ["TORCH"] = "cpu"
     for name in PORTS:
         os.environ[name] = str(find_free_port())
@@ -114,9 +114,3 @@ def test_without_the_profile_nothing_is_left_of_the_s3_server(compose):
     at = command.index("--profile")
     output = docker(*command[:at], *command[at + 2 :], check=False)
     assert "/app/runs/composed/labels is not finished" in output
-
-
-def test_the_example_of_settings_is_one(compose):
-    names = [line.split("=")[0] for line in (ROOT / ".env.example").read_text().splitlines()]
-    assert "DISTILL_TEACHER__MODEL" in names
-    assert Path(ROOT / ".gitignore").read_text().splitlines().count(".env") == 1
