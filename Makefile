@@ -5,7 +5,7 @@
 # make bench-train   the train job against the reference's way; make ablation: what its settings are worth
 # make bench-evaluate  how quickly a student answers, against one prompt at a time
 # make k8s-run JOB=train OVERLAY=gpu [NAMESPACE=x]   one job on Kubernetes, with its log and its end
-# make check-k8s     the manifests as checkov sees them
+# make check-k8s     the manifests: rendered, validated, and as checkov sees them
 # make install  the environment alone, for python -m jobs.<job>
 # make          these lines
 
@@ -31,7 +31,7 @@ run: $(VENV)/.installed
 	$(python) -m jobs.pipeline
 
 test: $(VENV)/.installed
-	$(python) -m pytest -m "not containers"
+	$(python) -m pytest -m "not containers and not k8s"
 
 test-containers: $(VENV)/.installed
 	$(python) -m pytest tests/containers
@@ -65,7 +65,8 @@ k8s-run:
 
 # checkov pins many packages, so that it gets an environment of its own. It needs kubectl, too.
 checkov := 3.3.30
-check-k8s: build/checkov/.$(checkov)
+check-k8s: build/checkov/.$(checkov) $(VENV)/.installed
+	$(python) -m pytest -m k8s tests/test_k8s.py tests/test_k8s_run.py
 	rm -rf build/k8s && mkdir -p build/k8s
 	set -e; for overlay in k8s/overlays/*/; do \
 	  kubectl kustomize "$$overlay" >"build/k8s/$$(basename "$$overlay").yaml"; \

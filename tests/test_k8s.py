@@ -43,9 +43,12 @@ COMPOSITIONS = [
     "gpu+model-cache+ray+s3-identity",
 ]
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("kubectl") is None, reason="there is no kubectl to render the manifests"
-)
+pytestmark = [
+    pytest.mark.k8s,
+    pytest.mark.skipif(
+        shutil.which("kubectl") is None, reason="there is no kubectl to render the manifests"
+    ),
+]
 
 
 @pytest.fixture(scope="module", params=COMPOSITIONS)

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 TRAIN = ("jobs", "default", "distill-train")
 LABEL = ("rayjobs", "default", "distill-label-ray")
 
+pytestmark = pytest.mark.k8s
 needs_kubectl = pytest.mark.skipif(
     shutil.which("kubectl") is None, reason="there is no kubectl to talk to the stand-in cluster"
 )
