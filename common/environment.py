@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from common.errors import SettingsError
 from common.settings import PREFIX, Section, Settings
 
-_FOREIGN = ("OPENAI_", "AWS_", "HF_", "RAY_ADDRESS")
+_FOREIGN = ("OPENAI_", "AWS_", "HF_", "RAY_ADDRESS", "RAY_AUTH_")
 _SECRETS_DIR = "DISTILL_SECRETS_DIR"
 
 

@@ -82,6 +82,27 @@ def test_a_second_job_stops_and_names_the_first(storage):
     assert storage.list_files("") == []
 
 
+def test_a_job_may_wait_for_the_end_of_one_at_work(storage, caplog):
+    first = make_lock(storage)
+    first.acquire()
+    time = FakeTime()
+
+    def go_on():
+        (first.beat if time.seconds < 1300 else first.release)()
+
+    time.at_sleep = go_on
+    second = make_lock(storage, time)
+    with caplog.at_level("INFO"):
+        second.acquire(wait_seconds=600)
+    assert 1300 <= time.seconds < 1302
+    assert caplog.text.count("waiting for its end, at most 600 s") == 1
+    second.check()
+    third = make_lock(storage, FakeTime(second.beat))
+    with pytest.raises(DistillError, match="at work"):
+        third.acquire(wait_seconds=60)
+    second.release()
+
+
 def test_threads_beat(storage, fast, caplog):
     with hold_run(storage, "label") as lock:
         with pytest.raises(DistillError, match="is at work"), hold_run(storage, "evaluate"):

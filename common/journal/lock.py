@@ -79,14 +79,14 @@ class RunLock:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat_on, name="run lock", daemon=True)
 
-    def acquire(self) -> None:
-        """Takes the run, after a dead owner if need be.
+    def acquire(self, wait_seconds: float = 0) -> None:
+        """Takes the run, after a dead owner if need be, and after one at work if it ends in time.
 
         Raises:
             DistillError: another job is at work on it.
         """
         watched: tuple[int, bytes] | None = None
-        since = 0.0
+        since, is_at_work, deadline = 0.0, False, self._clock() + wait_seconds
         while True:
             found = number, content = self._find_highest()
             if number == 0:
@@ -95,6 +95,10 @@ class RunLock:
             elif watched is None:
                 watched, since = found, self._clock()
                 log.info("%s; is it still at work? A moment …", self._describe(content))
+            elif found != watched and self._clock() < deadline:
+                if not is_at_work:
+                    log.info("it is; waiting for its end, at most %g s", wait_seconds)
+                watched, since, is_at_work = found, self._clock(), True
             elif found != watched:
                 raise DistillError(
                     f"{self._describe(content)} and is at work; wait for its end, or choose "
@@ -227,8 +231,10 @@ class RunLock:
 
 
 @contextmanager
-def hold_run(storage: RunStorage, job: str) -> Iterator[RunLock]:
+def hold_run(storage: RunStorage, job: str, wait_seconds: float = 0) -> Iterator[RunLock]:
     """Holds a run while the block runs; leaves no folder behind that was made for the lock only.
+
+    If another job holds it, waits so long for that one's end.
 
     Raises:
         DistillError: another job is at work on it.
@@ -236,7 +242,7 @@ def hold_run(storage: RunStorage, job: str) -> Iterator[RunLock]:
     lock = RunLock(storage, job)
     with storage.removing_empty_folder(FOLDER):
         try:
-            lock.acquire()
+            lock.acquire(wait_seconds)
             lock.start()
             yield lock
         finally:

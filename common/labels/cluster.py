@@ -2,31 +2,42 @@
 
 import atexit
 import contextlib
+import ctypes
 import logging
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray._private import auto_init_hook
-from ray._private.services import find_gcs_addresses
+from ray._private.services import canonicalize_bootstrap_address
 
 from common.errors import DistillError, SettingsError
 from common.signals import STOP_SIGNALS
 
 _JOIN_SECONDS, _LEAVE_SECONDS = 60.0, 10.0
-_nodes: list[subprocess.Popen[bytes]] = []
-"""The Ray node that this process has started, to be one of a cluster's."""
+_JOINED = "distill-ray-"
+"""Prefix of the folders of nodes that last as long as a job."""
+_SET_PDEATHSIG = 1
+"""Number of Linux' prctl, which sends a signal when the parent dies."""
+_joined: list[tuple["subprocess.Popen[bytes]", Path]] = []
+"""The Ray node that this process has started, to be one of a cluster's, and its folder."""
 
 
-def start_ray(dashboard_host: str | None = None) -> None:
+def start_ray(dashboard_host: str | None = None, check: Callable[[], None] = lambda: None) -> None:
     """Connects to the cluster of RAY_ADDRESS, or starts Ray here; signal handlers stay.
 
-    A machine that is no node of the cluster becomes one, without CPUs, until `end_ray`.
+    A machine that is no node of the cluster becomes one, without CPUs, until `end_ray`. `check` is
+    called while that takes its time, and may raise.
 
     Raises:
         SettingsError: a job cannot run over such a RAY_ADDRESS.
@@ -47,9 +58,8 @@ def start_ray(dashboard_host: str | None = None) -> None:
         options = {"dashboard_host": dashboard_host} if dashboard_host else {}
         _connect("Ray did not start", address="local", include_dashboard=bool(options), **options)
     else:
-        if address != "auto" and not find_gcs_addresses():
-            _join(address)
-        _connect(_explain(address))
+        options = {} if address == "auto" or _is_node(address) else _join(address, check)
+        _connect(f"{_name(address)} cannot be reached", **options)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -64,44 +74,104 @@ def _connect(failure: str, **options: Any) -> None:
         raise DistillError(f"{failure}: {reason}; run again") from None
 
 
-def _explain(address: str) -> str:
-    return f"RAY_ADDRESS={address!r} cannot be reached"
+def _name(address: str) -> str:
+    return f"RAY_ADDRESS={address!r}"
 
 
-def _join(address: str) -> None:
-    """Makes this machine, where no Ray runs, a node of the cluster, until `end_ray`."""
+def _is_node(address: str) -> bool:
+    """Whether this machine is a node of the cluster, and not by another job's joining alone."""
+    wanted = _resolve(address)
+    if not wanted:
+        raise DistillError(f"{_name(address)}: there is no such host; run again when there is")
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or [""]
+        if "raylet" not in Path(command[0]).name or any(f"/{_JOINED}" in c for c in command):
+            continue
+        options = dict(part.partition("=")[::2] for part in command)
+        if _resolve(options.get("--gcs-address", "")) & wanted:
+            return True
+    return False
+
+
+def _resolve(address: str) -> set[Any]:
+    """The IP addresses, and the port, of host:port."""
+    try:
+        host, _, port = (canonicalize_bootstrap_address(address) or "").rpartition(":")
+        return {found[4][:2] for found in socket.getaddrinfo(host.strip("[]") or None, port)}
+    except (OSError, ValueError):
+        return set()
+
+
+def _join(address: str, check: Callable[[], None]) -> dict[str, Any]:
+    """Makes this machine a node of the cluster until `end_ray`; gives what `ray.init` needs.
+
+    It has a folder of its own, by which it is told from other nodes that this machine may be.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=_JOINED))
+    output = folder / "output"
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
-    node = subprocess.Popen(
-        [*command, f"--address={address}", "--num-cpus=0", "--disable-usage-stats"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is for the job, which needs the node to its end
-    )
-    _nodes.append(node)
+    with output.open("wb") as file:
+        node = subprocess.Popen(
+            [*command, f"--address={address}", f"--temp-dir={folder}", "--num-cpus=0"],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the job, which needs the node to its end
+            preexec_fn=_end_with_parent(),
+        )
+    _joined.append((node, folder))
     deadline = time.monotonic() + _JOIN_SECONDS
-    while not find_gcs_addresses():
+    while not (folder / "ray_current_cluster").exists():  # which is written last
+        check()
         if node.poll() is not None or time.monotonic() > deadline:
+            said = output.read_text(errors="replace")
             _leave()
-            raise DistillError(f"{_explain(address)}; run again when the cluster is up")
+            raise _explain_refusal(address, said)
         time.sleep(0.2)
+    return {"_temp_dir": str(folder)}
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """What a new process calls so that it is ended with this one, also after a kill -9."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)  # here: between fork and exec, nothing may be imported or locked
+    return lambda: libc.prctl(_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _explain_refusal(address: str, said: str) -> DistillError:
+    """What `ray start` has said, as an error: one that no retry repeats, where that cannot help."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    for sign, advice in (
+        ("Version mismatch", "use the cluster's own versions here, or `ray job submit`"),
+        ("InvalidAuthToken", "set RAY_AUTH_MODE=token and the cluster's RAY_AUTH_TOKEN"),
+    ):
+        if found := [i for i, line in enumerate(lines) if sign in line]:
+            reason = " ".join(lines[found[-1] : found[-1] + 7])[:400]
+            return SettingsError(f"{_name(address)}: {reason}; {advice}")
+    reason = lines[-1][:300] if lines else "no answer"
+    return DistillError(
+        f"{_name(address)} cannot be reached: {reason}; run again when the cluster is up"
+    )
 
 
 def _leave() -> None:
     """Ends the node that was made by `_join`, if any."""
-    while _nodes:
-        node = _nodes.pop()
+    while _joined:
+        node, folder = _joined.pop()
         node.terminate()
         try:
             node.wait(_LEAVE_SECONDS)
         except subprocess.TimeoutExpired:
             node.kill()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_ray() -> None:
     """Raises a DistillError if a process of Ray's has died: soon it would end this one, too."""
     node = ray._private.worker._global_node
     dead = [name for name, _ in node.dead_processes()] if node else []
+    dead += ["node" for process, _ in _joined if process.poll() is not None]
     if dead:
         raise DistillError(f"Ray's {' and '.join(dead)} died; run again")
 

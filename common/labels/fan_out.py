@@ -57,7 +57,7 @@ def label_on_ray(
     with noting_signals() as signals:
         rows: _Rows | None = None
         try:
-            start_ray(settings.label.dashboard_host)
+            start_ray(settings.label.dashboard_host, signals.check)
             signals.check()
             concurrency, lost = settings.teacher.max_concurrency, 0
             lock.risk(concurrency)
