@@ -46,12 +46,16 @@ def load_settings() -> Settings:
 def load_environment() -> None:
     """Puts `.env` and the secret files into the environment, where it lacks them.
 
+    And AWS_REGION under the name that botocore knows: AWS's other libraries, and what EKS sets in
+    its pods, say AWS_REGION.
+
     Raises:
         SettingsError: one of them cannot be read.
     """
     try:
         _set_missing({name: value or "" for name, value in dotenv_values(".env").items()})
         _set_missing(_read_secret_files())
+        _set_missing({"AWS_DEFAULT_REGION": os.environ.get("AWS_REGION", "")})
     except (UnicodeDecodeError, OSError) as error:
         raise SettingsError(f".env or a secret file cannot be read: {error}") from None
 

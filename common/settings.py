@@ -199,6 +199,9 @@ class StudentSettings(Section):
     max_tokens: int = Field(
         512, ge=8, description="Prompt and label together; longer rows are dropped, and counted."
     )
+    require_gpu: bool = Field(
+        False, description="Fail where no GPU can be used, instead of computing on the CPU."
+    )
 
 
 class TrainSettings(Section):

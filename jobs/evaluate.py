@@ -39,7 +39,7 @@ from common.storage import RunStorage
 from common.student.generation import Response
 from common.student.memory import explaining_memory
 from common.student.merging import STEP as MERGED
-from common.student.student import fingerprint_student
+from common.student.student import check_device, fingerprint_student
 from common.tasks import Task, load_task
 from common.training.train_set import fingerprint_labels
 
@@ -55,9 +55,10 @@ def main(settings: Settings) -> None:
 
     Raises:
         InputError: there is no adapter, or no test row.
-        SettingsError: the memory does not suffice.
+        SettingsError: there is no GPU, or the memory does not suffice.
         TeacherRefusedError: see `common.errors`.
     """
+    check_device(settings)
     storage, task = RunStorage(settings), load_task(settings.task)
     adapter = require_manifest(storage, "adapter", "python -m jobs.train")
     wait_for_train(storage)

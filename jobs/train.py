@@ -32,7 +32,7 @@ from common.student.memory import describe_memory, explaining_memory
 from common.student.merging import STEP as MERGED
 from common.student.merging import merge
 from common.student.model_card import render_card
-from common.student.student import fingerprint_student, load_tokenizer
+from common.student.student import check_device, fingerprint_student, load_tokenizer
 from common.tasks import Task, load_task
 from common.training.agreement import make_measure
 from common.training.checkpoints import Checkpoints
@@ -59,8 +59,10 @@ def main(settings: Settings) -> None:
 
     Raises:
         InputError: there are no finished labels, none is usable, or the student is not there.
-        SettingsError: the memory does not suffice, or the loss is no finite number any more.
+        SettingsError: there is no GPU, or too little memory; or the loss is no finite number any
+            more.
     """
+    check_device(settings)
     storage, task = RunStorage(settings), load_task(settings.task)
     labels = require_manifest(storage, "labels", "python -m jobs.label")
     fingerprint = make_fingerprint(settings, task, labels)

@@ -39,6 +39,7 @@ class Cluster:
         self.pods = {pods.name: pods for pods in list_pods(manifests)}
         self.network, self.secrets = network, secrets or {}
         (self.config,) = find(manifests, "ConfigMap")
+        self.head = ""
         self.workers: list[str] = []
 
     def start(self, name: str, *command: str, alias: str | None = None) -> str:

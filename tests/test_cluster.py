@@ -1,4 +1,4 @@
-"""A driver that is no node of the Ray cluster: it joins for as long as it lasts, and says why not."""
+"""A driver that is no node of the Ray cluster joins it, as long as it lasts, or says why not."""
 
 import contextlib
 import os
@@ -125,16 +125,16 @@ def test_a_host_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_stop_is_heard_while_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def check() -> None:
         if time.monotonic() > started + 1:
-            raise Stop
+            raise StopError
 
     started = time.monotonic()
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         start_ray(check=check)
     end_ray(can_shut_down=True)
 

@@ -1,4 +1,6 @@
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from common.data import TestRow, TestRows
 from common.errors import InputError
 from common.evaluation.metrics import METRICS
 from common.evaluation.scores import score_systems
+from common.journal.lock import RunLock
 from common.labels.labeler import fingerprint_teacher
 from common.manifest import write_manifest
 from common.records import LabelRow, hash_text, make_label_table
@@ -198,6 +201,27 @@ def test_predictions_that_are_there_are_not_made_again(run, settings, monkeypatc
     evaluate.main(settings(TASK="./gec.toml"))  # the metrics alone have changed
     assert asked == []
     assert "gleu" not in storage.read_json("metrics.json")["metrics"]
+
+
+def test_it_waits_until_the_train_job_has_merged(run, settings, monkeypatch):
+    _, storage = run
+    asked = note_calls(monkeypatch)
+    merged = storage.read_json("merged/manifest.json")
+    storage.remove("merged/manifest.json")
+    lock = RunLock(storage, "train")
+    lock.acquire()
+    lock.start()
+
+    def merge():
+        time.sleep(3)  # longer than an owner that is at work is silent
+        storage.write_json("merged/manifest.json", merged)
+        lock.release()
+
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(merge)
+        evaluate.main(settings(STORAGE__WAIT_SECONDS=60))
+        ended.result()
+    assert "merged" in asked
 
 
 def test_what_does_not_belong_together_is_not_compared(run):

@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import botocore.session
 import pytest
 
 from common.environment import load_settings, make_table
@@ -173,6 +174,15 @@ def test_what_other_software_reads_may_stand_in_secret_files(settings, tmp_path)
     (tmp_path / "secrets/AWS_SESSION_TOKEN").write_text("token\n")
     settings(SECRETS_DIR=str(tmp_path / "secrets"))
     assert os.environ["AWS_SESSION_TOKEN"] == "token"
+
+
+@pytest.mark.parametrize("given", [{}, {"AWS_DEFAULT_REGION": "us-west-2"}])
+def test_the_object_store_is_in_awss_region(settings, monkeypatch, given):
+    for name, value in {"AWS_REGION": "eu-west-3", **given}.items():
+        monkeypatch.setenv(name, value)
+    settings()
+    region = botocore.session.get_session().get_config_variable("region")
+    assert region == given.get("AWS_DEFAULT_REGION", "eu-west-3")
 
 
 def test_an_unreadable_env_file_is_told(settings, tmp_path):

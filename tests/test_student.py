@@ -5,9 +5,10 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 
-from common.errors import InputError
+from common.errors import InputError, SettingsError
 from common.student.generation import generate, sort_by_length, take_batch
 from common.student.student import (
+    check_device,
     check_student,
     encode_example,
     encode_few_shot_prompt,
@@ -29,6 +30,15 @@ def builtin(settings):
 @pytest.fixture
 def tokenizer(builtin):
     return load_tokenizer(builtin)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_required_and_not_there_is_an_error(settings, caplog):
+    caplog.set_level("INFO")
+    check_device(settings())
+    assert "on the CPU, in float32: no GPU can be used (" in caplog.text
+    with pytest.raises(SettingsError, match="DISTILL_STUDENT__REQUIRE_GPU=true, and no GPU"):
+        check_device(settings(STUDENT__REQUIRE_GPU="true"))
 
 
 def test_the_loss_covers_the_label_and_the_end_of_sequence_only(tokenizer):

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 from ray.util.metrics import Counter, Gauge
 
-from common.environment import read_api_key
+from common.environment import load_environment, read_api_key
 from common.errors import DistillError, InputError, SettingsError
 from common.journal.ledger import read_answered
 from common.journal.lock import is_held
@@ -102,6 +102,7 @@ class LabelActor:
 
     async def _open(self) -> Labeler:
         """Raises a DistillError if this node lacks what the job's own has."""
+        load_environment()  # this node's own secret files may hold the keys of the object store
         if not is_held(storage := RunStorage(self._settings)):
             raise InputError(
                 f"DISTILL_STORAGE__ROOT: {storage.url} is not the job's folder on this node of the "

@@ -162,8 +162,9 @@ def _leave() -> None:
         node.terminate()
         try:
             node.wait(_LEAVE_SECONDS)
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired:  # as while nothing answers it
             node.kill()
+            node.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from common.errors import DistillError, InputError
+from common.errors import DistillError, InputError, SettingsError
 from common.hub import is_passing
 from common.manifest import Fingerprint
 from common.settings import BUILTIN, Settings
@@ -37,6 +37,30 @@ def find_student(settings: Settings) -> str:
     """The name or folder that transformers loads the student from."""
     name = settings.student.model
     return str(_BUILTIN_FOLDER) if name == BUILTIN else name
+
+
+def check_device(settings: Settings) -> None:
+    """Says on what will be computed.
+
+    Raises:
+        SettingsError: a GPU is required, and none can be used.
+    """
+    dtype = str(choose_dtype()).removeprefix("torch.")
+    if torch.cuda.is_available():
+        log.info("on %s, in %s", torch.cuda.get_device_name(), dtype)
+        return
+    try:
+        torch.cuda.init()
+        reason = "none is visible"
+    except (RuntimeError, AssertionError) as error:  # no driver, an old one, or a CPU's torch
+        reason = str(error).split(". ")[0].splitlines()[0]
+    if settings.student.require_gpu:
+        raise SettingsError(
+            f"DISTILL_STUDENT__REQUIRE_GPU=true, and no GPU can be used: {reason}; it takes CUDA's "
+            "torch (the image is built without TORCH=cpu), NVIDIA's driver, and a container that "
+            "is given the GPU"
+        )
+    log.info("on the CPU, in %s: no GPU can be used (%s)", dtype, reason)
 
 
 def check_student(settings: Settings, task: Task) -> None:
@@ -57,9 +81,10 @@ def check_student(settings: Settings, task: Task) -> None:
 
 def fingerprint_student(settings: Settings, task: Task) -> Fingerprint:
     """What a trained adapter needs to find again when it is used."""
+    student = settings.student.model_dump(exclude={"require_gpu"})
     return {
         "student.prompt": task.student.prompt,
-        **{f"student.{key}": value for key, value in settings.student.model_dump().items()},
+        **{f"student.{key}": value for key, value in student.items()},
     }
 
 

@@ -60,6 +60,9 @@ def network(engine: None) -> Iterator[str]:
     if left:
         docker("rm", "--force", "--volumes", *left)
     docker("network", "rm", name)
+    volumes = docker("volume", "ls", "--quiet", "--filter", f"name={name}").split()
+    if volumes:  # the pods' claims
+        docker("volume", "rm", *volumes)
 
 
 @pytest.fixture(scope="module")

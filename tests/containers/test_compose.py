@@ -27,7 +27,7 @@ DISTILL_DATA__TEST_LIMIT=40
 DISTILL_TRAIN__EPOCHS=1
 DISTILL_EVALUATE__MAX_NEW_TOKENS=32
 """
-PORTS = ("DASHBOARD_PORT", "REPORT_PORT")
+PORTS = ("DASHBOARD_PORT", "REPORT_PORT", "S3_PORT")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,8 @@ def compose(image: str, s3_image: str, tmp_path_factory) -> Iterator[Callable[..
     for name in ("pyproject.toml", "constraints.txt", "LICENSE", ".dockerignore"):
         shutil.copy(ROOT / name, clone)
     (clone / ".env").write_text((ROOT / ".env.example").read_text() + SETTINGS)
-    os.environ["TORCH"] = "cpu"
+    names = {"TORCH": "cpu", "IMAGE": image, "S3_IMAGE": s3_image}
+    os.environ |= names
     for name in PORTS:
         os.environ[name] = str(find_free_port())
     project = f"distill-test-{uuid.uuid4().hex[:8]}"
@@ -51,7 +52,7 @@ def compose(image: str, s3_image: str, tmp_path_factory) -> Iterator[Callable[..
     docker(*command("build", "--quiet"))
     yield command
     docker(*command("down", "--volumes", "--timeout=5"))
-    for name in ("TORCH", *PORTS):
+    for name in (*names, *PORTS):
         del os.environ[name]
 
 
@@ -82,9 +83,20 @@ def test_all_jobs_run_in_order_with_their_runs_on_s3(compose):
     assert "report: s3://distill/runs/composed/report.html" in docker(*compose("logs", "report"))
 
 
+def test_a_second_time_all_is_found_done_also_after_the_server_s_restart(compose):
+    docker(*compose("stop"))
+    docker(*compose("up", "--detach"), seconds=300)
+    for job in ("label", "train", "evaluate"):
+        assert docker(*compose("logs", job), check=False).count("already done") == 1
+    assert "<title>Distillation of gec: composed</title>" in fetch("REPORT_PORT", 60)
+
+
 def test_one_job_is_run_after_those_that_it_needs(compose):
     done = docker(*compose("run", "--rm", "evaluate"), check=False)
     assert "already done, see s3://distill/runs/composed/metrics.json" in done
+    failed = ["run", "--rm", "--no-deps", "-e", "DISTILL_RUN=another", "train"]
+    command = ["docker", *compose(*failed)]
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 3
 
 
 def test_the_services_run_hardened(compose):

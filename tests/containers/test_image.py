@@ -30,7 +30,7 @@ def run(image: str, settings: dict[str, str]) -> str:
 
 def run_shell(image: str, script: str) -> str:
     arguments = [*HARDENED, "--network=none", "--entrypoint=bash"]
-    return docker("run", "--rm", *arguments, image, "-c", script)
+    return docker("run", "--rm", *arguments, image, "-lc", script)
 
 
 def test_it_starts_a_job_as_a_fixed_user_and_tells_what_it_is(facts):
@@ -73,7 +73,7 @@ def test_nothing_is_writable_that_need_not_be(image):
     arguments = ["--cap-drop=ALL", "--network=none", "--entrypoint=bash"]
     found = set(docker("run", "--rm", *arguments, image, "-c", script).split())
     # Debian's own places for everybody's temporary files, and the three that are told of
-    assert found <= {"/tmp", "/var/tmp", "/run/lock", "/cache", "/app/runs"}
+    assert found <= {"/tmp", "/var/tmp", "/run/lock", "/cache", "/cache/tmp", "/app/runs"}
 
 
 def test_the_whole_workflow_runs_offline(image):
@@ -108,7 +108,7 @@ def test_a_stop_signal_reaches_the_job(image):
 
 
 def test_a_ray_node_passes_the_probes_of_kuberay(image):
-    """As KubeRay runs and probes a head: by bash, `ray start` and wget."""
+    """As KubeRay runs and probes a head: by a login shell, `ray start` and wget."""
     script = (
         "ray start --head --num-cpus=0 --dashboard-host=0.0.0.0 --disable-usage-stats >/dev/null;"
         "probe() { wget --tries 1 -T 2 -q -O- $1 | grep success; };"

@@ -54,7 +54,7 @@ def cluster(image, network, settings, secrets, tmp_path_factory) -> Cluster:
     cluster = Cluster(manifests, network, secrets)
     options = "--block --disable-usage-stats --dashboard-agent-listen-port=52365"
     head = f"ulimit -n 65536; ray start --head --num-cpus=0 --dashboard-host=0.0.0.0 {options}"
-    cluster.start("head", "bash", "-c", head)
+    cluster.head = cluster.start("head", "bash", "-lc", head)
     cluster.workers = [start_worker(cluster, name, options) for name in ("one", "two")]
     count = "ray list nodes --address=http://head:8265 | grep -c ALIVE"
     ready = f"until {count} | grep 3; do sleep 1; done"
@@ -68,28 +68,40 @@ def start_worker(cluster: Cluster, name: str, options: str) -> str:
     return cluster.start("worker", "bash", "-c", join, alias=name)
 
 
-def submit(cluster: Cluster, run: str) -> str:
+def submit(cluster: Cluster, run: str, **settings: str) -> str:
     """Submits the job as a user does, with the name of the run; gives the submitter's container."""
-    environment = json.dumps({"env_vars": {"DISTILL_RUN": run}})
+    environment = json.dumps({"env_vars": {"DISTILL_RUN": run} | settings})
     options = ["--address=http://head:8265", "--runtime-env-json", environment]
     command = ["ray", "job", "submit", *options, "--", "python", "-m", "jobs.label"]
     return cluster.start("submitter", *command)
 
 
+def wait_for_answers(submitter: str, count: int) -> None:
+    """Waits for the progress to reach the submitter."""
+    answers, deadline = 0, time.monotonic() + 180
+    while answers < count:
+        log = docker("logs", submitter, check=False)
+        assert time.monotonic() < deadline, log
+        answers = max(map(int, re.findall(r"(\d+) of \d+ answers", log)), default=0)
+        time.sleep(0.5)
+
+
+def list_calls(cluster: Cluster) -> list[float]:
+    """When the teacher was called, in seconds."""
+    ask = cluster.start("submitter", "wget", "-qO-", "http://teacher:8000/calls")
+    code, calls = wait(ask)
+    assert code == 0
+    return json.loads(calls)
+
+
 def test_a_worker_may_die_in_the_middle(cluster, image, network, settings, secrets):
     submitter = submit(cluster, "killed")
-    answers, deadline = 0, time.monotonic() + 180
-    while answers < ROWS / 5:
-        assert time.monotonic() < deadline, docker("logs", submitter, check=False)
-        log = docker("logs", submitter, check=False)  # progress reaches the submitter
-        answers = max(map(int, re.findall(rf"(\d+) of {ROWS} answers", log)), default=0)
-        time.sleep(0.5)
+    wait_for_answers(submitter, ROWS // 5)
     docker("kill", cluster.workers[0])
     code, log = wait(submitter)
     assert code == 0, log
     assert re.search(rf"labels: inputs {ROWS}, ok {ROWS}, failed 0", log)
-    code, calls = wait(cluster.start("submitter", "wget", "-qO-", "http://teacher:8000/calls"))
-    moments = json.loads(calls)
+    moments = list_calls(cluster)
     assert ROWS <= len(moments) <= ROWS + MAX_CONCURRENCY  # of the dead worker's at most
     for start in moments:  # the nodes keep one quota together
         in_a_minute = [moment for moment in moments if start <= moment < start + 60]
@@ -111,11 +123,40 @@ def test_no_key_is_in_the_jobs_metadata(cluster):
     assert KEY not in text
 
 
+KILL = """
+import psutil
+for process in psutil.process_iter(["cmdline"]):
+    if process.info["cmdline"][1:3] == ["-m", "jobs.label"]:
+        process.kill()
+"""
+
+
+@pytest.mark.parametrize("way", ["stop", "kill"])
+def test_a_driver_that_ended_is_submitted_again(cluster, way):
+    before = len(list_calls(cluster))
+    submitter = submit(cluster, way, DISTILL_DATA__TRAIN_LIMIT="200")
+    wait_for_answers(submitter, 30)
+    if way == "stop":
+        log = docker("logs", submitter, check=False)
+        (job,) = set(re.findall(r"raysubmit_\w+", log))
+        address = "--address=http://head:8265"
+        code, log = wait(cluster.start("submitter", "ray", "job", "stop", address, job))
+        assert code == 0, log
+    else:
+        docker("exec", cluster.head, "python", "-c", KILL)
+    wait(submitter)
+    code, log = wait(submit(cluster, way, DISTILL_DATA__TRAIN_LIMIT="200"))
+    assert code == 0, log
+    assert "labels: inputs 200, ok 200" in log
+    lost = 0 if way == "stop" else MAX_CONCURRENCY
+    assert 200 <= len(list_calls(cluster)) - before <= 200 + lost
+
+
 def test_a_driver_elsewhere_reaches_the_cluster_by_its_address(
     cluster, image, network, settings, secrets
 ):
     own = {"DISTILL_RUN": "elsewhere", "DISTILL_DATA__TRAIN_LIMIT": "50"}
     own |= {"RAY_ADDRESS": "head:6379"}
     places = [f"--network={network}", *give(settings | secrets | own)]
-    log = docker("run", "--rm", *HARDENED, *places, image, "jobs.label", check=False)
-    assert "labels: inputs 50, ok 50" in log
+    code, log = wait(docker("run", "--detach", *HARDENED, *places, image, "jobs.label"))
+    assert (code, "labels: inputs 50, ok 50" in log) == (0, True), log
