@@ -286,6 +286,7 @@ def test_nothing_waits_on_a_gpu(source, rendered):
         env = {e["name"]: e["value"] for e in container.get("env", [])}
         if has(source, "gpu"):
             assert env["DISTILL_STORAGE__WAIT_SECONDS"] == "0"
+            assert env["DISTILL_STUDENT__REQUIRE_GPU"] == "true"
         else:
             assert "DISTILL_STORAGE__WAIT_SECONDS" not in env
             before = list_jobs(rendered).get("train" if name == "evaluate" else "label", {})
