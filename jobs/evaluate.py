@@ -23,7 +23,7 @@ from common.evaluation.systems import (
     copy_input,
     describe_system,
 )
-from common.journal.lock import hold_run, is_held
+from common.journal.lock import wait_for_release
 from common.labels.labeler import fingerprint_teacher
 from common.manifest import (
     Fingerprint,
@@ -61,7 +61,7 @@ def main(settings: Settings) -> None:
     check_device(settings)
     storage, task = RunStorage(settings), load_task(settings.task)
     adapter = require_manifest(storage, "adapter", "python -m jobs.train")
-    wait_for_train(storage)
+    wait_for_release(storage, "evaluate")  # the train job may still be merging
     merged = read_manifest(storage, MERGED)
     labels = require_manifest(storage, "labels", "python -m jobs.label")
     check_part(storage.url + "/adapter", adapter, fingerprint_student(settings, task))
@@ -102,13 +102,6 @@ def main(settings: Settings) -> None:
     values = {name: figures[main_metric]["value"] for name, figures in metrics["systems"].items()}
     scores = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
     log.info("evaluate: %s: %s", main_metric, scores)
-
-
-def wait_for_train(storage: RunStorage) -> None:
-    """Where jobs wait for each other: the train job may still be merging, after the adapter."""
-    if storage.wait_seconds and is_held(storage):
-        with hold_run(storage, "evaluate", storage.wait_seconds):
-            pass
 
 
 def list_systems(task: Task, has_merged: bool) -> list[str]:

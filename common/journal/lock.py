@@ -254,6 +254,17 @@ def is_held(storage: RunStorage) -> bool:
     return bool(storage.list_files(FOLDER))
 
 
+def wait_for_release(storage: RunStorage, job: str) -> None:
+    """Waits `storage.wait_seconds` for the end of the job that holds the run, if one does.
+
+    Raises:
+        DistillError: it is still at work.
+    """
+    if storage.wait_seconds and is_held(storage):
+        with hold_run(storage, job, storage.wait_seconds):
+            pass
+
+
 @dataclass(frozen=True)
 class Remains:
     """What a killed job leaves behind: see the module."""
