@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Runs one job on Kubernetes: `make k8s-run JOB=train OVERLAY=gpu`, or `k8s/run.py train gpu`.
 
-Replaces the job of the last time, applies the overlay's settings and this job, resumes it if it is
-suspended (in a Kueue queue, Kueue does that), prints its log from one pod to the next, and ends
-with the exit code of the job's container. Ctrl-C leaves the job running. Needs kubectl, and of
-Python the standard library alone.
+Replaces the job of the last time, whether Job or RayJob, applies the overlay's settings and this
+job, resumes it if it is suspended (in a Kueue queue, Kueue does that), prints its log from one pod
+to the next, and ends with the exit code of the job's container. Ctrl-C leaves the job running.
+Needs kubectl, and of Python the standard library alone.
 """
 
 import argparse
@@ -24,6 +24,7 @@ KINDS = {"Job": "jobs.batch", "RayJob": "rayjobs.ray.io"}
 COMPONENT = "app.kubernetes.io/component"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
+RAY_CLUSTER_LABEL = "ray.io/cluster"
 
 PATIENCE_SECONDS = 300.0
 """How long the cluster may fail to answer before this gives up."""
@@ -123,10 +124,10 @@ class Log:
 class Run:
     """A job that was applied, up to its end."""
 
-    def __init__(self, kubectl: Kubectl, target: str, component: str, poll_seconds: float) -> None:
-        """`target` as kubectl names it; `component` is the label of its pods."""
+    def __init__(self, kubectl: Kubectl, target: str, selector: str, poll_seconds: float) -> None:
+        """`target` as kubectl names it; `selector` selects its pods, and maybe others'."""
         self.kubectl, self.target, self.poll_seconds = kubectl, target, poll_seconds
-        self.selector = f"app.kubernetes.io/name=distill,{COMPONENT}={component}"
+        self.selector = selector
         self.uid = ""
         self.said: set[str] = set()
         self.logs: dict[str, Log] = {}
@@ -138,7 +139,7 @@ class Run:
             while True:
                 try:
                     job = self._get()
-                    pods = self._list_pods()
+                    pods = self._list_pods(job)
                     self._explain(job, pods)
                     answered = time.monotonic()
                 except KubectlError as error:
@@ -168,11 +169,10 @@ class Run:
         self.uid = uid
         return found[0]
 
-    def _list_pods(self) -> list[Object]:
-        """The pods, oldest first; a RayJob's are those of its cluster too."""
-        pods = self.kubectl.read("get", "pods", f"--selector={self.selector}")
-        if self.target.startswith(KINDS["Job"]):
-            pods = [pod for pod in pods if self.uid in list_owners(pod)]
+    def _list_pods(self, job: Object) -> list[Object]:
+        """The job's pods, oldest first."""
+        found = self.kubectl.read("get", "pods", f"--selector={self.selector}")
+        pods = [pod for pod in found if is_pod_of(pod, job)]
         return sorted(pods, key=lambda pod: pod["metadata"]["creationTimestamp"])
 
     def _say_once(self, text: str) -> None:
@@ -189,11 +189,22 @@ class Run:
             where = f"waits in Kueue's queue {queue}" if queue else "is suspended"
             self._say_once(f"{self.target} {where}")
         if not pods:  # a quota, or a policy, may refuse them
-            selector = f"involvedObject.name={job['metadata']['name']},type=Warning"
-            with contextlib.suppress(KubectlError):  # not everybody may read events
-                for event in self.kubectl.read("get", "events", f"--field-selector={selector}"):
-                    if event["involvedObject"].get("uid") == self.uid:
-                        self._say_once(f"{event.get('reason')}: {event.get('message')}")
+            self._show_warnings(job["kind"], {self.uid: ""})
+        # A volume may be missing; whatever else holds a pod up, list_troubles tells.
+        waiting = [pod for pod in pods if is_waiting(pod) and not list_troubles(pod)]
+        if waiting:
+            names = {p["metadata"]["uid"]: f"pod {p['metadata']['name']}: " for p in waiting}
+            self._show_warnings("Pod", names)
+
+    def _show_warnings(self, kind: str, names: dict[str, str]) -> None:
+        """The events of type Warning of objects of a kind; `names`, by their ids, come first."""
+        # FailedScheduling says what the pod's condition says, and stays when that has passed.
+        selector = f"involvedObject.kind={kind},type=Warning,reason!=FailedScheduling"
+        with contextlib.suppress(KubectlError):  # not everybody may read events
+            for event in self.kubectl.read("get", "events", f"--field-selector={selector}"):
+                name = names.get(event["involvedObject"].get("uid"))
+                if name is not None:
+                    self._say_once(f"{name}{event.get('reason')}: {event.get('message')}")
 
     def _print_log(self, pods: list[Object]) -> bool:
         """Lets one log go on, that of the oldest pod; whether there is one to go on."""
@@ -212,13 +223,23 @@ class Run:
             time.sleep(self.poll_seconds / 10)
 
 
-def list_owners(pod: Object) -> list[str]:
-    """The ids of what a pod belongs to."""
-    return [owner["uid"] for owner in pod["metadata"].get("ownerReferences", [])]
+def list_owners(item: Object) -> list[str]:
+    """The ids of what an object belongs to."""
+    return [owner["uid"] for owner in item["metadata"].get("ownerReferences", [])]
+
+
+def is_pod_of(pod: Object, job: Object) -> bool:
+    """Whether a pod is a Job's; for a RayJob, whether it is its submitter's or its cluster's."""
+    if job["kind"] == "Job":
+        return job["metadata"]["uid"] in list_owners(pod)
+    labels = pod["metadata"].get("labels", {})
+    cluster = job.get("status", {}).get("rayClusterName")
+    is_submitter = labels.get(JOB_NAME_LABEL) == job["metadata"]["name"]
+    return is_submitter or bool(cluster and labels.get(RAY_CLUSTER_LABEL) == cluster)
 
 
 def list_troubles(pod: Object) -> list[str]:
-    """What keeps a pod from running, in the cluster's words."""
+    """What keeps a pod from running, and what its containers ended with, in the cluster's words."""
     status = pod["status"]
     troubles = [
         f"{condition.get('reason')}: {condition.get('message')}"
@@ -226,11 +247,21 @@ def list_troubles(pod: Object) -> list[str]:
         if (condition["type"], condition["status"])
         in (("PodScheduled", "False"), ("DisruptionTarget", "True"))
     ]
-    for container in status.get("containerStatuses", []):
-        waiting = container.get("state", {}).get("waiting") or {}
+    kinds = ("initContainerStatuses", "containerStatuses")
+    for container in [container for kind in kinds for container in status.get(kind, [])]:
+        state, last_state = container.get("state", {}), container.get("lastState", {})
+        for ended in (last_state.get("terminated", {}), state.get("terminated", {})):
+            if ended.get("exitCode"):
+                troubles.append(f"{ended.get('reason', 'Error')}: exit code {ended['exitCode']}")
+        waiting = state.get("waiting", {})
         if waiting.get("message"):  # without one: ContainerCreating and the like
             troubles.append(f"{waiting['reason']}: {waiting['message']}")
     return troubles
+
+
+def is_waiting(pod: Object) -> bool:
+    """Whether a pod has not begun to run."""
+    return pod["status"].get("phase") == "Pending"
 
 
 def has_log(pod: Object) -> bool:
@@ -249,7 +280,7 @@ def find_end(job: Object, pods: list[Object]) -> tuple[str, int] | None:
     """How a job ended, and its exit code; None as long as it has not."""
     status = job.get("status", {})
     if job["kind"] == "RayJob":
-        if status.get("jobDeploymentStatus") not in ("Complete", "Failed"):
+        if status.get("jobDeploymentStatus") not in ("Complete", "Failed", "ValidationFailed"):
             return None
         if status.get("jobStatus") == "SUCCEEDED":
             return "is complete", 0
@@ -275,8 +306,23 @@ def find_exit_code(pods: list[Object]) -> int:
     return next((code for code in reversed(codes) if code), 1)
 
 
+def list_jobs(kubectl: Kubectl, selector: str) -> list[str]:
+    """Jobs and RayJobs, as kubectl names them, without those that belong to another object."""
+    names: list[str] = []
+    for kind in KINDS.values():
+        try:
+            found = kubectl.read("get", kind, f"--selector={selector}")
+        except KubectlError as error:
+            # There is no KubeRay, or this user has nothing to do with it.
+            if not re.search(r"doesn't have a resource type|\(Forbidden\)", str(error)):
+                raise
+            continue
+        names += [f"{kind}/{item['metadata']['name']}" for item in found if not list_owners(item)]
+    return names
+
+
 def start(kubectl: Kubectl, job: str, overlay: str, poll_seconds: float) -> Run:
-    """Replaces the job of the last time."""
+    """Replaces the job of the last time, of either kind: two of them would contend for one run."""
     kubectl.read("version")  # tells by itself that there is no cluster
     folder = ["--kustomize", str(OVERLAYS / overlay)]
     rendered = kubectl.read("create", *folder, "--dry-run=client", "--validate=false")
@@ -293,15 +339,17 @@ def start(kubectl: Kubectl, job: str, overlay: str, poll_seconds: float) -> Run:
         )
     manifest = found[0]
     target = f"{KINDS[manifest['kind']]}/{manifest['metadata']['name']}"
-    # Its pods first: they may still be at work, and save a checkpoint before they go.
-    kubectl.show("delete", target, "--ignore-not-found", "--cascade=foreground", "--timeout=10m")
+    selector = f"app.kubernetes.io/name=distill,{COMPONENT}={job}"
+    earlier = sorted({target, *list_jobs(kubectl, selector)})
+    # Their pods first: they may still be at work, and save a checkpoint before they go.
+    kubectl.show("delete", *earlier, "--ignore-not-found", "--cascade=foreground", "--timeout=10m")
     both = f"{COMPONENT} in (settings, {job})"
     kubectl.show("apply", *folder, f"--selector={both}")
     is_queued = QUEUE_LABEL in manifest["metadata"].get("labels", {})
     if manifest["spec"].get("suspend") and not is_queued:
         resume = '{"spec": {"suspend": false}}'
         kubectl.show("patch", target, "--type=merge", f"--patch={resume}")
-    return Run(kubectl, target, job, poll_seconds)
+    return Run(kubectl, target, selector, poll_seconds)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -41,6 +41,7 @@ class FakeCluster:
         objects: by resource, namespace and name.
         requests: method and path of all that came.
         log_cuts: how many logs of a pod break off after their first line.
+        groups: what it serves; without ray.io/v1 there is no KubeRay.
     """
 
     def __init__(self, control: Callable[[Object], None]) -> None:
@@ -49,6 +50,7 @@ class FakeCluster:
         self.logs: dict[str, list[str]] = {}
         self.requests: list[str] = []
         self.log_cuts = 0
+        self.groups = dict(GROUPS)
         self.is_failing = False
         self.changed = threading.Condition()
         self._numbers = itertools.count(1)
@@ -91,10 +93,14 @@ class FakeCluster:
             del self.objects[resource, namespace, name]
         threading.Thread(target=remove, daemon=True).start()
 
-    def start_pod(self, job: Object, name: str, **status: Any) -> None:
-        """Makes a pod of a job; without a `status` it runs."""
+    def start_pod(self, job: Object, name: str, ray_cluster: str = "", **status: Any) -> None:
+        """Makes a pod of a job, or of its `ray_cluster`; without a `status` it runs."""
         metadata = job["metadata"]
-        labels = {"batch.kubernetes.io/job-name": metadata["name"], **metadata["labels"]}
+        labels = dict(metadata["labels"])
+        if ray_cluster:
+            labels["ray.io/cluster"] = ray_cluster
+        else:
+            labels["batch.kubernetes.io/job-name"] = metadata["name"]
         pod = {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -123,10 +129,11 @@ class FakeCluster:
                 self.logs[name].append(f"{second}.{number:09}Z {line}")
             self.changed.notify_all()
 
-    def end_pod(self, job: Object, name: str, exit_code: int) -> None:
-        """A pod's container ends."""
+    def end_pod(self, job: Object, name: str, exit_code: int, reason: str = "Error") -> None:
+        """A pod's container ends; `reason`: why, if its exit code is not 0."""
         phase = "Failed" if exit_code else "Succeeded"
-        self.set_pod(job, name, **make_status(phase, terminated={"exitCode": exit_code}))
+        ended = {"exitCode": exit_code, "reason": reason if exit_code else "Completed"}
+        self.set_pod(job, name, **make_status(phase, terminated=ended))
 
     def end_job(self, job: Object, kind: str, reason: str = "", message: str = "") -> None:
         """A Job ends; `kind` is Complete or Failed."""
@@ -142,13 +149,13 @@ class FakeCluster:
     def find(self, resource: str, namespace: str, query: dict[str, list[str]]) -> list[Object]:
         """What a list's selectors select."""
         wanted = [part.split("=") for part in query.get("labelSelector", [""])[0].split(",")]
-        fields = [part.split("=") for part in query.get("fieldSelector", [""])[0].split(",")]
+        fields = query.get("fieldSelector", [""])[0].split(",")
         return [
             item
             for (kind, space, _), item in sorted(self.objects.items())
             if (kind, space) == (resource, namespace)
             and all(item["metadata"].get("labels", {}).get(k[0]) == k[-1] for k in wanted if k[0])
-            and all(str(get_field(item, k[0])) == k[-1] for k in fields if k[0])
+            and all(has_field(item, field) for field in fields if field)
         ]
 
 
@@ -162,6 +169,12 @@ def get_field(item: Any, path: str) -> Any:
     for part in path.split("."):
         item = (item or {}).get(part)
     return item
+
+
+def has_field(item: Object, selector: str) -> bool:
+    """Whether a field is, or is not, what a selector says: `type=Warning`, `reason!=BackOff`."""
+    path, _, value = selector.partition("=")
+    return (str(get_field(item, path.rstrip("!"))) == value) != path.endswith("!")
 
 
 def merge(item: Any, patch: Any) -> Any:
@@ -221,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.cluster.requests.append(f"{self.command} {url.path}")
         if self.cluster.is_failing:
             self._fail(503, "ServiceUnavailable", "the server is starting")
-        elif document := find_document(url.path):
+        elif document := find_document(url.path, self.cluster.groups):
             self._send(document)
         elif url.path.startswith("/api/v1/namespaces/") and url.path.count("/") == 4:
             name = url.path.rsplit("/", 1)[1]  # all are there
@@ -326,9 +339,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def find_document(path: str) -> Object | None:
-    """What kubectl asks about the server itself: its version, and what it knows."""
-    named = {version: version.split("/")[0] for version in GROUPS if "/" in version}
+def find_document(path: str, known: dict[str, dict[str, str]]) -> Object | None:
+    """What kubectl asks about the server itself: its version, and the groups `known` to it."""
+    named = {version: version.split("/")[0] for version in known if "/" in version}
     groups = [
         {"name": group, "versions": [{"groupVersion": both, "version": both.split("/")[1]}]}
         for both, group in named.items()
@@ -339,7 +352,7 @@ def find_document(path: str) -> Object | None:
         "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups},
         "/openapi/v3": {"paths": {}},
     }
-    for version, resources in GROUPS.items():
+    for version, resources in known.items():
         root = f"api{'s' if '/' in version else ''}/{version}"
         group = {"group": named.get(version, ""), "version": version.split("/")[-1]}
         documents[f"/{root}"] = {

@@ -15,6 +15,8 @@ from fake_cluster import make_status, serve
 ROOT = Path(__file__).parent.parent
 TRAIN = ("jobs", "default", "distill-train")
 LABEL = ("rayjobs", "default", "distill-label-ray")
+LABELS = {"app.kubernetes.io/name": "distill", "app.kubernetes.io/component": "label"}
+TIMEOUT = 120  # seconds, of which a busy machine may need some
 
 pytestmark = pytest.mark.k8s
 needs_kubectl = pytest.mark.skipif(
@@ -41,7 +43,7 @@ def started(folder, *arguments, k8s=ROOT / "k8s", **env):
 def run(folder, *arguments, **options):
     """The exit code, what the job printed (and kubectl), and what the command said."""
     with started(folder, *arguments, **options) as command:
-        output, said = command.communicate(timeout=30)
+        output, said = command.communicate(timeout=TIMEOUT)
     return command.returncode, output, said
 
 
@@ -114,7 +116,7 @@ def test_make_names_the_exit_code(tmp_path):
         env = {**os.environ, "KUBECONFIG": str(tmp_path / "kubeconfig"), "HOME": str(tmp_path)}
         command = ["make", "-C", str(ROOT), f"PYTHON={sys.executable}", "k8s-run"]
         command += ["JOB=label", "OVERLAY=local", "NAMESPACE=team"]
-        result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+        result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT)
         assert ("jobs", "team", "distill-label") in cluster.objects
     assert "Error 4" in result.stderr
 
@@ -186,23 +188,57 @@ def test_what_holds_a_pod_up_is_shown(tmp_path):
 @needs_kubectl
 def test_a_quota_that_lets_no_pod_be_is_shown(tmp_path):
     def control(cluster, job):
-        event = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "type": "Warning",
-            "reason": "FailedCreate",
-            "message": "pods is forbidden: exceeded quota: compute",
-            "metadata": {"name": "distill-train.1"},
-            "involvedObject": {"name": "distill-train", "uid": job["metadata"]["uid"]},
-        }
-        cluster.put("events", "default", event)
-        time.sleep(0.7)
+        warn(cluster, job, "FailedCreate", "pods is forbidden: exceeded quota: compute")
+        wait_for_polls(cluster)
         cluster.end_job(job, "Failed", "DeadlineExceeded", "")
 
     with serve(control, tmp_path):
         code, _, said = run(tmp_path, "train", "gpu")
     assert code == 1
     assert said.count("FailedCreate: pods is forbidden: exceeded quota") == 1
+
+
+@needs_kubectl
+def test_a_volume_that_a_pod_waits_for_is_shown(tmp_path):
+    def control(cluster, job):
+        creating = make_status("Pending", waiting={"reason": "ContainerCreating"})
+        cluster.start_pod(job, "train-a", **creating)
+        pod = cluster.objects["pods", "default", "train-a"]
+        warn(cluster, pod, "FailedScheduling", "0/3 nodes are available")  # that was before
+        warn(cluster, pod, "FailedAttachVolume", "Multi-Attach error for volume pvc-1")
+        of_before = {"kind": "Pod", "metadata": pod["metadata"] | {"uid": "another"}}
+        warn(cluster, of_before, "FailedMount", "volume pvc-0")
+        wait_for_polls(cluster)
+        end(cluster, job, "train-a", 0)
+
+    with serve(control, tmp_path):
+        code, _, said = run(tmp_path, "train", "gpu")
+    assert code == 0
+    assert said.count("pod train-a: FailedAttachVolume: Multi-Attach error for volume pvc-1") == 1
+    assert "FailedScheduling" not in said
+    assert "FailedMount" not in said
+
+
+@needs_kubectl
+def test_how_a_container_ended_is_shown(tmp_path):
+    def control(cluster, job):
+        cluster.start_pod(job, "train-a")
+        cluster.end_pod(job, "train-a", 137, "OOMKilled")
+        cluster.start_pod(job, "train-b")
+        restarted = make_status("Running", running={})
+        restarted["containerStatuses"][0]["lastState"] = {
+            "terminated": {"exitCode": 1, "reason": "Error"}
+        }
+        cluster.set_pod(job, "train-b", **restarted)
+        wait_for_polls(cluster)
+        end(cluster, job, "train-b", 0)
+
+    with serve(control, tmp_path):
+        code, _, said = run(tmp_path, "train", "gpu")
+    assert code == 0
+    assert said.count("pod train-a: OOMKilled: exit code 137") == 1
+    assert said.count("pod train-b: Error: exit code 1\n") == 1
+    assert "exit code 0" not in said
 
 
 @needs_kubectl
@@ -235,6 +271,74 @@ def test_a_job_of_another_spec_is_replaced(tmp_path):
         assert verbs == ["DELETE", "POST", "PATCH"]
 
 
+def put_job(cluster, resource, name, labels=LABELS, owner=None):
+    """A job of before, of which no controller knows."""
+    owners = [{"uid": owner["metadata"]["uid"], "kind": owner["kind"]}] if owner else []
+    job = {
+        "apiVersion": "batch/v1" if resource == "jobs" else "ray.io/v1",
+        "kind": "Job" if resource == "jobs" else "RayJob",
+        "metadata": {"name": name, "labels": labels, "ownerReferences": owners},
+        "spec": {"suspend": True},
+    }
+    return cluster.put(resource, "default", job)
+
+
+@needs_kubectl
+@pytest.mark.parametrize(
+    ("overlay", "new"), [("gpu", ("jobs", "default", "distill-label")), ("ray", LABEL)]
+)
+def test_earlier_jobs_of_both_kinds_are_replaced(tmp_path, overlay, new):
+    pods = []
+
+    def control(cluster, job):
+        pods.extend(name for resource, _, name in cluster.objects if resource == "pods")
+        if job["kind"] == "Job":
+            cluster.end_job(job, "Complete")
+        else:
+            cluster.set_status(job, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+
+    with serve(control, tmp_path) as cluster:
+        job = put_job(cluster, "jobs", "distill-label")
+        cluster.start_pod(job, "label-old")
+        ray_job = put_job(cluster, "rayjobs", "distill-label-ray")
+        cluster.start_pod(ray_job, "head-old")
+        put_job(cluster, "jobs", "distill-label-ray", owner=ray_job)  # goes with its RayJob
+        train = LABELS | {"app.kubernetes.io/component": "train"}
+        put_job(cluster, "jobs", "distill-train", train)
+        code, output, _ = run(tmp_path, "label", overlay)
+        assert code == 0
+        left = {key for key in cluster.objects if key[0] in ("jobs", "rayjobs")}
+        assert left == {new, TRAIN}
+        deleted = sorted(r.rsplit("/", 2)[1:] for r in cluster.requests if r.startswith("DELETE"))
+        assert deleted == [["jobs", "distill-label"], ["rayjobs", "distill-label-ray"]]
+    assert not pods  # two pods at work on one run would contend for it
+    assert 'job.batch "distill-label" deleted' in output
+    assert 'rayjob.ray.io "distill-label-ray" deleted' in output
+
+
+@needs_kubectl
+def test_without_kuberay_a_job_runs(tmp_path):
+    def control(cluster, job):
+        cluster.end_job(job, "Complete")
+
+    with serve(control, tmp_path) as cluster:
+        del cluster.groups["ray.io/v1"]
+        code, output, said = run(tmp_path, "label", "gpu")
+    assert (code, said) == (0, "k8s-run: jobs.batch/distill-label is complete\n")
+    assert "ray" not in output
+
+
+@needs_kubectl
+def test_without_kuberay_a_ray_job_takes_no_job_s_place(tmp_path):
+    with serve(complete, tmp_path) as cluster:
+        del cluster.groups["ray.io/v1"]
+        put_job(cluster, "jobs", "distill-label")
+        code, _, said = run(tmp_path, "label", "ray")
+        assert not [request for request in cluster.requests if not request.startswith("GET")]
+    assert code == 1
+    assert 'no matches for kind "RayJob"' in said
+
+
 @needs_kubectl
 def test_kueue_alone_resumes_what_it_queues(tmp_path):
     with serve(complete, tmp_path) as cluster:
@@ -245,7 +349,7 @@ def test_kueue_alone_resumes_what_it_queues(tmp_path):
             assert cluster.objects[TRAIN]["spec"]["suspend"] is True
             job = cluster.objects[TRAIN]
             cluster.put("jobs", "default", job | {"spec": job["spec"] | {"suspend": False}})
-            output, said = command.communicate(timeout=30)
+            output, said = command.communicate(timeout=TIMEOUT)
     assert (command.returncode, output.count("train: done")) == (0, 1)
     assert "waits in Kueue's queue distill" in said
 
@@ -264,10 +368,7 @@ def test_a_job_set_is_left_to_apply(tmp_path):
 @pytest.mark.parametrize("exit_code", [0, 5])
 def test_a_ray_job(tmp_path, exit_code):
     def control(cluster, job):
-        cluster.start_pod(job, "head")
-        del cluster.objects["pods", "default", "head"]["metadata"]["labels"][
-            "batch.kubernetes.io/job-name"
-        ]
+        cluster.start_pod(job, "head", "ray-1")
         cluster.print("head", "not for the user")
         cluster.start_pod(job, "submitter")
         cluster.print("submitter", "labels: 12 rows")
@@ -288,6 +389,51 @@ def test_a_ray_job(tmp_path, exit_code):
     assert code == exit_code
     assert output.count("labels: 12 rows") == 1
     assert "not for the user" not in output
+
+
+@needs_kubectl
+def test_a_ray_job_s_pods_are_its_submitter_s_and_its_cluster_s(tmp_path):
+    pull = {"reason": "ErrImagePull", "message": "failed to pull"}
+    pulling = {**make_status("Pending"), "initContainerStatuses": [{"state": {"waiting": pull}}]}
+
+    def control(cluster, job):
+        cluster.set_status(job, rayClusterName="ray-1", jobDeploymentStatus="Running")
+        cluster.start_pod(job, "stray-worker", "ray-0", **pulling)
+        cluster.start_pod(job, "worker", "ray-1", **pulling)
+        cluster.start_pod(job, "submitter")
+        cluster.print("submitter", "labels: 12 rows")
+        wait_for_polls(cluster)
+        cluster.end_pod(job, "submitter", 0)
+        cluster.set_status(
+            job, rayClusterName="ray-1", jobDeploymentStatus="Complete", jobStatus="SUCCEEDED"
+        )
+
+    with serve(control, tmp_path) as cluster:
+        # As in a JobSet: it goes on, and none of this run's is it.
+        other = {"name": "distill-label", "namespace": "default", "labels": LABELS, "uid": "other"}
+        cluster.start_pod({"kind": "Job", "metadata": other}, "label-other")
+        cluster.print("label-other", "not for the user")
+        code, output, said = run(tmp_path, "label", "ray")
+    assert code == 0
+    assert output.count("labels: 12 rows") == 1
+    assert "not for the user" not in output
+    assert said.splitlines() == [
+        "k8s-run: pod worker: ErrImagePull: failed to pull",
+        "k8s-run: log of pod submitter",
+        "k8s-run: rayjobs.ray.io/distill-label-ray is complete",
+    ]
+
+
+@needs_kubectl
+def test_a_ray_job_that_kuberay_refuses(tmp_path):
+    def control(cluster, job):
+        message = "the RayJob spec is invalid: backoffLimit must be a positive integer"
+        cluster.set_status(job, jobDeploymentStatus="ValidationFailed", message=message)
+
+    with serve(control, tmp_path):
+        code, _, said = run(tmp_path, "label", "ray")
+    assert code == 1
+    assert "distill-label-ray failed: the RayJob spec is invalid: backoffLimit must be" in said
 
 
 @needs_kubectl
@@ -314,7 +460,7 @@ def test_ctrl_c_leaves_the_job_running(tmp_path):
             while "train: 1 update" not in command.stdout.readline():
                 assert command.poll() is None
             command.send_signal(signal.SIGINT)
-            _, said = command.communicate(timeout=30)
+            _, said = command.communicate(timeout=TIMEOUT)
         assert TRAIN in cluster.objects
     assert command.returncode == 130
     assert "distill-train goes on; `kubectl logs -f job/distill-train`" in said
@@ -378,8 +524,33 @@ def test_wrong_arguments(tmp_path, arguments, message):
     assert run(tmp_path, *arguments) == (2, "", f"k8s-run: error: {message}\n")
 
 
+def warn(cluster, item, reason, message):
+    """An event of type Warning."""
+    event = {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "type": "Warning",
+        "reason": reason,
+        "message": message,
+        "metadata": {"name": f"{item['metadata']['name']}.{reason}"},
+        "involvedObject": {
+            "kind": item["kind"],
+            "name": item["metadata"]["name"],
+            "uid": item["metadata"]["uid"],
+        },
+    }
+    cluster.put("events", "default", event)
+
+
+def wait_for_polls(cluster):
+    """Until the command has seen the cluster as it is."""
+    polls = "GET /api/v1/namespaces/default/pods"
+    seen = cluster.requests.count(polls)
+    wait_for(lambda: cluster.requests.count(polls) >= seen + 2)
+
+
 def wait_for(condition):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
