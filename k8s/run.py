@@ -209,8 +209,8 @@ class Run:
     def _print_log(self, pods: list[Object]) -> bool:
         """Lets one log go on, that of the oldest pod; whether there is one to go on."""
         present = {pod["metadata"]["name"]: pod for pod in pods if has_log(pod)}
-        for name in present.keys() - self.logs.keys():
-            self.logs[name] = Log(self.kubectl, name)
+        for name in present:  # oldest first
+            self.logs.setdefault(name, Log(self.kubectl, name))
         for name, log in self.logs.items():
             if not log.is_done:
                 log.go_on(present.get(name))
