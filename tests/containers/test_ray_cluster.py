@@ -126,7 +126,7 @@ def test_no_key_is_in_the_jobs_metadata(cluster):
 KILL = """
 import psutil
 for process in psutil.process_iter(["cmdline"]):
-    if process.info["cmdline"][1:3] == ["-m", "jobs.label"]:
+    if (process.info["cmdline"] or [])[1:3] == ["-m", "jobs.label"]:
         process.kill()
 """
 
