@@ -15,6 +15,16 @@ HARDENED = (
 )
 """As the manifests and the compose file run the image; with one thread, for tests share cores."""
 
+SMALL = {
+    "DISTILL_DATA__SOURCE": "builtin",
+    "DISTILL_STUDENT__MODEL": "builtin",
+    "DISTILL_DATA__TRAIN_LIMIT": "200",
+    "DISTILL_DATA__TEST_LIMIT": "40",
+    "DISTILL_TRAIN__EPOCHS": "1",
+    "DISTILL_EVALUATE__MAX_NEW_TOKENS": "32",
+}
+"""A workflow of a minute or two, but for its teacher."""
+
 
 def docker(
     *arguments: str, cwd: Path | None = None, check: bool = True, seconds: int = 1800

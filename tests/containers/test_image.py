@@ -6,17 +6,9 @@ import time
 
 import pytest
 
-from docker_engine import HARDENED, docker, give
+from docker_engine import HARDENED, SMALL, docker, give
 
-BUILTIN = {
-    "DISTILL_DATA__SOURCE": "builtin",
-    "DISTILL_TEACHER__BASE_URL": "builtin",
-    "DISTILL_STUDENT__MODEL": "builtin",
-    "DISTILL_DATA__TRAIN_LIMIT": "200",
-    "DISTILL_DATA__TEST_LIMIT": "40",
-    "DISTILL_TRAIN__EPOCHS": "1",
-    "DISTILL_EVALUATE__MAX_NEW_TOKENS": "32",
-}
+BUILTIN = SMALL | {"DISTILL_TEACHER__BASE_URL": "builtin"}
 
 
 @pytest.fixture(scope="module")

@@ -4,19 +4,10 @@ import shutil
 
 import pytest
 
-from docker_engine import HARDENED, docker, give
+from docker_engine import HARDENED, SMALL, docker, give
 from pods import Cluster, render_with, wait
 
 pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="there is no kubectl")
-
-SMALL = {
-    "DISTILL_DATA__SOURCE": "builtin",
-    "DISTILL_STUDENT__MODEL": "builtin",
-    "DISTILL_DATA__TRAIN_LIMIT": "200",
-    "DISTILL_DATA__TEST_LIMIT": "40",
-    "DISTILL_TRAIN__EPOCHS": "1",
-    "DISTILL_EVALUATE__MAX_NEW_TOKENS": "32",
-}
 
 
 @pytest.fixture(scope="module")
