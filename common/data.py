@@ -4,6 +4,7 @@ The label and the train job see ids and texts only; reference answers are read b
 for the evaluate job.
 """
 
+import logging
 from dataclasses import dataclass, field
 
 from common.errors import InputError
@@ -11,6 +12,8 @@ from common.records import Example, hash_text
 from common.settings import Settings
 from common.sources import name_source, read_split
 from common.tasks import Task
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,16 @@ def load_examples(settings: Settings, task: Task) -> Examples:
     chosen = _lowest(list(distinct), settings.data.train_limit)
     rows = [Example(id, text) for id, text in distinct.items() if id in chosen]
     return Examples(rows, duplicates=len(texts) - len(distinct))
+
+
+def warn_without_test_rows(settings: Settings, task: Task) -> None:
+    """Labels can be made without test rows; whoever pays for them should know that."""
+    text = settings.data.text_column or task.columns.text
+    reference = settings.data.reference_column or task.columns.reference
+    try:
+        read_split(settings, "test", [text, reference], optional=[])
+    except InputError as error:
+        log.warning("the evaluation will be missing its test rows: %s", error)
 
 
 def load_test_rows(settings: Settings, task: Task) -> TestRows:

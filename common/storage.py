@@ -71,7 +71,11 @@ class RunStorage:
     def _check_folder(root: Path) -> None:
         existing = next(p for p in (root, *root.parents) if p.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK):
-            reason = "is no folder" if not existing.is_dir() else "cannot be written to"
+            reason = (
+                "is no folder"
+                if not existing.is_dir()
+                else f"is not writable for user {os.getuid()}"
+            )
             raise InputError(f"DISTILL_STORAGE__ROOT={str(root)!r}: {str(existing)!r} {reason}")
 
     def _check_bucket(self, fs: Any, root: str, path: str) -> None:

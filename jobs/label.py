@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from common.command import run_job
-from common.data import Examples, load_examples
+from common.data import Examples, load_examples, warn_without_test_rows
 from common.journal.journal import compact_journal
 from common.journal.ledger import Known, label_known, resume
 from common.journal.lock import RunLock, hold_run
@@ -59,6 +59,7 @@ def main(settings: Settings) -> None:
     with hold_run(storage, "label") as lock:
         known = resume(settings, task, storage, examples.rows, lock)
         forecast(settings, task, examples, known)
+        warn_without_test_rows(settings, task)
         missing = [e for e in examples.rows if e.id not in known.rows]
         new, figures = label_new(settings, task, missing, known, lock)
         table = arrange_rows(examples, [make_label_table(list(known.rows.values())), *new])

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from common.command import run_job
-from common.errors import InputError
+from common.errors import InputError, StoppedError
 from common.evaluation.predictions import STEP, read_predictions
 from common.evaluation.scores import METRICS_FILE
 from common.manifest import read_manifest, require_manifest
@@ -56,7 +56,8 @@ def main(settings: Settings) -> None:
     if settings.report.serve:
         with make_server(storage, settings.report.serve) as server:
             log.info("report: http://%s", settings.report.serve)
-            server.serve_forever()
+            with suppress(StoppedError):
+                server.serve_forever()
 
 
 def _read_rows(

@@ -150,6 +150,18 @@ def test_other_versions_are_named() -> None:
         assert part in str(error)
 
 
+def test_a_raylet_in_a_container_is_no_node_here(tmp_path: Path) -> None:
+    """Its process may be seen on this machine, but not its socket."""
+    path = tmp_path / "raylet"
+    command = ["raylet", "-c", "read", "--gcs-address=127.0.0.1:6399"]
+    command.append(f"--raylet_socket_name={path}")
+    with subprocess.Popen(command, executable="/bin/bash", stdin=subprocess.PIPE):
+        assert not _is_node("127.0.0.1:6399")
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(str(path))
+            assert _is_node("127.0.0.1:6399")
+
+
 def test_a_cluster_that_wants_a_token() -> None:
     error = _explain_refusal("head:6379", "gcs_client.cc:210: Unauthenticated: InvalidAuthToken\n")
     assert isinstance(error, SettingsError)

@@ -105,6 +105,20 @@ def test_too_many_failures_fail_the_job_and_only_they_are_asked_for_again(tmp_pa
         assert Counter(row["status"] for row in read_labels(tmp_path)) == {"ok": 600, "failed": 1}
 
 
+def test_labels_that_are_mostly_filtered_are_told_of(tmp_path, texts):
+    (tmp_path / "mood.toml").write_text('name = "m"\n[label_rules]\nallowed = ["good", "bad"]\n')
+    with running_teacher(lambda text, call: "It is GOOD") as teacher:
+        done = label(tmp_path, texts, teacher.url, TASK="./mood.toml")
+        assert done.returncode == 0, done.stderr
+        assert "600 of 601 rows filtered, mostly by 'not_allowed', such as the response 'It is" in (
+            done.stderr
+        )
+        assert "the evaluation will be missing its test rows: " in done.stderr
+    train = run_job("train", tmp_path, TASK="./mood.toml", STUDENT__MODEL="builtin")
+    assert train.returncode == 3
+    assert "none of its 601 rows has status ok: 600 filtered (not_allowed)" in train.stderr
+
+
 BAD_INPUT = [
     ({"DATA__SUORCE": "x"}, 2, "the nearest known one is DISTILL_DATA__SOURCE"),
     ({"TEACHER__BASE_URL": "localhost:8000"}, 2, "DISTILL_TEACHER__BASE_URL='localhost:8000'"),

@@ -55,23 +55,29 @@ def start_ray(dashboard_host: str | None = None, check: Callable[[], None] = lam
             "http://head:8265 -- python -m jobs.label`"
         )
     if not address:
-        options = {"dashboard_host": dashboard_host} if dashboard_host else {}
-        _connect("Ray did not start", address="local", include_dashboard=bool(options), **options)
+        options: dict[str, Any] = {"address": "local", "include_dashboard": bool(dashboard_host)}
+        if dashboard_host:
+            options["dashboard_host"] = dashboard_host
+        _connect(lambda said: DistillError(f"Ray did not start: {_cut(said)}; run again"), options)
     else:
         options = {} if address == "auto" or _is_node(address) else _join(address, check)
-        _connect(f"{_name(address)} cannot be reached", **options)
+        _connect(lambda said: _explain_refusal(address, said), options)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
 
 
-def _connect(failure: str, **options: Any) -> None:
+def _connect(explain: Callable[[str], DistillError], options: dict[str, Any]) -> None:
+    """Connects; `explain` makes an error of what Ray says if it cannot."""
     try:
         with _keeping_handlers():
             ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except Exception as error:  # Ray raises plain ones
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DistillError(f"{failure}: {reason}; run again") from None
+        raise explain(str(error) or type(error).__name__) from None
+
+
+def _cut(said: str) -> str:
+    return said.splitlines()[0][:300]
 
 
 def _name(address: str) -> str:
@@ -88,7 +94,8 @@ def _is_node(address: str) -> bool:
         if "raylet" not in Path(command[0]).name or any(f"/{_JOINED}" in c for c in command):
             continue
         options = dict(part.partition("=")[::2] for part in command)
-        if _resolve(options.get("--gcs-address", "")) & wanted:
+        is_here = Path(options.get("--raylet_socket_name", "")).is_socket()  # not in a container
+        if is_here and _resolve(options.get("--gcs-address", "")) & wanted:
             return True
     return False
 
@@ -149,7 +156,7 @@ def _explain_refusal(address: str, said: str) -> DistillError:
         if found := [i for i, line in enumerate(lines) if sign in line]:
             reason = " ".join(lines[found[-1] : found[-1] + 7])[:400]
             return SettingsError(f"{_name(address)}: {reason}; {advice}")
-    reason = lines[-1][:300] if lines else "no answer"
+    reason = _cut(lines[-1]) if lines else "no answer"
     return DistillError(
         f"{_name(address)} cannot be reached: {reason}; run again when the cluster is up"
     )

@@ -1,5 +1,6 @@
 """The label rows as files: all of them, in the order of the examples, or a reason why not."""
 
+import logging
 from collections import Counter
 
 import pyarrow as pa
@@ -10,6 +11,11 @@ from common.records import count_by_status
 from common.settings import Settings
 from common.storage import RunStorage
 from common.teacher.replies import TRANSIENT_ERRORS
+
+_MANY = 0.5
+"""Share of filtered rows above which a rule is more likely wrong than the teacher."""
+
+log = logging.getLogger(__name__)
 
 _PART_ROWS = 50_000
 
@@ -38,13 +44,33 @@ def write_parts(storage: RunStorage, folder: str, table: pa.Table) -> list[str]:
     return names
 
 
+def _warn_of_filtered(table: pa.Table) -> None:
+    rows = table.select(["status", "error", "response"]).to_pylist()
+    filtered = [row for row in rows if row["status"] == "filtered"]
+    (kind, _), *_ = Counter(row["error"] for row in filtered).most_common(1)
+    response = next(row["response"] for row in filtered if row["error"] == kind)
+    log.warning(
+        "%d of %d rows filtered, mostly by %r, such as the response %r; if that is not what you "
+        "want, change the task's [label_rules], delete the folder labels, and run again: the "
+        "replies are kept, and not paid for again",
+        len(filtered),
+        table.num_rows,
+        kind,
+        response[:100],
+    )
+
+
 def check_failures(settings: Settings, table: pa.Table) -> None:
     """Looks whether more rows failed than `label.max_failure_rate` allows.
+
+    Warns if most were filtered.
 
     Raises:
         DistillError: they did. An InputError, if asking again would not help.
     """
     counts = count_by_status(table)
+    if counts["filtered"] > _MANY * table.num_rows:
+        _warn_of_filtered(table)
     if counts["failed"] / table.num_rows <= settings.label.max_failure_rate:
         return
     errors = table.select(["status", "error", "message"]).to_pylist()

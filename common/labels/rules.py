@@ -23,9 +23,18 @@ def apply_rules(text: str, response: str, rules: LabelRules) -> tuple[str, str |
             label = inner.strip()
     if rules.lower_case:
         label = label.lower()
-    if rules.allowed and label.rstrip(".!") in rules.allowed:
-        label = label.rstrip(".!")
+    if rules.allowed:
+        label = _find_allowed(label, rules.allowed)
     return label, next(_find_broken_rules(text, label, rules), None)
+
+
+def _find_allowed(label: str, allowed: list[str]) -> str:
+    """The allowed label that this one is, but for a full stop and letters' case; else itself."""
+    bare = label.rstrip(".!")
+    if bare in allowed:
+        return bare
+    alike = [a for a in allowed if a.casefold() == bare.casefold()]
+    return alike[0] if len(alike) == 1 else label
 
 
 def measure_edit_ratio(text: str, label: str) -> float:

@@ -115,7 +115,8 @@ class LabelRules(_Part):
     """Filter a response of more than one line."""
     lower_case: bool = False
     allowed: list[str] = []
-    """The only labels there are, for classification; empty: any."""
+    """The only labels there are, for classification; empty: any. A response may end in a full stop,
+    and have other capitals."""
     reject_patterns: list[Annotated[re.Pattern[str], BeforeValidator(_compile)]] = []
     """Regular expressions of chatter and refusals."""
     min_length_ratio: float = Field(0.0, ge=0)

@@ -15,6 +15,7 @@ import random
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -104,9 +105,12 @@ class Teacher:
                 reason = _describe(error)
             if attempt < _CHECK_ATTEMPTS - 1:
                 await asyncio.sleep(attempt + 0.5)
+        is_local = "//localhost" in self._settings.base_url or "//127." in self._settings.base_url
+        is_container = Path("/.dockerenv").exists()
+        hint = "; localhost is this container itself" if is_local and is_container else ""
         raise InputError(
             f"DISTILL_TEACHER__BASE_URL={self._settings.base_url!r}: nothing answers there "
-            f"({reason}); correct the URL, or start the server"
+            f"({reason}); correct the URL, or start the server{hint}"
         )
 
     async def ask(self, body: dict[str, Any], key: str) -> Reply:

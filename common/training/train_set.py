@@ -1,5 +1,6 @@
 """The labels as the student learns them: which of them, and in which tokens."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,13 @@ def read_labels(storage: RunStorage, files: list[str]) -> Labels:
     rows = [row for name in files for row in storage.read_table(name).to_pylist()]
     labels = [(row["text"], row["label"]) for row in rows if row["status"] == "ok"]
     if not labels:
-        raise InputError(f"{storage.url}/labels: none of its {len(rows)} rows has status ok")
+        counts = Counter(f"{row['status']} ({row['error']})" for row in rows)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common(3))
+        raise InputError(
+            f"{storage.url}/labels: none of its {len(rows)} rows has status ok: {reasons}; read "
+            "their column response, change the task's [label_rules], delete the folder labels, "
+            "and run python -m jobs.label again"
+        )
     return labels
 
 
