@@ -124,7 +124,13 @@ def test_a_host_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
         start_ray()
 
 
-def test_a_stop_is_heard_while_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_where_nothing_answers_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(DistillError, match=r"RAY_ADDRESS='127\.0\.0\.1:1': nothing answers there"):
+        start_ray()
+
+
+def test_a_stop_is_heard_while_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     class StopError(Exception):
         pass
 
@@ -133,9 +139,10 @@ def test_a_stop_is_heard_while_nothing_answers(monkeypatch: pytest.MonkeyPatch) 
             raise StopError
 
     started = time.monotonic()
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(StopError):
-        start_ray(check=check)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(StopError):
+            start_ray(check=check)
     end_ray(can_shut_down=True)
 
 

@@ -24,7 +24,7 @@ from ray._private.services import canonicalize_bootstrap_address
 from common.errors import DistillError, SettingsError
 from common.signals import STOP_SIGNALS
 
-_JOIN_SECONDS, _LEAVE_SECONDS = 60.0, 10.0
+_ANSWER_SECONDS, _JOIN_SECONDS, _LEAVE_SECONDS = 10.0, 60.0, 10.0
 _JOINED = "distill-ray-"
 """Prefix of the folders of nodes that last as long as a job."""
 _SET_PDEATHSIG = 1
@@ -114,6 +114,12 @@ def _join(address: str, check: Callable[[], None]) -> dict[str, Any]:
 
     It has a folder of its own, by which it is told from other nodes that this machine may be.
     """
+    try:  # Ray itself takes a minute to give up
+        socket.create_connection(min(_resolve(address)), _ANSWER_SECONDS).close()
+    except OSError as error:
+        raise DistillError(
+            f"{_name(address)}: nothing answers there ({error}); run again when the cluster is up"
+        ) from None
     folder = Path(tempfile.mkdtemp(prefix=_JOINED))
     output = folder / "output"
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
