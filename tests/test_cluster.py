@@ -139,7 +139,7 @@ def test_a_stop_is_heard_while_nothing_is_said(monkeypatch: pytest.MonkeyPatch) 
             raise StopError
 
     started = time.monotonic()
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with socket.create_server(("", 0)) as server:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
         with pytest.raises(StopError):
             start_ray(check=check)
