@@ -118,6 +118,13 @@ def test_a_node_of_the_cluster_does_not_join(address: str) -> None:
     assert not _is_node("127.0.0.1:1")  # another cluster's
 
 
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265", "head", "head:x"])
+def test_an_address_of_another_kind(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(SettingsError, match="needs the cluster's own address, such as head:6379"):
+        start_ray()
+
+
 def test_a_host_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "no-such-host.invalid:6379")
     with pytest.raises(DistillError, match=r"RAY_ADDRESS='no-such-host.invalid:6379': .* no such"):

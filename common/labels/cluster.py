@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -48,13 +49,13 @@ def start_ray(dashboard_host: str | None = None, check: Callable[[], None] = lam
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
     auto_init_hook.enable_auto_connect = False  # the data set's thread must not start another Ray
     address = os.environ.get("RAY_ADDRESS", "")
-    if "://" in address:
+    if not re.fullmatch(r"|local|auto|[^/]+:\d+", address):
         raise SettingsError(
-            f"RAY_ADDRESS={address!r}: Ray Data needs the cluster's own address, such as "
+            f"{_name(address)}: Ray Data needs the cluster's own address, such as "
             "head:6379; where only ray:// or http:// is open, use `ray job submit --address "
             "http://head:8265 -- python -m jobs.label`"
         )
-    if not address:
+    if address in ("", "local"):
         options: dict[str, Any] = {"address": "local", "include_dashboard": bool(dashboard_host)}
         if dashboard_host:
             options["dashboard_host"] = dashboard_host
