@@ -67,6 +67,14 @@ def test_a_missing_task_file_is_named():
         ('name = "t"\n[teacher.completion]\nend = "no place"', r"completion\.end.*\{text\}"),
         ('name = "t"\nunseen = ["sentence"]', "unseen"),
         ('name = "t"\n[[few_shot]]\ntext = "no label"', "few_shot"),
+        (
+            'name = "t"\n[label_rule]\nunquote = true',
+            "label_rule=.*no such field; the nearest is label_rules",
+        ),
+        (
+            'name = "t"\n[label_rules]\nunqoute = true',
+            "unqoute=.*the nearest is label_rules.unquote",
+        ),
     ],
 )
 def test_a_bad_task_file_is_told_in_one_line(toml, told):

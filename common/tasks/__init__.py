@@ -212,7 +212,20 @@ def load_task(name: str) -> Task:
         first: Any = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            nearest = difflib.get_close_matches(where, _list_fields(Task), n=1, cutoff=0)[0]
+            reason = f"there is no such field; the nearest is {nearest}"
         raise InputError(f"task file {name!r}: {where}={first['input']!r}: {reason}") from None
+
+
+def _list_fields(part: type[BaseModel], prefix: str = "") -> list[str]:
+    """The names of a task file's fields, with dots."""
+    names: list[str] = []
+    for name, field in part.model_fields.items():
+        names.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _list_fields(field.annotation, f"{prefix}{name}.")
+    return names
 
 
 def _read_toml(name: str) -> dict[str, Any]:
