@@ -66,7 +66,8 @@ def test_compose_services_wait_for_the_one_before(compose: Manifest) -> None:
 
 
 def test_one_image_everywhere(compose: Manifest, every_job: Manifest) -> None:
-    images = {service["image"] for name, service in compose["services"].items() if name != "s3"}
+    named = {service["image"] for name, service in compose["services"].items() if name != "s3"}
+    images = {name.removeprefix("${IMAGE:-").removesuffix("}") for name in named}
     images.add(get_container(every_job)["image"])
     for path in (ROOT / "k8s").rglob("kustomization.yaml"):
         for image in read_yaml(path).get("images", []):

@@ -28,6 +28,8 @@ from common.signals import STOP_SIGNALS
 _ANSWER_SECONDS, _JOIN_SECONDS, _LEAVE_SECONDS = 10.0, 60.0, 10.0
 _JOINED = "distill-ray-"
 """Prefix of the folders of nodes that last as long as a job."""
+_READY = "ray_current_cluster"
+"""The file that Ray writes last into a node's folder."""
 _SET_PDEATHSIG = 1
 """Number of Linux' prctl, which sends a signal when the parent dies."""
 _joined: list[tuple["subprocess.Popen[bytes]", Path]] = []
@@ -135,7 +137,7 @@ def _join(address: str, check: Callable[[], None]) -> dict[str, Any]:
         )
     _joined.append((node, folder))
     deadline = time.monotonic() + _JOIN_SECONDS
-    while not (folder / "ray_current_cluster").exists():  # which is written last
+    while not (folder / _READY).exists():
         check()
         if node.poll() is not None or time.monotonic() > deadline:
             said = output.read_text(errors="replace")
@@ -173,10 +175,13 @@ def _leave() -> None:
     """Ends the node that was made by `_join`, if any."""
     while _joined:
         node, folder = _joined.pop()
-        node.terminate()
+        if (folder / _READY).exists():
+            node.terminate()
+        else:  # it waits for an answer, and hears of nothing else
+            node.kill()
         try:
             node.wait(_LEAVE_SECONDS)
-        except subprocess.TimeoutExpired:  # as while nothing answers it
+        except subprocess.TimeoutExpired:
             node.kill()
             node.wait()
         shutil.rmtree(folder, ignore_errors=True)
