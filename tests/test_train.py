@@ -531,7 +531,7 @@ def test_the_reference_preset_has_the_published_size(settings, tmp_path):
 
 def test_only_ok_labels_are_learned(tiny):
     storage = write_labels(tiny, PAIRS, status="filtered")
-    with pytest.raises(InputError, match="none of its 24 rows has status ok"):
+    with pytest.raises(InputError, match="none of its 24 rows has status ok: 24 filtered"):
         read_labels(storage, ["labels/part-00000.parquet"])
 
 
