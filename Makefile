@@ -1,4 +1,4 @@
-# make run      the whole workflow on the built-in parts: no key, no GPU, no hub (2 to 4 minutes)
+# make run      the whole workflow on the built-in parts: no key, no GPU, no hub (3 to 5 minutes)
 # make test     all tests but       make test-containers   the image, compose, pods, a Ray cluster
 # make check    style and types
 # make bench-label   the label job against curator, its quotas, its memory (tests/benchmarks)

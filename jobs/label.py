@@ -59,8 +59,9 @@ def main(settings: Settings) -> None:
     with hold_run(storage, "label") as lock:
         known = resume(settings, task, storage, examples.rows, lock)
         forecast(settings, task, examples, known)
-        warn_without_test_rows(settings, task)
         missing = [e for e in examples.rows if e.id not in known.rows]
+        if missing:
+            warn_without_test_rows(settings, task)
         new, figures = label_new(settings, task, missing, known, lock)
         table = arrange_rows(examples, [make_label_table(list(known.rows.values())), *new])
         files = write_parts(storage, STEP, table)

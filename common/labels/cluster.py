@@ -26,7 +26,7 @@ from common.errors import DistillError, SettingsError
 from common.signals import STOP_SIGNALS
 
 _ANSWER_SECONDS, _JOIN_SECONDS, _LEAVE_SECONDS = 10.0, 60.0, 10.0
-_JOINED = "distill-ray-"
+_FOLDER_PREFIX = "distill-ray-"
 """Prefix of the folders of nodes that last as long as a job."""
 _READY = "ray_current_cluster"
 """The file that Ray writes last into a node's folder."""
@@ -94,7 +94,7 @@ def _is_node(address: str) -> bool:
         raise DistillError(f"{_name(address)}: there is no such host; run again when there is")
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or [""]
-        if "raylet" not in Path(command[0]).name or any(f"/{_JOINED}" in c for c in command):
+        if "raylet" not in Path(command[0]).name or any(f"/{_FOLDER_PREFIX}" in c for c in command):
             continue
         options = dict(part.partition("=")[::2] for part in command)
         is_here = Path(options.get("--raylet_socket_name", "")).is_socket()  # not in a container
@@ -123,7 +123,7 @@ def _join(address: str, check: Callable[[], None]) -> dict[str, Any]:
         raise DistillError(
             f"{_name(address)}: nothing answers there ({error}); run again when the cluster is up"
         ) from None
-    folder = Path(tempfile.mkdtemp(prefix=_JOINED))
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
     output = folder / "output"
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
     with output.open("wb") as file:
