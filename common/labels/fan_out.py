@@ -28,7 +28,7 @@ from common.teacher.replies import Reply
 
 _BLOCK_ROWS = 256
 _POLL_SECONDS = 0.25
-_PATIENCE_SECONDS = 8.0
+_PATIENCE_SECONDS = 30.0
 """When the quota's actor does not answer for so long, Ray has died without saying so."""
 _REFUSED_DRAIN_SECONDS = 3.0
 """After a refusal, how long the calls in flight may take to end."""
@@ -62,11 +62,13 @@ def label_on_ray(
             concurrency, lost = settings.teacher.max_concurrency, 0
             lock.risk(concurrency)
 
-            def look(snapshot: Snapshot) -> None:
-                nonlocal lost
+            def check() -> None:
                 signals.check()
                 lock.check()
                 check_ray()
+
+            def look(snapshot: Snapshot) -> None:
+                nonlocal lost
                 if snapshot.lost_calls > lost:
                     lost = snapshot.lost_calls
                     lock.risk(concurrency, lost)
@@ -77,7 +79,7 @@ def label_on_ray(
             rows = _Rows(_make_dataset(settings, task, url, examples, known, keeper))
             in_flight = concurrency
             try:
-                labeled = _collect(rows, keeper, lock, look)
+                labeled = _collect(rows, keeper, lock, check, look)
                 in_flight = 0
                 return labeled
             except StoppedError:
@@ -98,12 +100,15 @@ def label_on_ray(
 
 
 def _start_keeper(quota: Quota) -> Any:
-    """The quota's actor, on the driver's own node: the job lives no longer than that anyway."""
+    """The quota's actor, on the driver's own node: the job lives no longer than that anyway.
+
+    Not softly so: Ray may then choose another node, whose death would be the job's.
+    """
     here = ray.get_runtime_context().get_node_id()
     options = {
         "name": f"distill-quota-{uuid.uuid4().hex[:8]}",
         "num_cpus": 0,
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True),
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False),
     }
     return ray.remote(QuotaKeeper).options(**options).remote(quota)
 
@@ -117,6 +122,8 @@ def _make_dataset(
     keeper: Any,
 ) -> "ray.data.Dataset":  # quoted: Ray imports it late, when its log level is set
     actors = min(settings.label.actors, settings.teacher.max_concurrency)
+    # A node may die while its actors start.
+    ray.data.DataContext.get_current().max_consecutive_actor_init_deaths = actors
     has_key = bool(settings.teacher.api_key.get_secret_value())
     return ray.data.from_arrow(_make_blocks(examples)).map_batches(
         LabelActor,
@@ -165,14 +172,17 @@ class _Rows:
 
 
 def _collect(
-    rows: _Rows, keeper: Any, lock: RunLock, watch: Callable[[Snapshot], None]
+    rows: _Rows,
+    keeper: Any,
+    lock: RunLock,
+    check: Callable[[], None],
+    watch: Callable[[Snapshot], None],
 ) -> tuple[list[pa.Table], Snapshot]:
     tables: list[pa.Table] = []
     is_over = False
     while True:
-        snapshot: Snapshot = ray.get(
-            keeper.snapshot.remote(lock.is_sure), timeout=_PATIENCE_SECONDS
-        )
+        check()
+        snapshot = _look(keeper, lock, check)
         watch(snapshot)
         if snapshot.failure:
             name, message = snapshot.failure
@@ -185,6 +195,20 @@ def _collect(
                 is_over = True
             else:
                 tables.append(batch)
+
+
+def _look(keeper: Any, lock: RunLock, check: Callable[[], None]) -> Snapshot:
+    """The state of the job. While it does not come, `check` is called, and may raise."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    coming = keeper.snapshot.remote(lock.is_sure)
+    while True:
+        try:
+            snapshot: Snapshot = ray.get(coming, timeout=_POLL_SECONDS)
+            return snapshot
+        except ray.exceptions.GetTimeoutError:
+            if time.monotonic() > deadline:
+                raise
+            check()
 
 
 def _drain(keeper: Any, seconds: float, concurrency: int) -> int:

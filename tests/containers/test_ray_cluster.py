@@ -14,12 +14,21 @@ from pods import Cluster, render_with, wait
 pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="there is no kubectl")
 
 KEY = "sk-of-the-cluster"
+FEW_ACTORS = {"DISTILL_LABEL__ACTORS": "4"}
 ROWS, REQUESTS_PER_MINUTE, MAX_CONCURRENCY = 600, 600, 16
 COUNT = (
     "from common.environment import load_settings; from common.storage import RunStorage;"
     "table = RunStorage(load_settings()).read_table('labels/part-00000.parquet');"
     "print(table.num_rows, len(set(table['id'].to_pylist())), set(table['status'].to_pylist()))"
 )
+
+
+FIND_THE_KEEPER = """
+from ray.util.state import list_actors, list_nodes
+head = [node.node_id for node in list_nodes("http://head:8265") if node.is_head_node]
+keepers = list_actors("http://head:8265", filters=[("class_name", "=", "QuotaKeeper")])
+print([keeper.node_id for keeper in keepers] == head)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +79,7 @@ def start_worker(cluster: Cluster, name: str, options: str) -> str:
 
 def submit(cluster: Cluster, run: str, **settings: str) -> str:
     """Submits the job as a user does, with the name of the run; gives the submitter's container."""
-    environment = json.dumps({"env_vars": {"DISTILL_RUN": run} | settings})
+    environment = json.dumps({"env_vars": {"DISTILL_RUN": run} | FEW_ACTORS | settings})
     options = ["--address=http://head:8265", "--runtime-env-json", environment]
     command = ["ray", "job", "submit", *options, "--", "python", "-m", "jobs.label"]
     return cluster.start("submitter", *command)
@@ -97,6 +106,8 @@ def list_calls(cluster: Cluster) -> list[float]:
 def test_a_worker_may_die_in_the_middle(cluster, image, network, settings, secrets):
     submitter = submit(cluster, "killed")
     wait_for_answers(submitter, ROWS // 5)
+    code, is_with_the_driver = wait(cluster.start("submitter", "python", "-c", FIND_THE_KEEPER))
+    assert (code, is_with_the_driver) == (0, "True")
     docker("kill", cluster.workers[0])
     code, log = wait(submitter)
     assert code == 0, log
