@@ -31,7 +31,7 @@ run: $(VENV)/.installed
 	$(python) -m jobs.pipeline
 
 test: $(VENV)/.installed
-	$(python) -m pytest -m "not containers and not k8s"
+	$(python) -m pytest -m "not containers and not k8s" --numprocesses=2 --dist=worksteal
 
 test-containers: $(VENV)/.installed
 	$(python) -m pytest tests/containers

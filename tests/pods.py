@@ -56,6 +56,8 @@ class Cluster:
             f"--stop-timeout={pods.spec.get('terminationGracePeriodSeconds', 30)}",
             f"--memory={container['resources']['limits']['memory'].lower().removesuffix('i')}",
         ]
+        if pods.spec.get("shareProcessNamespace"):
+            arguments.append("--init")  # reaps, as a pod's pause container does
         if command:
             arguments.append(f"--entrypoint={command[0]}")
         args = command[1:] or container.get("args", [])

@@ -1,6 +1,7 @@
 """What the label job survives, and what that costs. `python tests/chaos.py` is the long form."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -55,6 +56,24 @@ def test_kills_cost_no_more_than_what_was_in_flight(tmp_path):
         chaos.run()
     assert chaos.problems == [], chaos.describe()
     assert [moment.kind for moment in chaos.moments] == kinds
+
+
+def test_actors_that_die_again_and_again_end_the_job(tmp_path, source):
+    with (
+        running_teacher(lambda text, call: text) as teacher,
+        start_job("label", tmp_path, **describe(source, teacher)) as job,
+    ):
+        deadline = time.monotonic() + 120
+        while job.poll() is None and time.monotonic() < deadline:
+            for pid, command in job.find_processes().items():
+                if "ray::MapWorker" in command:
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+        job.kill()
+        _, errors = job.communicate()
+        assert job.returncode == 1, errors
+        assert "worker process has died" in errors.splitlines()[-1]
+        assert "Traceback" not in errors
 
 
 def test_kills_on_an_object_store_cost_no_more_than_what_was_in_flight(tmp_path, bucket):

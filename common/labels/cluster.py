@@ -48,7 +48,7 @@ def start_ray(dashboard_host: str | None = None, check: Callable[[], None] = lam
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")
     auto_init_hook.enable_auto_connect = False  # the data set's thread must not start another Ray
     address = os.environ.get("RAY_ADDRESS", "")
     if not re.fullmatch(r"|local|auto|[^/]+:\d+", address):

@@ -30,6 +30,8 @@ _BLOCK_ROWS = 256
 _POLL_SECONDS = 0.25
 _PATIENCE_SECONDS = 30.0
 """When the quota's actor does not answer for so long, Ray has died without saying so."""
+_MOST_RESTARTS = 10
+"""Of one actor, whose process or node died. By default Ray has no end of it."""
 _REFUSED_DRAIN_SECONDS = 3.0
 """After a refusal, how long the calls in flight may take to end."""
 
@@ -93,8 +95,8 @@ def label_on_ray(
                 with contextlib.suppress(StorageError):
                     lock.risk(in_flight, lost)
         except ray.exceptions.RayError as error:
-            reason = (str(error).splitlines() or [""])[0]
-            raise DistillError(f"Ray: {type(error).__name__}: {reason}; run again") from None
+            *_, cause = f"{type(error).__name__}: {error}".strip().splitlines()
+            raise DistillError(f"Ray: {cause[:350]}; run again") from None
         finally:
             end_ray(can_shut_down=rows is None or rows.end(_REFUSED_DRAIN_SECONDS))
 
@@ -122,8 +124,6 @@ def _make_dataset(
     keeper: Any,
 ) -> "ray.data.Dataset":  # quoted: Ray imports it late, when its log level is set
     actors = min(settings.label.actors, settings.teacher.max_concurrency)
-    # A node may die while its actors start.
-    ray.data.DataContext.get_current().max_consecutive_actor_init_deaths = actors
     has_key = bool(settings.teacher.api_key.get_secret_value())
     return ray.data.from_arrow(_make_blocks(examples)).map_batches(
         LabelActor,
@@ -136,6 +136,7 @@ def _make_dataset(
             max_concurrent_calls_per_actor=8,
         ),
         num_cpus=0.1,
+        max_restarts=_MOST_RESTARTS,
     )
 
 

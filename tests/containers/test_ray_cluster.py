@@ -153,6 +153,7 @@ def test_a_driver_that_ended_is_submitted_again(cluster, way):
         address = "--address=http://head:8265"
         code, log = wait(cluster.start("submitter", "ray", "job", "stop", address, job))
         assert code == 0, log
+        assert log.count("has not exited yet") < 30, log  # one a second: Ray waits for no zombie
     else:
         docker("exec", cluster.head, "python", "-c", KILL)
     wait(submitter)
