@@ -451,6 +451,9 @@ def test_a_job_that_somebody_deletes(tmp_path):
 
 @needs_kubectl
 def test_ctrl_c_leaves_the_job_running(tmp_path):
+    # What a shell starts in the background ignores SIGINT, and would hand that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def control(cluster, job):
         cluster.start_pod(job, "train-a")
         cluster.print("train-a", "train: 1 update")
