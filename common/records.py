@@ -1,6 +1,7 @@
 """The rows that jobs pass to each other, and their Arrow schemas."""
 
 import hashlib
+import json
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -88,13 +89,19 @@ PREDICTION_SCHEMA = pa.schema(
         "seconds": pa.float64(),
     }
 )
-"""`edits`: tokens `start` to `end` of the text became `tokens`, see `common.evaluation.edits`. The
+"""`edits`: tokens `start` to `end` of the text became `tokens`, see `common.metrics.edits`. The
 column `tokens` is the response's; `seconds` is the row's share of its batch. A task's group columns
 stand beside these."""
 
 
 def hash_text(text: str) -> str:
     """The id of an example: the first half of the SHA-256 of its text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def hash_content(content: Any) -> str:
+    """A short content hash of anything that JSON can hold."""
+    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

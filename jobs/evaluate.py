@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from common.command import run_job
-from common.data import TestRow, TestRows, load_test_rows
+from common.data.examples import TestRow, TestRows, load_test_rows
 from common.evaluation.harness import write_results
 from common.evaluation.predictions import STEP, read_predictions, write_predictions
 from common.evaluation.scores import METRICS_FILE, score_systems
@@ -23,24 +23,24 @@ from common.evaluation.systems import (
     copy_input,
     describe_system,
 )
-from common.journal.lock import wait_for_release
 from common.labels.labeler import fingerprint_teacher
-from common.manifest import (
+from common.records import hash_content
+from common.run.lock import wait_for_release
+from common.run.manifest import (
     Fingerprint,
     check_part,
     check_same,
-    hash_content,
     read_manifest,
     require_manifest,
     write_manifest,
 )
+from common.run.storage import RunStorage
 from common.settings import Settings
-from common.storage import RunStorage
 from common.student.generation import Response
 from common.student.memory import explaining_memory
-from common.student.merging import STEP as MERGED
 from common.student.student import check_device, fingerprint_student
-from common.tasks import Task, load_task
+from common.tasks.model import Task, load_task
+from common.training.merging import STEP as MERGED
 from common.training.train_set import fingerprint_labels
 
 SECTIONS = ("run", "task", "storage", "data", "teacher", "student", "evaluate")

@@ -13,21 +13,21 @@ from typing import Any
 import pyarrow as pa
 
 from common.command import run_job
-from common.data import Examples, load_examples, warn_without_test_rows
-from common.journal.journal import compact_journal
-from common.journal.ledger import Known, label_known, resume
-from common.journal.lock import RunLock, hold_run
+from common.data.examples import Examples, load_examples, warn_without_test_rows
 from common.labels.files import arrange_rows, check_failures, write_parts
 from common.labels.forecast import format_forecast, make_forecast
+from common.labels.known import Known, label_known, resume
 from common.labels.labeler import check_teacher, fingerprint_teacher, make_quota, open_teacher
-from common.labels.labeling import make_label
+from common.labels.outcome import make_label
 from common.labels.progress import Progress, summarize_calls
-from common.manifest import Fingerprint, hash_content, is_done, write_manifest
-from common.records import Example, count_by_status, make_label_table
+from common.prices.prices import find_price
+from common.records import Example, count_by_status, hash_content, make_label_table
+from common.run.lock import RunLock, hold_run
+from common.run.manifest import Fingerprint, is_done, write_manifest
+from common.run.storage import RunStorage
 from common.settings import Settings
-from common.storage import RunStorage
-from common.tasks import Task, load_task
-from common.teacher.prices import find_price
+from common.tasks.model import Task, load_task
+from common.teacher.journal import compact_journal
 from common.teacher.requests import require_model
 
 SECTIONS = ("run", "task", "storage", "data", "teacher", "label")
@@ -133,7 +133,7 @@ def label_new(
     progress = Progress(len(asked) * settings.label.samples, has_price)
     with open_teacher(settings) as url:
         check_teacher(settings, url)
-        from common.labels.fan_out import label_on_ray  # Ray takes seconds to import
+        from common.labels.lanes.ray.fan_out import label_on_ray  # Ray takes seconds to import
 
         quota = make_quota(settings, known.cost_usd)
         tables, snapshot = label_on_ray(

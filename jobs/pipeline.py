@@ -7,12 +7,12 @@ A rerun goes on where the last one stopped.
 import logging
 
 from common.command import run_job
-from common.data import load_examples, load_test_rows
-from common.manifest import read_manifest
+from common.data.examples import load_examples, load_test_rows
+from common.run.manifest import read_manifest
+from common.run.storage import RunStorage
 from common.settings import Settings
-from common.storage import RunStorage
 from common.student.student import check_student
-from common.tasks import load_task
+from common.tasks.model import load_task
 from jobs import evaluate, label, report, train
 
 SECTIONS = ()

@@ -14,14 +14,14 @@ from common.command import run_job
 from common.errors import InputError, StoppedError
 from common.evaluation.predictions import STEP, read_predictions
 from common.evaluation.scores import METRICS_FILE
-from common.manifest import read_manifest, require_manifest
 from common.records import get_rows
 from common.report.figures import Scores, make_main_table
 from common.report.page import render_report
 from common.report.server import make_server
 from common.report.text import render_summary, render_text
+from common.run.manifest import read_manifest, require_manifest
+from common.run.storage import RunStorage
 from common.settings import Settings
-from common.storage import RunStorage
 from common.student.adapter import HISTORY_FILE
 
 SECTIONS = ("run", "storage", "report")

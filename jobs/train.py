@@ -16,26 +16,26 @@ import torch
 from transformers import set_seed
 
 from common.command import run_job
-from common.hub import push
-from common.journal.lock import RunLock, hold_run
-from common.manifest import (
+from common.run.lock import RunLock, hold_run
+from common.run.manifest import (
     Fingerprint,
     is_done,
     require_manifest,
     write_manifest,
 )
+from common.run.storage import RunStorage
 from common.settings import Settings
 from common.signals import noting_signals
-from common.storage import RunStorage
 from common.student.adapter import STEP, write_adapter
 from common.student.memory import describe_memory, explaining_memory
-from common.student.merging import STEP as MERGED
-from common.student.merging import merge
-from common.student.model_card import render_card
 from common.student.student import check_device, fingerprint_student, load_tokenizer
-from common.tasks import Task, load_task
+from common.tasks.model import Task, load_task
 from common.training.agreement import make_measure
 from common.training.checkpoints import Checkpoints
+from common.training.merging import STEP as MERGED
+from common.training.merging import merge
+from common.training.model_card import render_card
+from common.training.publishing import push
 from common.training.schedule import Schedule, find_best
 from common.training.train_set import fingerprint_labels, load_train_set
 from common.training.trainer import LabelTrainer, make_trainer

@@ -38,10 +38,10 @@ if __name__ == "__main__":
 
 from commands import Job, start_job
 from common.environment import load_settings
-from common.journal.ledger import make_keys, read_answered
+from common.labels.known import make_keys, read_answered
+from common.run.storage import RunStorage
 from common.settings import Settings
-from common.storage import RunStorage
-from common.tasks import load_task
+from common.tasks.model import load_task
 from common.teacher.requests import make_request
 from fake_teacher import FakeTeacher, make_body, refuse, running_teacher
 

@@ -12,8 +12,8 @@ import fsspec
 import pytest
 
 from common.environment import load_settings
+from common.run.storage import RunStorage
 from common.settings import Settings
-from common.storage import RunStorage
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # also for what is imported while tests are collected
 # Two processes whose threads wait for each other on the same cores are ten times slower than one.

@@ -81,8 +81,8 @@ def running_failing_store(
 ) -> Iterator[FailingStore]:
     """Stands in front of the server at `url`; nobody waits before asking it again."""
     options = {"use_listings_cache": False, "config_kwargs": {"retries": {"max_attempts": 0}}}
-    monkeypatch.setattr("common.storage._client_options", lambda root: options)
-    monkeypatch.setattr("common.storage._WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("common.run.storage._client_options", lambda root: options)
+    monkeypatch.setattr("common.run.storage._WAIT_SECONDS", 0.001)
     store = FailingStore(bucket, url)
     monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
     fsspec.filesystem("s3").clear_instance_cache()

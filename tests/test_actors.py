@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.journal.lock import hold_run
-from common.labels.actors import LabelActor
+from common.labels.lanes.ray.actors import LabelActor
 from common.records import EXAMPLE_SCHEMA
+from common.run.lock import hold_run
+from common.run.storage import RunStorage
 from common.settings import Settings
-from common.storage import RunStorage
-from common.tasks import Task
+from common.tasks.model import Task
 
 SECRET = "sk-very-secret"
 

@@ -15,12 +15,12 @@ import pytest
 import ray._private.utils
 
 from common.errors import DistillError, SettingsError
-from common.labels.cluster import _explain_refusal, _is_node, end_ray, start_ray
+from common.labels.lanes.ray.cluster import _explain_refusal, _is_node, end_ray, start_ray
 
 HERE = Path(__file__).parents[1]
 DRIVER = """
 import sys, time
-from common.labels import cluster
+from common.labels.lanes.ray import cluster
 from common.signals import noting_signals
 cluster._is_node = lambda address: False  # as on another machine
 cluster.start_ray()

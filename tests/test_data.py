@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.data import load_examples, load_test_rows
+from common.data.examples import load_examples, load_test_rows
 from common.errors import InputError
-from common.tasks import Columns, Task, load_task
+from common.tasks.model import Columns, Task, load_task
 
 TASK = Task(name="tiny", columns=Columns(groups=["lang"]))
 SUFFIXES = ["parquet", "jsonl", "csv"]

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from common.evaluation.edits import (
+from common.metrics.edits import (
     count_edits,
     edits_too_little,
     edits_too_much,

@@ -6,9 +6,10 @@ import pytest
 
 from common.labels.forecast import Forecast, estimate_tokens, format_forecast, make_forecast
 from common.labels.forecast import optimum_seconds as optimum
+from common.prices.prices import Price, find_price
 from common.settings import Settings
-from common.tasks import load_task
-from common.teacher.prices import Price, bound_prompt_tokens, find_price
+from common.tasks.model import load_task
+from common.teacher.requests import bound_prompt_tokens
 
 SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -3,10 +3,10 @@ import pytest
 from huggingface_hub.utils import _http
 
 from common.errors import DistillError, InputError
-from common.hub import push
-from common.manifest import write_manifest
-from common.storage import RunStorage
+from common.run.manifest import write_manifest
+from common.run.storage import RunStorage
 from common.student.student import load_tokenizer
+from common.training.publishing import push
 from fake_hub import running_hub
 
 

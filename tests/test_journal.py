@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from common.errors import DistillError, StorageError
-from common.journal.journal import (
+from common.labels.known import read_answered
+from common.run.storage import RunStorage
+from common.teacher.journal import (
     FOLDER,
     JournalWriter,
     compact_journal,
     iterate_journal,
 )
-from common.journal.ledger import read_answered
-from common.storage import RunStorage
 from common.teacher.replies import Reply
 from failing_store import running_failing_store
 
@@ -23,8 +23,8 @@ def make_reply(key, body="{}"):
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr("common.journal.journal._FIRST_WAIT_SECONDS", 0.001)
-    monkeypatch.setattr("common.journal.journal._OBJECT_STORE_SECONDS", 0.01)
+    monkeypatch.setattr("common.teacher.journal._FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("common.teacher.journal._OBJECT_STORE_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def test_every_reply_of_many_parts_is_read(storage):
 
 
 def test_many_small_parts_are_merged_as_they_are(storage, monkeypatch):
-    monkeypatch.setattr("common.journal.journal._MERGED_BYTES", 2000)
+    monkeypatch.setattr("common.teacher.journal._MERGED_BYTES", 2000)
     replies = write_parts(storage, 40)
     storage.write_bytes(f"{FOLDER}/half.jsonl", b'{"key": "cut o')
     storage.write_bytes(f"{FOLDER}/notes.json", b"no part")
@@ -284,8 +284,8 @@ def read_lines(storage):
 
 
 def test_a_writer_replaces_its_small_objects(failing_store, settings, monkeypatch):
-    monkeypatch.setattr("common.journal.journal._SMALL_PARTS", 4)
-    monkeypatch.setattr("common.journal.journal._OBJECT_STORE_SECONDS", 0)
+    monkeypatch.setattr("common.teacher.journal._SMALL_PARTS", 4)
+    monkeypatch.setattr("common.teacher.journal._OBJECT_STORE_SECONDS", 0)
     storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
     replies = [make_reply(f"{n:02}") for n in range(13)]
 
@@ -307,8 +307,8 @@ def test_a_writer_replaces_its_small_objects(failing_store, settings, monkeypatc
 def test_small_objects_that_cannot_be_removed_do_no_harm(
     failing_store, settings, monkeypatch, failure
 ):
-    monkeypatch.setattr("common.journal.journal._SMALL_PARTS", 2)
-    monkeypatch.setattr("common.journal.journal._OBJECT_STORE_SECONDS", 0)
+    monkeypatch.setattr("common.teacher.journal._SMALL_PARTS", 2)
+    monkeypatch.setattr("common.teacher.journal._OBJECT_STORE_SECONDS", 0)
     storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
     methods = ("POST",) if failure == 501 else ("POST", "DELETE")
     failing_store.fail(1000, failure, methods)

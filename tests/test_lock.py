@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import DistillError, StoppedError
-from common.journal.lock import RunLock, hold_run
-from common.storage import RunStorage
+from common.run.lock import RunLock, hold_run
+from common.run.storage import RunStorage
 from failing_store import running_failing_store
 
 
@@ -37,8 +37,8 @@ def make_lock(storage, time=None):
 @pytest.fixture
 def fast(monkeypatch):
     """Beats that a test need not wait for."""
-    monkeypatch.setattr("common.journal.lock._BEAT_SECONDS", 0.02)
-    monkeypatch.setattr("common.journal.lock._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("common.run.lock._BEAT_SECONDS", 0.02)
+    monkeypatch.setattr("common.run.lock._LOOK_SECONDS", 0.01)
 
 
 def test_a_run_is_held_and_given_back(storage):
@@ -160,7 +160,7 @@ def test_an_owner_whose_lock_was_removed_or_replaced_stops(storage):
 
 
 def test_one_of_many_follows_a_dead_owner(storage, fast, monkeypatch):
-    monkeypatch.setattr("common.journal.lock._STALE_SECONDS", 1.0)
+    monkeypatch.setattr("common.run.lock._STALE_SECONDS", 1.0)
     storage.write_bytes("lock/1.json", b"{}")
     taken, refused = [], []
     end = threading.Event()
@@ -228,7 +228,7 @@ def test_a_killed_job_leaves_word_of_the_calls_that_it_had_in_flight(storage):
 
 
 def test_a_job_that_ends_with_lost_calls_leaves_its_lock(storage, fast, monkeypatch):
-    monkeypatch.setattr("common.journal.lock._STALE_SECONDS", 1.0)
+    monkeypatch.setattr("common.run.lock._STALE_SECONDS", 1.0)
     with hold_run(storage, "label") as lock:
         lock.risk(32)
         lock.risk(0, lost=2)
@@ -255,8 +255,8 @@ def test_the_lock_of_a_killed_process_is_soon_taken(settings):
     code = """
 import time
 from common.environment import load_settings
-from common.journal.lock import hold_run
-from common.storage import RunStorage
+from common.run.lock import hold_run
+from common.run.storage import RunStorage
 with hold_run(RunStorage(load_settings()), "label"):
     print("held", flush=True)
     time.sleep(60)

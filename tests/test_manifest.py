@@ -3,14 +3,9 @@ import threading
 import pytest
 
 from common.errors import InputError
-from common.manifest import (
-    hash_content,
-    is_done,
-    read_manifest,
-    require_manifest,
-    write_manifest,
-)
-from common.storage import RunStorage
+from common.records import hash_content
+from common.run.manifest import is_done, read_manifest, require_manifest, write_manifest
+from common.run.storage import RunStorage
 
 FINGERPRINT = {"examples": "3 of abc", "teacher.model": "big", "seed": 0}
 
@@ -60,7 +55,7 @@ def test_a_step_that_is_required_names_the_command(storage):
 
 
 def test_a_step_is_waited_for(storage, settings, monkeypatch):
-    monkeypatch.setattr("common.manifest._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("common.run.manifest._LOOK_SECONDS", 0.01)
     root = storage.url.removesuffix("/default")
     waiting = RunStorage(settings(STORAGE__ROOT=root, STORAGE__WAIT_SECONDS=60))
     later = threading.Timer(0.1, write_manifest, [storage, "labels", {"a": 1}])

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from common.errors import InputError, SettingsError
+from common.prices.prices import Price, find_price, require_price
 from common.settings import TeacherSettings
-from common.tasks import load_task
-from common.teacher.prices import Price, bound_prompt_tokens, find_price, require_price
+from common.tasks.model import load_task
+from common.teacher.requests import bound_prompt_tokens
 
 TOGETHER = "https://api.together.xyz/v1"
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct-Turbo"
@@ -218,7 +219,7 @@ def test_the_worst_cost_is_quick():
 
 
 def test_every_built_in_entry_costs_less_when_cached():
-    path = Path(__file__).parents[1] / "common/teacher/prices.toml"
+    path = Path(__file__).parents[1] / "common/prices/prices.toml"
     for entry in tomllib.loads(path.read_text("utf-8"))["price"]:
         assert 0 <= entry.get("cached_input", entry["input"]) <= entry["input"] < 100, entry
         assert entry["output"] >= entry["input"], entry

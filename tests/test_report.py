@@ -15,7 +15,7 @@ from common.report.figures import Scores, make_comparisons, make_metrics_table
 from common.report.page import render_report
 from common.report.server import make_server
 from common.report.text import escape, render_text
-from common.storage import RunStorage
+from common.run.storage import RunStorage
 from jobs import report
 from report_parts import HISTORY, MANIFESTS, SYSTEMS, make_metrics, make_tables, render
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from common.labels.languages import LANGUAGES, detect_language
-from common.labels.rules import apply_rules, measure_edit_ratio
-from common.tasks import LabelRules, load_task
+from common.tasks.languages import LANGUAGES, detect_language
+from common.tasks.model import LabelRules, load_task
+from common.tasks.rules import apply_rules, measure_edit_ratio
 
 TEXT = "She go to school every days."
 LABEL = "She goes to school every day."

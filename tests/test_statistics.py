@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from common.evaluation.statistics import (
+from common.metrics.statistics import (
     bootstrap_interval,
     mcnemar_exact,
     paired_bootstrap,

@@ -7,10 +7,10 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from common.data import load_examples, load_test_rows
+from common.data.examples import load_examples, load_test_rows
 from common.errors import InputError, StorageError
-from common.storage import RunStorage
-from common.tasks import load_task
+from common.run.storage import RunStorage
+from common.tasks.model import load_task
 from failing_store import running_failing_store
 
 TASK_TOML = 'name = "tiny"\n[student]\nprompt = "Do: {text}"\n'
@@ -264,7 +264,7 @@ def test_a_create_whose_answer_was_lost_counts(failing_store, settings):
 
 
 def test_a_store_without_conditional_writes_lets_one_create(failing_store, settings, monkeypatch):
-    monkeypatch.setattr("common.stores._SETTLE_SECONDS", 0.001)
+    monkeypatch.setattr("common.run.stores._SETTLE_SECONDS", 0.001)
     storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
     refusals = iter((501, None, 501))
     failing_store.fails = lambda method, path: next(refusals, None) if method == "PUT" else None
@@ -297,7 +297,7 @@ def test_an_append_that_fails_is_cut_off_again(settings, full_disk):
 
 
 def test_many_files_are_read_in_order_whatever_their_sizes(storage, monkeypatch):
-    monkeypatch.setattr("common.storage._READ_AHEAD_BYTES", 100)
+    monkeypatch.setattr("common.run.storage._READ_AHEAD_BYTES", 100)
     contents = {f"journal/{n:02}": bytes([n]) * (n * 37 % 150) for n in range(50)}
     for name, content in contents.items():
         storage.write_bytes(name, content)

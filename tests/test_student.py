@@ -17,7 +17,7 @@ from common.student.student import (
     load_student,
     load_tokenizer,
 )
-from common.tasks import FewShot, StudentPrompt, Task
+from common.tasks.model import FewShot, StudentPrompt, Task
 
 TASK = Task(name="copy", student=StudentPrompt(prompt="Say:\n{text}"))
 

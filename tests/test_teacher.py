@@ -12,13 +12,12 @@ from common.quota.leases import Leases, reach_quota
 from common.quota.protocol import Headers
 from common.quota.quota import Quota
 from common.settings import TeacherSettings
-from common.tasks import Task
+from common.tasks.model import Task
 from common.teacher import client as teacher_module
 from common.teacher.client import Teacher
 from common.teacher.headers import parse_retry_after, parse_seconds, read_headers
-from common.teacher.prices import bound_prompt_tokens
 from common.teacher.replies import Reply, read_answer
-from common.teacher.requests import make_key, make_request
+from common.teacher.requests import bound_prompt_tokens, make_key, make_request
 from fake_teacher import make_body, refuse, running_teacher
 
 TASK = Task(name="echo")

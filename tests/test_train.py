@@ -13,13 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from commands import run_job, start_job
 from common.errors import InputError, SettingsError, StoppedError
-from common.manifest import read_manifest, write_manifest
 from common.records import LabelRow, hash_text, make_label_table
+from common.run.manifest import read_manifest, write_manifest
+from common.run.storage import RunStorage
 from common.settings import PRESETS
-from common.storage import RunStorage
 from common.student.adapter import HISTORY_FILE
 from common.student.generation import generate
-from common.student.lora import add_adapter, make_lora
 from common.student.student import (
     encode_example,
     encode_prompt,
@@ -27,9 +26,10 @@ from common.student.student import (
     load_student,
     load_tokenizer,
 )
-from common.tasks import load_task
+from common.tasks.model import load_task
 from common.training.agreement import make_measure
 from common.training.checkpoints import Checkpoints
+from common.training.lora import add_adapter, make_lora
 from common.training.schedule import Schedule
 from common.training.train_set import drop_over_long, encode_labels, hold_out, read_labels
 from common.training.trainer import LabelTrainer, make_trainer

@@ -10,11 +10,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from common.data import TestRow
-from common.evaluation.metrics import METRICS
-from common.manifest import code_version
-from common.storage import RunStorage
-from common.tasks import Task
+from common.data.examples import TestRow
+from common.metrics.metrics import METRICS
+from common.run.manifest import code_version
+from common.run.storage import RunStorage
+from common.tasks.model import Task
 
 _Z = 1.959964
 

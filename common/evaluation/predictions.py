@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from common.data import TestRow
-from common.evaluation.edits import find_edits
-from common.manifest import Fingerprint
+from common.data.examples import TestRow
+from common.metrics.edits import find_edits
 from common.records import PREDICTION_SCHEMA
-from common.storage import RunStorage
+from common.run.manifest import Fingerprint
+from common.run.storage import RunStorage
 from common.student.generation import Response
 
 STEP = "predictions"

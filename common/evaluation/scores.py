@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from common.data import TestRow, TestRows
-from common.evaluation.metrics import METRICS, Metric
-from common.evaluation.statistics import (
+from common.data.examples import TestRow, TestRows
+from common.metrics.metrics import METRICS, Metric
+from common.metrics.statistics import (
     Array,
     bootstrap_interval,
     mcnemar_exact,
@@ -17,7 +17,7 @@ from common.evaluation.statistics import (
     smallest_difference,
     wilson_interval,
 )
-from common.tasks import Task
+from common.tasks.model import Task
 
 METRICS_FILE = "metrics.json"
 SYSTEMS = {

@@ -15,15 +15,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from common.data import TestRow
+from common.data.examples import TestRow
 from common.errors import DistillError
-from common.journal.ledger import label_known, resume
-from common.journal.lock import hold_run
+from common.labels.known import label_known, resume
 from common.labels.labeler import check_teacher, label_here, make_quota, open_teacher
 from common.labels.progress import Progress
+from common.prices.prices import find_price
 from common.records import Example, LabelRow
+from common.run.lock import hold_run
+from common.run.storage import RunStorage
 from common.settings import Settings
-from common.storage import RunStorage
 from common.student.generation import Response, generate
 from common.student.student import (
     describe_weights,
@@ -33,8 +34,7 @@ from common.student.student import (
     load_student,
     load_tokenizer,
 )
-from common.tasks import Task
-from common.teacher.prices import find_price
+from common.tasks.model import Task
 from common.teacher.replies import TRANSIENT_ERRORS
 
 STUDENTS = ("base", "base_few_shot", "distilled")

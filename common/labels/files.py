@@ -5,11 +5,11 @@ from collections import Counter
 
 import pyarrow as pa
 
-from common.data import Examples
+from common.data.examples import Examples
 from common.errors import DistillError, InputError
 from common.records import count_by_status
+from common.run.storage import RunStorage
 from common.settings import Settings
-from common.storage import RunStorage
 from common.teacher.replies import TRANSIENT_ERRORS
 
 _MANY = 0.5

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from common.prices.prices import Price
 from common.settings import Settings
-from common.tasks import Task
-from common.teacher.prices import Price, bound_prompt_tokens, get_contents
+from common.tasks.model import Task
+from common.teacher.requests import bound_prompt_tokens, get_contents
 
 _LETTERS = ((0x80, "ascii"), (0x370, "accented"), (0x400, "other"), (0x530, "cyrillic"))
 """Kinds of characters, by the code point at which they end; what follows is other."""

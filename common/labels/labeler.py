@@ -11,20 +11,20 @@ from typing import Any, TypeVar
 
 from common.builtin.teacher import running_stand_in
 from common.errors import DistillError, StoppedError, StorageError
-from common.journal.journal import JournalWriter
-from common.journal.ledger import make_keys
-from common.journal.lock import RunLock
-from common.labels.labeling import make_label
-from common.manifest import Fingerprint
+from common.labels.known import make_keys
+from common.labels.outcome import make_label
+from common.prices.prices import require_price
 from common.quota.leases import Leases, Renew, reach_quota
 from common.quota.protocol import Snapshot
 from common.quota.quota import Quota
 from common.records import Example, LabelRow
+from common.run.lock import RunLock
+from common.run.manifest import Fingerprint
+from common.run.storage import RunStorage
 from common.settings import BUILTIN, Settings
-from common.storage import RunStorage
-from common.tasks import Task
+from common.tasks.model import Task
 from common.teacher.client import Teacher
-from common.teacher.prices import require_price
+from common.teacher.journal import JournalWriter
 from common.teacher.replies import Reply
 from common.teacher.requests import make_request
 

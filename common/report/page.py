@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.evaluation.metrics import METRICS
+from common.metrics.metrics import METRICS
 from common.records import PREDICTION_SCHEMA
 from common.report.charts import draw_bars, draw_curves, draw_legend
 from common.report.facts import (

@@ -3,7 +3,7 @@
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from common.errors import SettingsError
-from common.storage import RunStorage
+from common.run.storage import RunStorage
 
 _KINDS = {
     "/": ("report.html", "text/html"),

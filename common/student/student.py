@@ -23,10 +23,10 @@ from transformers.utils import logging as transformers_logging
 
 from common.errors import DistillError, InputError, SettingsError
 from common.hub import is_passing
-from common.manifest import Fingerprint
+from common.run.manifest import Fingerprint
 from common.settings import BUILTIN, Settings
 from common.student.memory import is_memory_error
-from common.tasks import Task
+from common.tasks.model import Task
 
 _BUILTIN_FOLDER = Path(__file__).parents[1] / "builtin" / "student"
 

@@ -23,11 +23,11 @@ import httpx2
 import openai
 
 from common.errors import DistillError, InputError, TeacherRefusedError
+from common.prices.prices import find_price
 from common.quota.leases import Call, Leases, Outcome
 from common.quota.protocol import Headers, Totals
 from common.settings import TeacherSettings
 from common.teacher.headers import parse_retry_after, read_headers
-from common.teacher.prices import bound_prompt_tokens, find_price
 from common.teacher.replies import (
     Answer,
     Reply,
@@ -35,7 +35,7 @@ from common.teacher.replies import (
     read_provider_code,
     read_provider_message,
 )
-from common.teacher.requests import count_characters, require_model
+from common.teacher.requests import bound_prompt_tokens, count_characters, require_model
 
 _BACKOFF_SECONDS = (0.5, 30.0)
 _MAX_WAIT_SECONDS = 900.0

@@ -6,7 +6,15 @@ from typing import Any
 
 from common.errors import SettingsError
 from common.settings import TeacherSettings
-from common.tasks import Task
+from common.tasks.model import Task
+
+_MESSAGE_TOKENS = 16
+"""At most what a chat template puts around a message, its role and marks (ChatML, Llama-3: 5)."""
+_REQUEST_TOKENS = 512
+"""At most what a template puts before all: the marks of a start, and a system message of its own.
+
+The longest known are gpt-oss's (about 100 tokens) and Command R7B's (about 300).
+"""
 
 
 def make_request(settings: TeacherSettings, task: Task, text: str) -> dict[str, Any]:
@@ -48,3 +56,22 @@ def count_characters(body: dict[str, Any]) -> int:
     """The characters of a request's prompt."""
     messages = body.get("messages")
     return sum(len(m["content"]) for m in messages) if messages else len(body["prompt"])
+
+
+def bound_prompt_tokens(body: dict[str, Any]) -> int:
+    """What the tokens of a request's prompt cannot exceed.
+
+    A token of the prompt covers at least one byte of its UTF-8 text, or belongs to the chat
+    template, for which there is an allowance. That holds for byte-level BPE and for SentencePiece
+    with byte fallback, which all models of today have; a normalisation that makes the text longer
+    (NFKC) could break it.
+    """
+    sizes = [len(c.encode("utf-8", "surrogatepass")) for c in get_contents(body)]
+    return sum(sizes) + _MESSAGE_TOKENS * len(sizes) + _REQUEST_TOKENS
+
+
+def get_contents(body: dict[str, Any]) -> list[str]:
+    """The texts of a request: its messages' contents, or the one prompt."""
+    if "prompt" in body:
+        return [body["prompt"]]
+    return [message["content"] for message in body["messages"]]

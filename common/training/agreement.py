@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from common.settings import Settings
 from common.student.generation import generate, sort_by_length, take_batch
 from common.student.student import encode_example, encode_prompt
-from common.tasks import Task
+from common.tasks.model import Task
 from common.training.batches import LabelCollator, compute_logits
 from common.training.train_set import Labels
 from common.training.trainer import Measure

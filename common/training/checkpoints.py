@@ -7,8 +7,8 @@ the checkpoint does not count. The latest and the best one stay; all go when the
 import logging
 from pathlib import Path
 
-from common.manifest import Fingerprint, check_same, read_manifest, write_manifest
-from common.storage import RunStorage
+from common.run.manifest import Fingerprint, check_same, read_manifest, write_manifest
+from common.run.storage import RunStorage
 
 FOLDER = "checkpoints"
 

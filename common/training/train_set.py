@@ -8,12 +8,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import InputError
-from common.manifest import hash_content
-from common.records import hash_text
+from common.records import hash_content, hash_text
+from common.run.storage import RunStorage
 from common.settings import Settings
-from common.storage import RunStorage
 from common.student.student import encode_example
-from common.tasks import Task
+from common.tasks.model import Task
 
 Labels = list[tuple[str, str]]
 """Pairs of text and label."""

@@ -30,9 +30,9 @@ from trl import SFTConfig, SFTTrainer
 from common.errors import SettingsError
 from common.settings import Settings
 from common.student.adapter import TENSORBOARD
-from common.student.lora import add_adapter
 from common.student.student import choose_dtype, find_student, load_student
 from common.training.batches import IGNORED, LabelCollator, compute_logits, plan_batches
+from common.training.lora import add_adapter
 
 LOG_UPDATES = 10
 """Updates from one entry of the history to the next."""

@@ -26,15 +26,15 @@ from unittest import mock
 from transformers import set_seed
 
 from common.builtin.correction import correct
-from common.data import load_examples, load_test_rows
+from common.data.examples import load_examples, load_test_rows
 from common.environment import load_settings
-from common.evaluation.metrics import exact_match
-from common.evaluation.statistics import wilson_interval
-from common.labels.rules import apply_rules
+from common.metrics.metrics import exact_match
+from common.metrics.statistics import wilson_interval
 from common.settings import Settings
 from common.student.generation import generate
 from common.student.student import encode_prompt, load_tokenizer
-from common.tasks import load_task
+from common.tasks.model import load_task
+from common.tasks.rules import apply_rules
 from common.training.train_set import encode_labels
 from common.training.trainer import make_trainer
 from tests.benchmarks.measure import BUILD, print_table

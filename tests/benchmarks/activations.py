@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from common.settings import Settings
-from common.student.lora import add_adapter
 from common.student.student import load_student, load_tokenizer
 from common.training.batches import LabelCollator, compute_logits
+from common.training.lora import add_adapter
 from tests.benchmarks.measure import print_table
 from tests.benchmarks.train import TINY_LLAMA, configure, make_random_rows
 

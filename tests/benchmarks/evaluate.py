@@ -17,10 +17,10 @@ import torch
 from transformers import pipeline
 from transformers.utils import logging as transformers_logging
 
-from common.data import load_test_rows
+from common.data.examples import load_test_rows
 from common.student.generation import generate
 from common.student.student import encode_prompt, load_student, load_tokenizer
-from common.tasks import load_task
+from common.tasks.model import load_task
 from tests.benchmarks.measure import BUILD, print_table
 from tests.benchmarks.train import configure, preparing_student
 

@@ -40,13 +40,13 @@ from transformers import (
 )
 
 from common.builtin.correction import correct
-from common.data import load_examples
+from common.data.examples import load_examples
 from common.environment import load_settings
 from common.settings import Settings
-from common.student.lora import make_lora
 from common.student.student import encode_example, find_student, load_student, load_tokenizer
-from common.tasks import load_task
+from common.tasks.model import load_task
 from common.training.agreement import measure_loss
+from common.training.lora import make_lora
 from common.training.trainer import make_trainer
 from tests.benchmarks.measure import BUILD, print_table
 

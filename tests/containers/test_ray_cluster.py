@@ -17,7 +17,7 @@ KEY = "sk-of-the-cluster"
 FEW_ACTORS = {"DISTILL_LABEL__ACTORS": "4"}
 ROWS, REQUESTS_PER_MINUTE, MAX_CONCURRENCY = 600, 600, 16
 COUNT = (
-    "from common.environment import load_settings; from common.storage import RunStorage;"
+    "from common.environment import load_settings; from common.run.storage import RunStorage;"
     "table = RunStorage(load_settings()).read_table('labels/part-00000.parquet');"
     "print(table.num_rows, len(set(table['id'].to_pylist())), set(table['status'].to_pylist()))"
 )

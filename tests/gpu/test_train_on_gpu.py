@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.manifest import read_manifest
+from common.run.manifest import read_manifest
 from common.student.student import load_tokenizer
 from jobs.train import main
 from test_train import PAIRS, write_labels

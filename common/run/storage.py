@@ -1,6 +1,6 @@
 """A run's folder, on the local disk or in an object store.
 
-Every write is whole or not at all, see `common.stores`. What an object store fails at is tried
+Every write is whole or not at all, see `common.run.stores`. What an object store fails at is tried
 again for some seconds.
 """
 
@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from common.errors import InputError, StorageError
+from common.run.stores import Disk, ObjectStore, explain_failure
 from common.settings import Settings
-from common.stores import Disk, ObjectStore, explain_failure
 
 _ATTEMPTS = 4
 """How often an object store is asked."""

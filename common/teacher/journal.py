@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.errors import DistillError, StorageError
-from common.storage import RunStorage
+from common.run.storage import RunStorage
 from common.teacher.replies import Reply
 
 FOLDER = "journal"

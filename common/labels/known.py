@@ -4,16 +4,16 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from common.journal.journal import iterate_journal, write_lost
-from common.journal.lock import RunLock
-from common.labels.labeling import make_label
+from common.labels.outcome import make_label
+from common.prices.prices import find_price
 from common.records import Example, LabelRow
+from common.run.lock import RunLock
+from common.run.storage import RunStorage
 from common.settings import Settings
-from common.storage import RunStorage
-from common.tasks import Task
-from common.teacher.prices import bound_prompt_tokens, find_price
+from common.tasks.model import Task
+from common.teacher.journal import iterate_journal, write_lost
 from common.teacher.replies import Answer, Reply, read_answer
-from common.teacher.requests import make_key, make_request
+from common.teacher.requests import bound_prompt_tokens, make_key, make_request
 
 log = logging.getLogger(__name__)
 

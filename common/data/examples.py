@@ -7,11 +7,11 @@ for the evaluate job.
 import logging
 from dataclasses import dataclass, field
 
+from common.data.sources import name_source, read_split
 from common.errors import InputError
 from common.records import Example, hash_text
 from common.settings import Settings
-from common.sources import name_source, read_split
-from common.tasks import Task
+from common.tasks.model import Task
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from rapidfuzz.distance import Levenshtein
 
-from common.labels.languages import detect_language
-from common.tasks import LabelRules
+from common.tasks.languages import detect_language
+from common.tasks.model import LabelRules
 
 _SHORT_TEXT_CHARACTERS = 20
 _SAME_LANGUAGE_EDIT_RATIO = 0.3

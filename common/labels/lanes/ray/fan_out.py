@@ -15,15 +15,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common import errors
 from common.errors import DistillError, StoppedError, StorageError
-from common.journal.lock import RunLock
-from common.labels.actors import LabelActor, QuotaKeeper
-from common.labels.cluster import check_ray, end_ray, start_ray
+from common.labels.lanes.ray.actors import LabelActor, QuotaKeeper
+from common.labels.lanes.ray.cluster import check_ray, end_ray, start_ray
 from common.quota.protocol import Snapshot
 from common.quota.quota import Quota
 from common.records import EXAMPLE_SCHEMA, Example
+from common.run.lock import RunLock
 from common.settings import Settings
 from common.signals import noting_signals
-from common.tasks import Task
+from common.tasks.model import Task
 from common.teacher.replies import Reply
 
 _BLOCK_ROWS = 256

@@ -7,8 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from common.evaluation.edits import tokenize
-from common.evaluation.statistics import Array, divide
+from common.metrics.edits import tokenize
+from common.metrics.statistics import Array, divide
 
 _ORDER = 4
 _DRAWS = 500

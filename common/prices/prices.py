@@ -20,13 +20,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from common.errors import InputError, SettingsError
 from common.settings import TeacherSettings
 
-_MESSAGE_TOKENS = 16
-"""At most what a chat template puts around a message, its role and marks (ChatML, Llama-3: 5)."""
-_REQUEST_TOKENS = 512
-"""At most what a template puts before all: the marks of a start, and a system message of its own.
-
-The longest known are gpt-oss's (about 100 tokens) and Command R7B's (about 300).
-"""
 _SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 _FORMAT = (
     "an entry begins with [[price]] and has model, input and output, if need be cached_input and "
@@ -55,25 +48,6 @@ class Price:
         """Dollars for a call with so many tokens at most."""
         prompt_price = max(self.input, self.cached_input)
         return (prompt_tokens * prompt_price + max_tokens * self.output) / 1e6
-
-
-def bound_prompt_tokens(body: dict[str, Any]) -> int:
-    """What the tokens of a request's prompt cannot exceed.
-
-    A token of the prompt covers at least one byte of its UTF-8 text, or belongs to the chat
-    template, for which there is an allowance. That holds for byte-level BPE and for SentencePiece
-    with byte fallback, which all models of today have; a normalisation that makes the text longer
-    (NFKC) could break it.
-    """
-    sizes = [len(c.encode("utf-8", "surrogatepass")) for c in get_contents(body)]
-    return sum(sizes) + _MESSAGE_TOKENS * len(sizes) + _REQUEST_TOKENS
-
-
-def get_contents(body: dict[str, Any]) -> list[str]:
-    """The texts of a request: its messages' contents, or the one prompt."""
-    if "prompt" in body:
-        return [body["prompt"]]
-    return [message["content"] for message in body["messages"]]
 
 
 def find_price(settings: TeacherSettings) -> Price | None:

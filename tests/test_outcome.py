@@ -2,14 +2,14 @@ import json
 
 import pytest
 
-from common.data import TestRow
+from common.data.examples import TestRow
 from common.errors import DistillError
 from common.evaluation.systems import ask_teacher
-from common.labels.labeling import make_label
+from common.labels.outcome import make_label
 from common.records import Example, hash_text, make_label_table
+from common.run.storage import RunStorage
 from common.settings import TeacherSettings
-from common.storage import RunStorage
-from common.tasks import Task, load_task
+from common.tasks.model import Task, load_task
 from common.teacher.replies import Reply
 from common.teacher.requests import make_key, make_request
 from fake_teacher import refuse, running_teacher

@@ -5,7 +5,6 @@ the same fingerprint is done; a different one is an error that names what change
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import platform
@@ -14,19 +13,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from common.errors import InputError
-from common.storage import RunStorage
+from common.run.storage import RunStorage
 
 Fingerprint = dict[str, Any]
 _LOOK_SECONDS = 5.0
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "ray", "openai")
 
 log = logging.getLogger(__name__)
-
-
-def hash_content(content: Any) -> str:
-    """A short content hash of anything that JSON can hold."""
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def read_manifest(storage: RunStorage, step: str) -> dict[str, Any] | None:

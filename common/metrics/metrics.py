@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import InputError
-from common.evaluation.edits import (
+from common.metrics.edits import (
     combine_f05,
     combine_precision,
     combine_recall,
@@ -20,14 +20,14 @@ from common.evaluation.edits import (
     edits_too_little,
     edits_too_much,
 )
-from common.evaluation.overlap import (
+from common.metrics.overlap import (
     combine_chrf,
     combine_gleu,
     count_chrf,
     measure_gleu,
     thin_gleu,
 )
-from common.evaluation.statistics import Array, Combine, divide
+from common.metrics.statistics import Array, Combine, divide
 
 Measure = Callable[[Sequence[str], Sequence[str], Sequence[Sequence[str]]], Array]
 """Texts, predictions, and the references of each, to statistics: (rows, statistics)."""

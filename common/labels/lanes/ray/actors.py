@@ -9,15 +9,15 @@ from ray.util.metrics import Counter, Gauge
 
 from common.environment import load_environment, read_api_key
 from common.errors import DistillError, InputError, SettingsError
-from common.journal.ledger import read_answered
-from common.journal.lock import is_held
+from common.labels.known import read_answered
 from common.labels.labeler import Labeler
 from common.quota.protocol import Lease, Snapshot, Tally, Totals
 from common.quota.quota import Quota
 from common.records import Example, make_label_table
+from common.run.lock import is_held
+from common.run.storage import RunStorage
 from common.settings import Settings
-from common.storage import RunStorage
-from common.tasks import Task
+from common.tasks.model import Task
 
 _OWNER_SILENCE_SECONDS = 5.0
 """A driver that is not heard of for so long is dead; calls without it would be lost on the next."""

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from common.evaluation.metrics import normalize
-from common.labels.rules import apply_rules
+from common.metrics.metrics import normalize
 from common.records import Example, LabelRow
-from common.tasks import Task
+from common.tasks.model import Task
+from common.tasks.rules import apply_rules
 from common.teacher.replies import Answer, Reply, read_answer
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DistillError
-from common.storage import RunStorage
+from common.run.storage import RunStorage
 
 FOLDER = "lock"
 _BEAT_SECONDS = 2.0

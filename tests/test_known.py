@@ -2,14 +2,14 @@ import json
 
 import pytest
 
-from common.journal.ledger import label_known, make_keys, resume
-from common.journal.lock import Remains
+from common.labels.known import label_known, make_keys, resume
+from common.prices.prices import find_price
 from common.records import Example, hash_text
-from common.storage import RunStorage
-from common.tasks import Task
-from common.teacher.prices import bound_prompt_tokens, find_price
+from common.run.lock import Remains
+from common.run.storage import RunStorage
+from common.tasks.model import Task
 from common.teacher.replies import Reply
-from common.teacher.requests import make_request
+from common.teacher.requests import bound_prompt_tokens, make_request
 
 TASK = Task(name="echo")
 TEXTS = ["one", "two", "a longer one", "and four"]

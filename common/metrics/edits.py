@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.evaluation.statistics import Array, divide
+from common.metrics.statistics import Array, divide
 
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 

@@ -11,9 +11,9 @@ from peft import PeftModel
 from transformers import AutoConfig, GenerationConfig
 
 from common.errors import InputError
-from common.manifest import Fingerprint, require_manifest, write_manifest
+from common.run.manifest import Fingerprint, require_manifest, write_manifest
+from common.run.storage import RunStorage
 from common.settings import Settings
-from common.storage import RunStorage
 from common.student.generation import generate
 from common.student.memory import explaining_memory
 from common.student.student import (
@@ -23,7 +23,7 @@ from common.student.student import (
     load_student,
     load_tokenizer,
 )
-from common.tasks import Task
+from common.tasks.model import Task
 from common.training.train_set import read_labels
 
 STEP = "merged"

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common.manifest import code_version
+from common.run.manifest import code_version
 from common.settings import BUILTIN, Settings
-from common.tasks import Task
+from common.tasks.model import Task
 
 _CARD = """---
 {base}library_name: peft

@@ -1,0 +1,1 @@
+"""The examples to label, and the rows to evaluate on."""

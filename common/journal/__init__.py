@@ -1,1 +1,0 @@
-"""What was paid for, on storage: written once, by one job at a time, and never asked again."""

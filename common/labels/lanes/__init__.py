@@ -1,0 +1,1 @@
+"""The ways in which a session's requests travel to the teacher."""

@@ -1,0 +1,1 @@
+"""What answers are worth: text in, numbers out."""

@@ -1,0 +1,40 @@
+"""Publishes the adapter on the Hugging Face hub."""
+
+import logging
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from common.errors import DistillError, InputError
+from common.hub import is_passing
+from common.run.manifest import require_manifest
+from common.run.storage import RunStorage
+from common.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def push(settings: Settings, storage: RunStorage) -> None:
+    """Publishes the adapter, as HF_TOKEN allows, in a private repository if it makes one.
+
+    Raises:
+        InputError: the hub refuses.
+        DistillError: it cannot be reached.
+    """
+    adapter = require_manifest(storage, "adapter", "python -m jobs.train")
+    name = str(settings.train.push_to)
+    with tempfile.TemporaryDirectory() as folder:
+        storage.download(adapter["files"], "adapter", Path(folder))
+        try:
+            HfApi().create_repo(name, private=True, exist_ok=True)
+            HfApi().upload_folder(repo_id=name, folder_path=folder)
+        except Exception as error:  # the hub's client has errors of many kinds
+            reason = " ".join(str(error).split())[:300]
+            message = f"DISTILL_TRAIN__PUSH_TO={name!r}: {type(error).__name__}: {reason}"
+            if is_passing(error):
+                raise DistillError(f"{message}; run again when the hub can be reached") from None
+            raise InputError(
+                f"{message}; check the name and HF_TOKEN; the adapter itself is done"
+            ) from None
+    log.info("train: published as %s", name)
