@@ -19,7 +19,7 @@ class NotedSignals:
         self._number: int | None = None
 
     @property
-    def are_there(self) -> bool:
+    def received(self) -> bool:
         """Whether one came."""
         return self._number is not None
 

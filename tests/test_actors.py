@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from common.errors import DistillError, InputError, SettingsError
 from common.labels.lanes.ray.actors import LabelActor
 from common.records import EXAMPLE_SCHEMA
 from common.run.lock import hold_run
@@ -19,14 +20,14 @@ class Keeper:
     """Takes what an actor tells the job's quota."""
 
     def __init__(self) -> None:
-        self.failures: list[tuple[str, str]] = []
+        self.failures: list[DistillError] = []
         self.stop = SimpleNamespace(remote=self._stop)
 
-    async def _stop(self, failure: tuple[str, str]) -> None:
+    async def _stop(self, failure: DistillError) -> None:
         self.failures.append(failure)
 
 
-def label(settings: Settings, needs_key: bool) -> list[tuple[str, str]]:
+def label(settings: Settings, needs_key: bool) -> list[DistillError]:
     keeper = Keeper()
     actor = LabelActor(settings, Task(name="any"), "http://localhost:1", keeper, {}, needs_key)
     table = asyncio.run(actor(EXAMPLE_SCHEMA.empty_table()))
@@ -48,13 +49,13 @@ def test_a_node_without_the_key_stops_the_job(
     own = settings(TEACHER__API_KEY=SECRET, TEACHER__MODEL="m")
     monkeypatch.delenv("DISTILL_TEACHER__API_KEY")
     with hold_run(RunStorage(own), "label"):
-        ((kind, message),) = label(own.for_workers(), needs_key=True)
-    assert kind == "SettingsError"
-    assert "DISTILL_TEACHER__API_KEY is not set on this node" in message
+        (failure,) = label(own.for_workers(), needs_key=True)
+    assert isinstance(failure, SettingsError)
+    assert "DISTILL_TEACHER__API_KEY is not set on this node" in str(failure)
 
 
 def test_a_node_without_the_jobs_folder_stops_the_job(settings: Callable[..., Settings]) -> None:
-    ((kind, message),) = label(settings(TEACHER__MODEL="m").for_workers(), needs_key=False)
-    assert kind == "InputError"
-    assert "DISTILL_STORAGE__ROOT" in message
-    assert "s3://" in message
+    (failure,) = label(settings(TEACHER__MODEL="m").for_workers(), needs_key=False)
+    assert isinstance(failure, InputError)
+    assert "DISTILL_STORAGE__ROOT" in str(failure)
+    assert "s3://" in str(failure)

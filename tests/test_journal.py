@@ -136,13 +136,13 @@ def test_replies_outlive_a_disk_that_is_full_for_a_while(settings, full_disk):
         await writer.append(make_reply("first"))
         with full_disk():
             calls = [asyncio.create_task(writer.append(make_reply(key))) for key in "abc"]
-            await wait_until(lambda: writer.trouble)
+            await wait_until(lambda: writer.storage_error)
             calls += [asyncio.create_task(writer.append(make_reply(key))) for key in "def"]
             await asyncio.sleep(0.02)
             assert writer.waiting == 6
-            assert "cannot be written (OSError: File too large)" in writer.trouble
+            assert "cannot be written (OSError: File too large)" in writer.storage_error
         await asyncio.gather(*calls)
-        assert writer.trouble is None
+        assert writer.storage_error is None
         assert writer.waiting == 0
 
     asyncio.run(run())
@@ -160,11 +160,11 @@ def test_replies_outlive_a_store_that_fails_for_a_while(failing_store, settings,
         writer = JournalWriter(storage)
         failing_store.fails = lambda method, path: failure
         calls = [asyncio.create_task(writer.append(make_reply(key))) for key in "abc"]
-        await wait_until(lambda: writer.trouble)
+        await wait_until(lambda: writer.storage_error)
         calls += [asyncio.create_task(writer.append(make_reply(key))) for key in "def"]
         failing_store.fails = lambda method, path: None
         await asyncio.gather(*calls)
-        assert writer.trouble is None
+        assert writer.storage_error is None
 
     asyncio.run(run())
     assert sorted(read_journal(storage)) == list("abcdef")

@@ -197,7 +197,7 @@ def test_a_stop_from_outside_reaches_the_waiting():
         quota = make_quota(max_concurrency=1)
         leases = join(quota)
         flying, waiting = await start(call(leases, seconds=2.0), call(leases))
-        quota.stop(("DistillError", "the job is stopping"))
+        quota.stop(DistillError("the job is stopping"))
         with pytest.raises(DistillError, match="the job is stopping"):
             await waiting
         await flying

@@ -47,7 +47,7 @@ def test_a_run_is_held_and_given_back(storage):
         owner = storage.read_json("lock/1.json")
         assert (owner["pid"], owner["job"]) == (os.getpid(), "label")
         lock.check()
-        assert lock.is_sure
+        assert lock.is_held
     assert storage.list_files("") == []
 
 
@@ -134,7 +134,7 @@ def test_a_dead_owner_is_followed_and_learns_it_if_it_lives(storage, caplog):
     first.beat()
     with pytest.raises(DistillError, match=r"which this job held.*run again later"):
         first.check()
-    assert not first.is_sure
+    assert not first.is_held
     first.release()
     second.beat()
     second.check()
@@ -287,12 +287,12 @@ def test_a_failing_store_makes_the_owner_unsure_but_not_stop(
             time.seconds += 7
             lock.beat()
             lock.check()
-            assert not lock.is_sure
-            assert "SlowDown" in lock.trouble
+            assert not lock.is_held
+            assert "SlowDown" in lock.storage_error
             store.fail(0, 503)
             lock.beat()
-            assert lock.is_sure
-            assert lock.trouble is None
+            assert lock.is_held
+            assert lock.storage_error is None
         store.fail(1000, 503)
         time.seconds += 601
         lock.beat()

@@ -36,7 +36,7 @@ def make_snapshot(answered=0, **values) -> Snapshot:
         "tokens_per_minute": None,
         "pause_seconds": 0.0,
         "failure": None,
-        "trouble": None,
+        "storage_error": None,
         "active_seconds": 0.0,
         "lost_calls": 0,
     }
@@ -56,7 +56,7 @@ def test_a_line_tells_the_rate_the_time_left_and_the_cost(logs):
     progress = begin(10_000, clock, has_price=True)
     clock.now += 20
     totals = Totals(calls=2_050, retries=30, answered=2_000, throttled=20, cost_usd=0.123456)
-    progress.show(make_snapshot(totals=totals, pause_seconds=7.2, trouble="the disk is full"))
+    progress.show(make_snapshot(totals=totals, pause_seconds=7.2, storage_error="the disk is full"))
     assert logs.messages == [
         "labels: 2,000 of 10,000 answers, 100/s, 0:01:20 left, $0.1235, 429s: 20, retries: 30, "
         "paused for 7 s, the disk is full"
@@ -68,7 +68,7 @@ def test_a_line_is_silent_about_what_there_is_not(logs):
     progress = begin(10, clock)
     clock.now += 20
     progress.show(make_snapshot())
-    progress.show(make_snapshot(trouble="the disk is full"), is_last=True)
+    progress.show(make_snapshot(storage_error="the disk is full"), is_last=True)
     assert logs.messages == [
         "labels: 0 of 10 answers, 0.0/s",
         "labels: 0 of 10 answers, 0.0/s, the disk is full",
@@ -101,7 +101,7 @@ def test_the_figures_are_there_for_log_collectors(logs):
         "retries": 3,
         "in_flight": 9,
         "pause_seconds": 0,
-        "trouble": None,
+        "storage_error": None,
     }
     begin(500, clock).show(make_snapshot(), is_last=True)
     figures = logs.records[-1].figures

@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 
+from common.errors import CostCapError, DistillError, TeacherRefusedError
 from common.quota.protocol import Headers, Lease, Tally, Totals
 from common.quota.quota import Quota
 from simulation import Bucket, Server, Window, run, work
@@ -418,11 +419,17 @@ def test_a_snapshot_adds_up_what_all_workers_told():
     clock.now += 5
     renew(quota, "a", in_flight=2, totals=Totals(calls=4, retries=1, answered=2, cost_usd=0.5))
     clock.now += 2
-    renew(quota, "b", in_flight=3, totals=Totals(calls=1, answered=1), trouble="the disk is full")
+    renew(
+        quota,
+        "b",
+        in_flight=3,
+        totals=Totals(calls=1, answered=1),
+        storage_error="the disk is full",
+    )
     clock.now += 9
     snapshot = quota.snapshot()
     assert snapshot.totals == Totals(calls=5, retries=1, answered=3, cost_usd=0.5)
-    assert (snapshot.in_flight, snapshot.trouble) == (5, "the disk is full")
+    assert (snapshot.in_flight, snapshot.storage_error) == (5, "the disk is full")
     assert snapshot.requests_per_minute == pytest.approx(600)
     assert snapshot.tokens_per_minute == pytest.approx(90_000)
     assert snapshot.active_seconds == 2
@@ -453,15 +460,15 @@ def test_the_cap_stops_the_job_when_nothing_can_be_released_any_more():
     for _ in range(3):
         assert release(quota, 0.3, 0.3).failure is None
     renew(quota, calls=1, usd=0.3)
-    name, message = renew(quota).failure
-    assert name == "CostCapError"
-    assert "DISTILL_LABEL__MAX_COST_USD=1 is reached: $1.0000 are spent" in message
+    failure = renew(quota).failure
+    assert isinstance(failure, CostCapError)
+    assert "DISTILL_LABEL__MAX_COST_USD=1 is reached: $1.0000 are spent" in str(failure)
 
 
 def test_what_was_spent_before_counts_and_a_higher_cap_goes_on():
     stopped = make_quota(max_cost_usd=1.0, spent_usd=0.8)
     assert renew(stopped, calls=1, usd=0.3).delays == []
-    assert renew(stopped).failure[0] == "CostCapError"
+    assert isinstance(renew(stopped).failure, CostCapError)
     raised = make_quota(max_cost_usd=2.0, spent_usd=0.8)
     assert len(renew(raised, calls=9, usd=0.3).delays) == 4
 
@@ -495,7 +502,7 @@ def test_the_cap_is_never_exceeded(price):
             release(quota, 0.01, 0.01 * price, in_flight=in_flight)
         assert spent + in_flight * 0.01 <= 1.0 + 1e-9
     if price:
-        assert (lease.failure[0], in_flight) == ("CostCapError", 0)
+        assert (type(lease.failure), in_flight) == (CostCapError, 0)
         assert spent > 0.98
 
 
@@ -505,18 +512,20 @@ def test_the_cap_is_never_exceeded(price):
 def test_after_a_stop_nothing_starts():
     quota = make_quota()
     renew(quota, "a", calls=9)
-    quota.stop(("DistillError", "the job is stopping"))
-    quota.stop(("DistillError", "another reason"))
+    reason = DistillError("the job is stopping")
+    quota.stop(reason)
+    quota.stop(DistillError("another reason"))
     lease = renew(quota, "b", calls=9)
     assert (lease.slots, lease.delays) == (0, [])
-    assert lease.failure == ("DistillError", "the job is stopping")
+    assert lease.failure is reason
 
 
 def test_a_worker_s_failure_stops_the_job():
     quota = make_quota()
-    renew(quota, "a", failure=("TeacherRefusedError", "401"))
-    assert renew(quota, "b", calls=9).failure == ("TeacherRefusedError", "401")
-    assert quota.snapshot().failure == ("TeacherRefusedError", "401")
+    refusal = TeacherRefusedError("401")
+    renew(quota, "a", failure=refusal)
+    assert renew(quota, "b", calls=9).failure is refusal
+    assert quota.snapshot().failure is refusal
 
 
 def test_nothing_starts_while_the_owner_is_silent():

@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from common.errors import DistillError, InputError, SettingsError, TeacherRefusedError
+from common.prices.prices import find_price
 from common.quota.leases import Leases, reach_quota
 from common.quota.protocol import Headers
 from common.quota.quota import Quota
@@ -42,7 +43,8 @@ def ask(answer, texts=("hello",), quota=None, **values) -> tuple[list[Reply], li
 
     async def run(url: str) -> list[Reply]:
         limits = {"max_concurrency": settings.max_concurrency}
-        teacher = Teacher(settings, url, make_leases(quota, **limits))
+        leases = make_leases(quota, **limits)
+        teacher = Teacher(settings, url, leases, find_price(settings))
         bodies = [make_request(settings, TASK, text) for text in texts]
         try:
             calls = [teacher.ask(body, make_key(settings, body)) for body in bodies]
@@ -64,7 +66,7 @@ def test_a_reply_holds_the_answer_and_its_usage(endpoint):
 
 
 @pytest.mark.parametrize(
-    "trouble",
+    "fault",
     [
         lambda: refuse(500, "broken"),
         lambda: refuse(503, "overloaded"),
@@ -75,8 +77,8 @@ def test_a_reply_holds_the_answer_and_its_usage(endpoint):
         ConnectionResetError,
     ],
 )
-def test_passing_trouble_is_tried_again(trouble: Callable[[], object]):
-    (reply,), bodies = ask(lambda text, call: "fine" if call == 3 else trouble())
+def test_passing_trouble_is_tried_again(fault: Callable[[], object]):
+    (reply,), bodies = ask(lambda text, call: "fine" if call == 3 else fault())
     assert read_answer(reply).text == "fine"
     assert (reply.attempts, len(bodies)) == (3, 3)
 
@@ -89,7 +91,7 @@ def test_a_call_that_hangs_is_given_up_and_tried_again():
 
 
 @pytest.mark.parametrize(
-    ("trouble", "error"),
+    ("fault", "error"),
     [
         (lambda: refuse(500, "broken"), "server_error"),
         (ConnectionResetError, "connection"),
@@ -97,8 +99,8 @@ def test_a_call_that_hangs_is_given_up_and_tried_again():
         (lambda: web.Response(text="{"), "bad_response"),
     ],
 )
-def test_attempts_are_bounded(trouble, error):
-    (reply,), bodies = ask(lambda text, call: trouble(), max_attempts=3, timeout_seconds=0.3)
+def test_attempts_are_bounded(fault, error):
+    (reply,), bodies = ask(lambda text, call: fault(), max_attempts=3, timeout_seconds=0.3)
     assert len(bodies) == 3
     assert read_answer(reply).error == error
 
@@ -117,7 +119,6 @@ def test_a_refusal_of_one_row_is_final_for_that_row_only(code, error):
 
     (bad, good), bodies = ask(answer, ["bad", "good"])
     assert read_answer(bad).error == error
-    assert bad.is_final
     assert read_answer(good).text == "good"
     assert len(bodies) == 2
 
@@ -245,13 +246,13 @@ def test_check_names_a_site_that_is_no_api():
     with running_teacher(lambda text, call: text) as server:
         check(make_settings(), server.url)
         site = server.url.removesuffix("/v1")
-        with pytest.raises(InputError, match="speaks no OpenAI API"):
+        with pytest.raises(InputError, match="does not speak the OpenAI API"):
             check(make_settings(base_url=site), f"{site}/site")
 
 
 @pytest.mark.parametrize("status", [404, 405, 501])
 def test_a_site_that_takes_no_posts_is_bad_input(status):
-    with pytest.raises(InputError, match="speaks no OpenAI API"):
+    with pytest.raises(InputError, match="does not speak the OpenAI API"):
         ask(lambda text, call: web.Response(status=status, text="<html>no</html>"))
 
 
@@ -358,7 +359,7 @@ def keep_calls(answer, **values):
 
     async def run(url):
         settings = make_settings(**values)
-        teacher = Teacher(settings, url, make_leases(), keep)
+        teacher = Teacher(settings, url, make_leases(), keep=keep)
         try:
             await teacher.ask(make_request(settings, TASK, "a"), "key")
         finally:
@@ -370,14 +371,36 @@ def keep_calls(answer, **values):
 
 
 @pytest.mark.parametrize(
-    "trouble", [TimeoutError(), ConnectionResetError(), web.Response(text='{"choices": [')]
+    "fault", [TimeoutError(), ConnectionResetError(), web.Response(text='{"choices": [')]
 )
-def test_what_may_have_to_be_paid_is_kept_with_the_most_that_it_may_have_cost(trouble):
+def test_what_may_have_to_be_paid_is_kept_with_the_most_that_it_may_have_cost(fault):
     """Also that of a call without an answer, so that the next job's cap knows of it."""
-    (reply,) = keep_calls(lambda text, call: trouble, timeout_seconds=0.2, max_attempts=1)
+    (reply,) = keep_calls(lambda text, call: fault, timeout_seconds=0.2, max_attempts=1)
     assert reply.http_status in (0, 200)
     body = make_request(make_settings(), TASK, "a")
     assert reply.most_prompt_tokens == bound_prompt_tokens(body)
+
+
+def test_a_reply_is_durable_before_it_is_parsed(monkeypatch):
+    events = []
+
+    def read(reply):
+        events.append("parse")
+        return read_answer(reply)
+
+    async def keep(reply):
+        events.append("keep")
+
+    async def run(url):
+        settings = make_settings()
+        teacher = Teacher(settings, url, make_leases(), keep=keep)
+        await teacher.ask(make_request(settings, TASK, "a"), "key")
+        await teacher.close()
+
+    monkeypatch.setattr("common.teacher.client.read_answer", read)
+    with running_teacher(lambda text, call: "fine") as server:
+        asyncio.run(run(server.url))
+    assert events == ["keep", "parse"]
 
 
 @pytest.mark.parametrize("status", [400, 429, 503])
@@ -399,7 +422,7 @@ def test_a_call_that_never_reached_the_teacher_costs_nothing(prices):
 
     async def run():
         settings = make_settings(prices=prices, max_attempts=1)
-        teacher = Teacher(settings, url, make_leases(quota))
+        teacher = Teacher(settings, url, make_leases(quota), find_price(settings))
         reply = await teacher.ask(make_request(settings, TASK, "a"), "key")
         await teacher.close()
         return reply
@@ -420,7 +443,7 @@ def test_a_refusal_lets_calls_in_flight_end_and_starts_no_more():
         async def keep(reply):
             kept.append(reply)
 
-        teacher = Teacher(settings, server.url, make_leases(max_concurrency=4), keep)
+        teacher = Teacher(settings, server.url, make_leases(max_concurrency=4), keep=keep)
         texts = ["bad", "a", "b", "c", *"defghijkl"]
         bodies = [make_request(settings, TASK, text) for text in texts]
         calls = (teacher.ask(body, make_key(settings, body)) for body in bodies)

@@ -35,7 +35,7 @@ from common.student.student import (
     load_tokenizer,
 )
 from common.tasks.model import Task
-from common.teacher.replies import TRANSIENT_ERRORS
+from common.teacher.statuses import PASSING_ERRORS
 
 STUDENTS = ("base", "base_few_shot", "distilled")
 """The systems that are one model, with its adapter off or on."""
@@ -80,7 +80,7 @@ def _check_gaps(settings: Settings, answers: list[LabelRow]) -> None:
     Raises:
         DistillError: those are more than `label.max_failure_rate` allows.
     """
-    lost = [answer.error for answer in answers if answer.error in TRANSIENT_ERRORS]
+    lost = [answer.error for answer in answers if answer.error in PASSING_ERRORS]
     if len(lost) > settings.label.max_failure_rate * len(answers):
         raise DistillError(
             f"{len(lost)} of {len(answers)} test rows have no answer of the teacher (the first: "

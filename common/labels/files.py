@@ -10,7 +10,7 @@ from common.errors import DistillError, InputError
 from common.records import count_by_status
 from common.run.storage import RunStorage
 from common.settings import Settings
-from common.teacher.replies import TRANSIENT_ERRORS
+from common.teacher.statuses import PASSING_ERRORS
 
 _MANY = 0.5
 """Share of filtered rows above which a rule is more likely wrong than the teacher."""
@@ -82,6 +82,6 @@ def check_failures(settings: Settings, table: pa.Table) -> None:
         f"{f' ({message})' if message else ''}; DISTILL_LABEL__MAX_FAILURE_RATE="
         f"{settings.label.max_failure_rate} allows fewer. What was answered is kept"
     )
-    if kind in TRANSIENT_ERRORS:
+    if kind in PASSING_ERRORS:
         raise DistillError(f"{text}: run again to ask for the rest")
     raise InputError(f"{text}; running again will not change it")

@@ -13,7 +13,7 @@ from common.builtin.teacher import running_stand_in
 from common.errors import DistillError, StoppedError, StorageError
 from common.labels.known import make_keys
 from common.labels.outcome import make_label
-from common.prices.prices import require_price
+from common.prices.prices import find_price, require_price
 from common.quota.leases import Leases, Renew, reach_quota
 from common.quota.protocol import Snapshot
 from common.quota.quota import Quota
@@ -50,8 +50,9 @@ class Labeler:
         self._settings, self._task = settings, task
         self._known = dict(known or {})
         journal = JournalWriter(RunStorage(settings))
-        self._leases = Leases(renew, trouble=lambda: journal.trouble)
-        self._teacher = Teacher(settings.teacher, url, self._leases, keep=journal.append)
+        self._leases = Leases(renew, storage_error=lambda: journal.storage_error)
+        price = find_price(settings.teacher)
+        self._teacher = Teacher(settings.teacher, url, self._leases, price, journal.append)
 
     async def label(self, examples: Sequence[Example]) -> list[LabelRow]:
         """Labels examples concurrently, in their order.
@@ -159,10 +160,10 @@ def label_here(
     async def look() -> None:
         while True:
             try:
-                watch(quota.snapshot(lock.is_sure))
+                watch(quota.snapshot(lock.is_held))
                 lock.check()
             except DistillError as error:
-                quota.stop((type(error).__name__, str(error)))
+                quota.stop(error)
             await asyncio.sleep(_LOOK_SECONDS)
 
     rows: Future[list[LabelRow]] = Future()
@@ -178,7 +179,7 @@ def label_here(
     try:
         return rows.result()
     except StoppedError:
-        quota.stop(("DistillError", "the job is stopping"))
+        quota.stop(DistillError("the job is stopping"))
         wait([rows], settings.label.drain_seconds)
         raise
     finally:

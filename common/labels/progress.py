@@ -62,7 +62,7 @@ class Progress:
             "retries": totals.retries,
             "in_flight": snapshot.in_flight,
             "pause_seconds": round(snapshot.pause_seconds, 1),
-            "trouble": snapshot.trouble,
+            "storage_error": snapshot.storage_error,
         }
         log.info(line, extra={"figures": figures})
 
@@ -76,7 +76,7 @@ class Progress:
             f"429s: {totals.throttled}" if totals.throttled else "",
             f"retries: {totals.retries}" if totals.retries else "",
             f"paused for {snapshot.pause_seconds:.0f} s" if snapshot.pause_seconds >= 1 else "",
-            snapshot.trouble or "",
+            snapshot.storage_error or "",
         ]
         return ", ".join(part for part in parts if part)
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from common import errors
+from common.errors import DistillError
 from common.quota.protocol import Amount, Headers, Lease, Tally, TokenEstimate, Totals, add
 from common.quota.quota import AT_ONCE_SECONDS, Quota
 
@@ -51,14 +51,14 @@ class Leases:
     def __init__(
         self,
         renew: Renew,
-        trouble: Callable[[], str | None] = lambda: None,
+        storage_error: Callable[[], str | None] = lambda: None,
         estimate: TokenEstimate | None = None,
     ) -> None:
-        """`renew` reaches the quota; `trouble` tells what this worker is held up by.
+        """`renew` reaches the quota; `storage_error` tells what this worker is held up by.
 
         `estimate` holds until the quota knows a better one.
         """
-        self._renew, self._trouble = renew, trouble
+        self._renew, self._storage_error = renew, storage_error
         self._estimate = estimate or TokenEstimate()
         self._name = uuid.uuid4().hex[:12]
         self._waiting: deque[Call] = deque()
@@ -67,7 +67,7 @@ class Leases:
         self._in_flight = self._slots = 0
         self._is_open = self._has_demanded = False
         self._paused_until = float("-inf")
-        self._failure: errors.DistillError | None = None
+        self._failure: DistillError | None = None
         self._tally = Tally()
         self._started = 0.0, 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -144,9 +144,9 @@ class Leases:
                 return
         self._tally.headers = headers, call.started, call.sent_at
 
-    def fail(self, error: errors.DistillError) -> None:
+    def fail(self, error: DistillError) -> None:
         """Stops the whole job: what waits gets the error, what is in flight goes on to its end."""
-        self._tally.failure = type(error).__name__, str(error)
+        self._tally.failure = error
         self._stop(error)
         self._hurry.set()
 
@@ -217,7 +217,7 @@ class Leases:
             self._waiting.appendleft(call)
         self._granted.clear()
 
-    def _stop(self, error: errors.DistillError) -> None:
+    def _stop(self, error: DistillError) -> None:
         self._failure = self._failure or error
         for call in (*self._granted, *self._asked, *self._waiting):
             if not call.may_start.done():
@@ -232,7 +232,7 @@ class Leases:
         tally.in_flight = self._in_flight
         tally.demand = len(self._waiting) + len(self._granted)
         tally.granted = len(self._granted), sum(call.tokens for call in self._granted)
-        tally.trouble = self._trouble()
+        tally.storage_error = self._storage_error()
         tally.throttles = [(now - sent_at, wait) for sent_at, wait in tally.throttles]
         if tally.headers is not None:
             headers, started, sent_at = tally.headers
@@ -256,7 +256,7 @@ class Leases:
             try:
                 lease = await self._renew(self._name, self._take_tally())
             except Exception as error:  # the quota is far away, and gone
-                self._stop(errors.DistillError(f"the job's quota is gone ({error}); run again"))
+                self._stop(DistillError(f"the job's quota is gone ({error}); run again"))
                 flushes += self._flushes
                 return
             finally:
@@ -281,8 +281,7 @@ class Leases:
             call.is_granted, call.starts_at = True, now + delay
             self._granted.append(call)
         if lease.failure:
-            name, message = lease.failure
-            self._stop(getattr(errors, name)(message))
+            self._stop(lease.failure)
         elif lease.pause_seconds:
             self._pause(lease.pause_seconds)
         self._start_calls()

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from common.errors import DistillError
+
 Amount = tuple[float, float]
 """Calls, and their tokens as estimated."""
 
@@ -74,9 +76,9 @@ class Tally:
     """The latest call's that had any, what had started with it, the seconds since it was sent."""
     throttles: list[tuple[float, float | None]] = field(default_factory=list)
     """Of each 429: the seconds since its call was sent, and its Retry-After in seconds."""
-    failure: tuple[str, str] | None = None
-    """The name and message of the error that should stop the job."""
-    trouble: str | None = None
+    failure: DistillError | None = None
+    """What should stop the job."""
+    storage_error: str | None = None
     """What the worker is waiting for, as the storage."""
 
 
@@ -92,7 +94,7 @@ class Lease:
     """
     renew_seconds: float
     pause_seconds: float = 0.0
-    failure: tuple[str, str] | None = None
+    failure: DistillError | None = None
     """Nothing starts any more."""
     started: Amount = (0.0, 0.0)
     """By all workers, as far as the quota has heard."""
@@ -110,8 +112,8 @@ class Snapshot:
     requests_per_minute: float | None
     tokens_per_minute: float | None
     pause_seconds: float
-    failure: tuple[str, str] | None
-    trouble: str | None
+    failure: DistillError | None
+    storage_error: str | None
     active_seconds: float
     """From the first worker's first tally to the last answer."""
     lost_calls: int

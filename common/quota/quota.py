@@ -23,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from common.errors import CostCapError, DistillError
 from common.quota.limits import LearnedRate, Limit
 from common.quota.protocol import (
     Amount,
@@ -68,7 +69,7 @@ class _Worker:
     granted_calls: float = 0.0
     granted_tokens: float = 0.0
     reserved_usd: float = 0.0
-    trouble: str | None = None
+    storage_error: str | None = None
 
 
 class Quota:
@@ -104,8 +105,8 @@ class Quota:
         self._paused_until = self._episode_start = self._told_at = float("-inf")
         self._answered_in_episode = self._refusals_in_a_row = self._strikes = 0
         self._room = 0
-        self._failure: tuple[str, str] | None = None
-        self._is_held, self._lost_calls = False, 0
+        self._failure: DistillError | None = None
+        self._is_on_hold, self._lost_calls = False, 0
         self._started = 0.0, 0.0
         self._estimate: TokenEstimate | None = None
         self._estimated_from = 0
@@ -135,13 +136,13 @@ class Quota:
         worker.last_seen = now
         if self._joined_at is None:
             self._joined_at = now
-        self._bury_the_dead(now)
+        self._expire_workers(now)
         self._absorb(worker, tally, now)
         pause = max(0.0, self._paused_until - now)
         owner_is_silent = now - self._owner_seen > self._owner_silence_seconds
         before, worker.slots = worker.slots, self._share_slots(worker)
         worker.held = max(worker.slots, worker.in_flight, before if tally.demand else 0)
-        if self._failure or owner_is_silent or self._is_held:
+        if self._failure or owner_is_silent or self._is_on_hold:
             worker.slots = worker.in_flight
             return Lease(0, [], _HEARTBEAT_SECONDS, 0.0, self._failure)
         if pause:
@@ -170,7 +171,7 @@ class Quota:
         """From now on, nothing is granted while nobody has taken a snapshot for so long."""
         self._owner_silence_seconds, self._owner_seen = silence_seconds, self._now()
 
-    def stop(self, failure: tuple[str, str]) -> None:
+    def stop(self, failure: DistillError) -> None:
         """Lets nothing start any more. The first reason stays."""
         self._failure = self._failure or failure
 
@@ -180,11 +181,13 @@ class Quota:
         Nothing starts from now on unless it `may_start`.
         """
         now = self._now()
-        self._is_held = not may_start
+        self._is_on_hold = not may_start
         self._owner_seen = now
-        self._bury_the_dead(now)
+        self._expire_workers(now)
         requests = [self._requests.per_minute, self._learned.per_minute]
-        troubles = (worker.trouble for worker in self._workers.values() if worker.trouble)
+        storage_errors = (
+            worker.storage_error for worker in self._workers.values() if worker.storage_error
+        )
         return Snapshot(
             Totals(**asdict(self._totals)),
             self._in_flight,
@@ -193,7 +196,7 @@ class Quota:
             self._tokens.per_minute,
             max(0.0, self._paused_until - now),
             self._failure,
-            next(troubles, None),
+            next(storage_errors, None),
             max(0.0, self._answered_at - self._joined_at) if self._joined_at is not None else 0.0,
             self._lost_calls,
         )
@@ -213,7 +216,7 @@ class Quota:
 
     def _absorb(self, worker: _Worker, tally: Tally, now: float) -> None:
         worker.in_flight, worker.demand = tally.in_flight, tally.demand
-        worker.trouble = tally.trouble
+        worker.storage_error = tally.storage_error
         worker.granted_calls, worker.granted_tokens = tally.granted
         self._started = add(self._started, tally.started)
         self._totals.add(tally.totals)
@@ -344,7 +347,7 @@ class Quota:
             reserved = sum(other.reserved_usd for other in self._workers.values())
             if self._spent_usd + reserved + usd > self._max_cost_usd:
                 if reserved < _NO_USD:
-                    self.stop(("CostCapError", self._explain_cap(usd)))
+                    self.stop(CostCapError(self._explain_cap(usd)))
                 return False
         worker.reserved_usd += usd
         return True
@@ -356,7 +359,7 @@ class Quota:
             "raise it to go on from here"
         )
 
-    def _bury_the_dead(self, now: float) -> None:
+    def _expire_workers(self, now: float) -> None:
         for name, worker in list(self._workers.items()):
             if now - worker.last_seen > _DEAD_SECONDS:
                 self._spent_usd += worker.reserved_usd  # its calls may have been paid for

@@ -34,9 +34,9 @@ def list_label_facts(manifest: Manifest) -> Facts:
 def _list_call_facts(summary: dict[str, Any]) -> Facts:
     """What the calls took."""
     calls, seconds = summary["calls"], summary.get("call_seconds", 0)
-    trouble = f"{summary.get('retries', 0):,} retries, {summary.get('throttled', 0):,} throttled"
+    faults = f"{summary.get('retries', 0):,} retries, {summary.get('throttled', 0):,} throttled"
     facts = [
-        ("Calls", f"{calls:,} ({trouble})"),
+        ("Calls", f"{calls:,} ({faults})"),
         ("Tokens", f"{summary['prompt_tokens']:,} in, {summary['completion_tokens']:,} out"),
     ]
     if seconds:

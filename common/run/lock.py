@@ -46,7 +46,7 @@ class RunLock:
     """A job's hold of a run.
 
     Attributes:
-        trouble: what is wrong with the storage at the moment, if anything.
+        storage_error: what is wrong with the storage at the moment, if anything.
         inherited: what a killed job left behind that held the run before, if one did.
     """
 
@@ -58,7 +58,7 @@ class RunLock:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Takes nothing yet. `clock` and `sleep` count seconds."""
-        self.trouble: str | None = None
+        self.storage_error: str | None = None
         self.inherited: Remains | None = None
         self._storage, self._clock, self._sleep = storage, clock, sleep
         self._owner: dict[str, Any] = {
@@ -149,9 +149,9 @@ class RunLock:
             with self._writing:
                 self._owner["beat"] += 1
                 self._storage.write_bytes(_name_file(number), self._make_content(), attempts=1)
-            self._refreshed, self.trouble = started, None
+            self._refreshed, self.storage_error = started, None
         except Exception as error:  # the thread must go on
-            self.trouble = str(error)
+            self.storage_error = str(error)
 
     def check(self) -> None:
         """Raises a DistillError if the job must stop, for the run is no longer its own."""
@@ -161,11 +161,11 @@ class RunLock:
         if silent > _PATIENCE_SECONDS:
             raise DistillError(
                 f"the run's lock could not be refreshed for {silent:.0f} s: "
-                f"{self.trouble or 'the storage does not answer'}"
+                f"{self.storage_error or 'the storage does not answer'}"
             )
 
     @property
-    def is_sure(self) -> bool:
+    def is_held(self) -> bool:
         """Whether no other job can have taken the run. While not, no new call should be paid."""
         silent = self._clock() - self._refreshed
         return self._taken is None and silent < _STALE_SECONDS - _BEAT_SECONDS
@@ -249,7 +249,7 @@ def hold_run(storage: RunStorage, job: str, wait_seconds: float = 0) -> Iterator
             lock.release()
 
 
-def is_held(storage: RunStorage) -> bool:
+def is_locked(storage: RunStorage) -> bool:
     """Whether any job holds the run, or left its lock behind."""
     return bool(storage.list_files(FOLDER))
 
@@ -260,7 +260,7 @@ def wait_for_release(storage: RunStorage, job: str) -> None:
     Raises:
         DistillError: it is still at work.
     """
-    if storage.wait_seconds and is_held(storage):
+    if storage.wait_seconds and is_locked(storage):
         with hold_run(storage, job, storage.wait_seconds):
             pass
 

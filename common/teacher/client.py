@@ -1,18 +1,11 @@
 """Calls the teacher: one text in, one reply out, whatever happens on the way.
 
-What a response means for the job:
-
-* 200 with a choice: a reply. 408, 409, 5xx, timeouts, broken connections, broken JSON: tried again
-  with full jitter, at most `teacher.max_attempts` times; then the row has failed.
-* 429: everyone waits as long as `Retry-After` says. It never uses up an attempt.
-* Any other 4xx is about one row (content policy, context length): that row has failed.
-* 401, 402, 403, an unknown model, exhausted credit: the job stops, see `TeacherRefusedError`.
+`common.teacher.statuses` says what an answer means for the row and for the job.
 """
 
 import asyncio
 import json
 import random
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,29 +15,20 @@ import aiohttp
 import httpx2
 import openai
 
-from common.errors import DistillError, InputError, TeacherRefusedError
-from common.prices.prices import find_price
+from common.errors import DistillError, InputError
+from common.prices.prices import Price
 from common.quota.leases import Call, Leases, Outcome
 from common.quota.protocol import Headers, Totals
 from common.settings import TeacherSettings
 from common.teacher.headers import parse_retry_after, read_headers
-from common.teacher.replies import (
-    Answer,
-    Reply,
-    read_answer,
-    read_provider_code,
-    read_provider_message,
-)
+from common.teacher.replies import Answer, Reply, read_answer
 from common.teacher.requests import bound_prompt_tokens, count_characters, require_model
+from common.teacher.statuses import Action, judge, read_provider_message, stop_if_told
 
 _BACKOFF_SECONDS = (0.5, 30.0)
 _MAX_WAIT_SECONDS = 900.0
 """A row that was told to wait for this long in all has failed."""
 _CHECK_ATTEMPTS = 3
-_UNKNOWN_MODEL = re.compile(
-    r"model\b.*(not found|not exist|unknown)|(unknown|invalid|not a valid) model", re.IGNORECASE
-)
-"""How servers that answer 400 say that there is no such model."""
 
 
 class Teacher:
@@ -55,18 +39,19 @@ class Teacher:
         settings: TeacherSettings,
         url: str,
         leases: Leases,
+        price: Price | None = None,
         keep: Callable[[Reply], Awaitable[None]] | None = None,
     ) -> None:
         """`url` is where the API really is; `leases` says when a call may start.
 
-        `keep` makes a reply durable that may have to be paid for, also a call that ended without
-        one, for it may have been answered all the same. A call counts as in flight until it
-        returns, so that a crash costs no more replies than `teacher.max_concurrency`.
+        `keep` makes a reply durable, before it is parsed, that may have to be paid for; also a call
+        that ended without one, for it may have been answered all the same. A call is in flight
+        until `keep` returns, so that a crash costs no more replies than `teacher.max_concurrency`.
         """
         require_model(settings)
         self._settings, self._leases, self._keep = settings, leases, keep
         self._path = "/chat/completions" if settings.endpoint == "chat" else "/completions"
-        self._price = find_price(settings)
+        self._price = price
         slots = settings.max_concurrency
         # The package's own transport and headers; but not its request options, retries and models,
         # which take more time on this side than all else together (tests/benchmarks/label.py).
@@ -96,11 +81,13 @@ class Teacher:
             try:
                 async with asyncio.timeout(self._settings.timeout_seconds):
                     response = await self._http.get(f"{self._url}/models", headers=self._headers)
-                if response.is_error:
-                    self._stop_if_refused(response.status_code, response.text, is_listing=True)
-                elif not _is_json(response.text):
-                    raise InputError(self._explain_url("GET /models", 200, response.text))
-                return  # an error is that of an API without a list of models
+                status, text = response.status_code, response.text
+                action = judge(status, text).action
+                if not response.is_error and not _is_json(text):
+                    action = Action.STOP_URL
+                if not response.is_error or action is Action.STOP_KEY:
+                    stop_if_told(action, self._settings, "GET /models", status, text)
+                return  # another error is that of an API without a list of models
             except (httpx2.HTTPError, TimeoutError) as error:
                 reason = _describe(error)
             if attempt < _CHECK_ATTEMPTS - 1:
@@ -130,26 +117,25 @@ class Teacher:
             call = await self._leases.acquire(size, worst_usd, again=calls > 0)
             calls += 1
             first_sent_at = first_sent_at or call.sent_at
-            totals = Totals(calls=1, retries=int(calls > 1))
-            outcome = Outcome(totals, call.tokens)
+            outcome = Outcome(Totals(calls=1, retries=int(calls > 1)), call.tokens)
             try:
                 sent = await self._send(content)
-                waited = asyncio.get_running_loop().time() - first_sent_at
+                now = asyncio.get_running_loop().time()
+                outcome.totals.call_seconds, waited = now - call.sent_at, now - first_sent_at
                 reply = Reply(key, sent.status, sent.text, attempts + 1, waited, most_tokens)
-                answer = read_answer(reply)
-                self._count(outcome, call, answer, sent)
                 if sent.may_be_paid and self._keep is not None:
                     await self._keep(reply)
+                answer = read_answer(reply)
+                self._count(outcome, call, answer, sent)
             except DistillError as error:
                 self._leases.fail(error)
                 raise
             finally:
                 self._leases.settle(call, outcome)
-            if reply.http_status == 200 and answer.error != "bad_response":
+            action = sent.action if answer.error != "bad_response" else Action.RETRY
+            if action in (Action.ANSWER, Action.FAIL):
                 return reply
-            if reply.http_status != 200 and reply.is_final:
-                return reply
-            if reply.http_status != 429:
+            if action is not Action.THROTTLE:
                 attempts += 1
                 if attempts >= self._settings.max_attempts:
                     return reply
@@ -163,7 +149,6 @@ class Teacher:
         """What the quota needs to know of a call."""
         totals, status = outcome.totals, sent.status
         outcome.headers = sent.headers
-        totals.call_seconds = asyncio.get_running_loop().time() - call.sent_at
         if status == 200:
             totals.answered = 1
             totals.prompt_tokens, totals.completion_tokens = (
@@ -180,7 +165,7 @@ class Teacher:
                 )
         elif sent.may_be_paid:
             totals.cost_usd = call.usd
-        if status == 429:
+        if sent.action is Action.THROTTLE:
             totals.throttled = 1
             outcome.is_throttled, outcome.retry_after_seconds = True, sent.retry_after
 
@@ -199,43 +184,15 @@ class Teacher:
         status = response.status_code
         text = response.content.decode("utf-8", "replace")  # JSON is UTF-8
         headers = read_headers(response.headers.raw)
-        if status == 200:
-            return _Sent(status, text, headers)
-        self._stop_if_refused(status, text)
+        action = judge(status, text).action
+        stop_if_told(action, self._settings, self._path, status, text)
         wait = parse_retry_after(response.headers.get("retry-after"))
-        if status == 429 and wait is not None and wait > _MAX_WAIT_SECONDS:
+        if action is Action.THROTTLE and wait is not None and wait > _MAX_WAIT_SECONDS:
             raise DistillError(
-                f"the teacher at {self._settings.base_url} asks to wait {wait:.0f} s (429 "
+                f"the teacher at {self._settings.base_url} asks to wait {wait:.0f} s ({status} "
                 f"{read_provider_message(text)}); run again then"
             )
-        return _Sent(status, text, headers, wait)
-
-    def _stop_if_refused(self, status: int, text: str, is_listing: bool = False) -> None:
-        message, code = read_provider_message(text), read_provider_code(text)
-        place = f"{self._settings.base_url} (model {self._settings.model!r})"
-        no_credit = code in ("insufficient_quota", "billing_hard_limit_reached")
-        if status in (401, 402, 403) or (status == 429 and no_credit):
-            raise TeacherRefusedError(
-                f"the teacher at {place} refuses: {status} {message}; check "
-                "DISTILL_TEACHER__API_KEY, the key's permissions and the account's credit"
-            )
-        if is_listing:
-            return
-        is_model = code == "model_not_found" or "model" in message.lower()
-        if status in (404, 405, 501) and not is_model:
-            raise InputError(self._explain_url(self._path, status, message))
-        is_unknown = code == "model_not_found" or _UNKNOWN_MODEL.search(message)
-        if status == 404 or (status == 400 and is_unknown):
-            raise TeacherRefusedError(
-                f"the teacher at {place} refuses: {status} {message}; check DISTILL_TEACHER__MODEL"
-            )
-
-    def _explain_url(self, request: str, status: int, message: str) -> str:
-        return (
-            f"DISTILL_TEACHER__BASE_URL={self._settings.base_url!r}: what answers there speaks no "
-            f"OpenAI API ({request}: {status} {read_provider_message(message)}); such a URL mostly "
-            "ends in /v1"
-        )
+        return _Sent(status, text, action, headers, wait)
 
 
 @dataclass(slots=True)
@@ -244,6 +201,7 @@ class _Sent:
 
     status: int
     text: str
+    action: Action = Action.RETRY
     headers: Headers | None = None
     retry_after: float | None = None
     was_sent: bool = True

@@ -41,12 +41,12 @@ class JournalWriter:
     """Appends replies. Use it in one event loop.
 
     Attributes:
-        trouble: what is wrong with the storage at the moment, if anything.
+        storage_error: what is wrong with the storage at the moment, if anything.
     """
 
     def __init__(self, storage: RunStorage, patience_seconds: float = _PATIENCE_SECONDS) -> None:
         """Opens nothing: the first reply makes the first part."""
-        self.trouble: str | None = None
+        self.storage_error: str | None = None
         self._storage = storage
         self._patience_seconds = patience_seconds
         self._name = _make_word()
@@ -135,21 +135,21 @@ class JournalWriter:
         del self._waiting[:group]
         if self._failing_since is not None:
             log.warning("%s/%s can be written again", self._storage.url, FOLDER)
-        self._failing_since = self.trouble = None
+        self._failing_since = self.storage_error = None
 
     def _note_failure(self, error: Exception) -> DistillError | None:
         """The end of the patience, if that is reached: every caller that waits is told."""
         self._name = _make_word()  # what follows half a line would be lost
         now = asyncio.get_running_loop().time()
-        self.trouble = f"{self.waiting} paid replies wait in memory: {error}"
+        self.storage_error = f"{self.waiting} paid replies wait in memory: {error}"
         is_first = self._failing_since is None
         self._failing_since = self._failing_since or now
         is_passing = isinstance(error, StorageError) and error.is_passing
         if is_passing and now - self._failing_since < self._patience_seconds:
             if is_first:
-                log.warning("%s; trying for %.0f s", self.trouble, self._patience_seconds)
+                log.warning("%s; trying for %.0f s", self.storage_error, self._patience_seconds)
             return None
-        message = f"{self.trouble}; what is not stored then is paid for again"
+        message = f"{self.storage_error}; what is not stored then is paid for again"
         for _, durable in self._waiting:
             if not durable.done():
                 durable.set_exception(DistillError(message))

@@ -51,7 +51,7 @@ class Schedule(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Saves where an evaluation is due, after some time, at the end, and at a signal."""
-        if self._signals.are_there:
+        if self._signals.received:
             control.should_save = control.should_training_stop = True
         is_late = self._clock() - self._saved_at >= self._train.checkpoint_seconds
         if is_late or self._is_evaluation_due() or state.global_step >= state.max_steps:

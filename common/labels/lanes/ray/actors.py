@@ -14,7 +14,7 @@ from common.labels.labeler import Labeler
 from common.quota.protocol import Lease, Snapshot, Tally, Totals
 from common.quota.quota import Quota
 from common.records import Example, make_label_table
-from common.run.lock import is_held
+from common.run.lock import is_locked
 from common.run.storage import RunStorage
 from common.settings import Settings
 from common.tasks.model import Task
@@ -52,7 +52,7 @@ class QuotaKeeper:
         self._in_flight.set(snapshot.in_flight)
         return snapshot
 
-    def stop(self, failure: tuple[str, str]) -> None:
+    def stop(self, failure: DistillError) -> None:
         """See `Quota.stop`."""
         self._quota.stop(failure)
 
@@ -90,7 +90,7 @@ class LabelActor:
         try:
             labeler = await self._opening
         except DistillError as error:
-            await self._keeper.stop.remote((type(error).__name__, f"{error} (on {gethostname()})"))
+            await self._keeper.stop.remote(type(error)(f"{error} (on {gethostname()})"))
             return make_label_table([])
         examples = [Example(**row) for row in batch.to_pylist()]
         if await self._keeper.begin.remote(examples[0].id):
@@ -103,7 +103,7 @@ class LabelActor:
     async def _open(self) -> Labeler:
         """Raises a DistillError if this node lacks what the job's own has."""
         load_environment()  # this node's own secret files may hold the keys of the object store
-        if not is_held(storage := RunStorage(self._settings)):
+        if not is_locked(storage := RunStorage(self._settings)):
             raise InputError(
                 f"DISTILL_STORAGE__ROOT: {storage.url} is not the job's folder on this node of the "
                 "Ray cluster; name a root that all nodes share, such as s3://bucket/prefix"

@@ -13,7 +13,6 @@ import pyarrow as pa
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from common import errors
 from common.errors import DistillError, StoppedError, StorageError
 from common.labels.lanes.ray.actors import LabelActor, QuotaKeeper
 from common.labels.lanes.ray.cluster import check_ray, end_ray, start_ray
@@ -74,7 +73,7 @@ def label_on_ray(
                 if snapshot.lost_calls > lost:
                     lost = snapshot.lost_calls
                     lock.risk(concurrency, lost)
-                snapshot.trouble = snapshot.trouble or lock.trouble
+                snapshot.storage_error = snapshot.storage_error or lock.storage_error
                 watch(snapshot)
 
             keeper = _start_keeper(quota)
@@ -186,8 +185,7 @@ def _collect(
         snapshot = _look(keeper, lock, check)
         watch(snapshot)
         if snapshot.failure:
-            name, message = snapshot.failure
-            raise getattr(errors, name)(message)
+            raise snapshot.failure
         if is_over:
             return tables, snapshot
         with contextlib.suppress(queue.Empty):
@@ -201,7 +199,7 @@ def _collect(
 def _look(keeper: Any, lock: RunLock, check: Callable[[], None]) -> Snapshot:
     """The state of the job. While it does not come, `check` is called, and may raise."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
-    coming = keeper.snapshot.remote(lock.is_sure)
+    coming = keeper.snapshot.remote(lock.is_held)
     while True:
         try:
             snapshot: Snapshot = ray.get(coming, timeout=_POLL_SECONDS)
@@ -217,7 +215,7 @@ def _drain(keeper: Any, seconds: float, concurrency: int) -> int:
     deadline = time.monotonic() + seconds
     in_flight = concurrency
     try:
-        stopping = keeper.stop.remote(("DistillError", "the job is stopping"))
+        stopping = keeper.stop.remote(DistillError("the job is stopping"))
         ray.get(stopping, timeout=_REFUSED_DRAIN_SECONDS)
         while time.monotonic() < deadline:
             snapshot = ray.get(keeper.snapshot.remote(), timeout=_REFUSED_DRAIN_SECONDS)
