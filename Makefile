@@ -78,7 +78,7 @@ build/checkov/.$(checkov):
 	build/checkov/bin/pip install --quiet checkov==$(checkov)
 	touch $@
 
-# Puts the table of settings into the README.
+# Puts the table of settings into docs/settings.md.
 settings-table: $(VENV)/.installed
 	$(python) -m common.environment
 

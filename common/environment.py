@@ -5,10 +5,11 @@ like the variable, in /run/secrets or $DISTILL_SECRETS_DIR), the defaults in `co
 names that other software knows (OPENAI_API_KEY, OPENAI_BASE_URL, AWS_*, HF_*, RAY_ADDRESS) may
 stand in the same places and mean what they always mean.
 
-`python -m common.environment` puts the table of settings into the README.
+`python -m common.environment` puts the table of settings into docs/settings.md.
 """
 
 import difflib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -121,22 +122,25 @@ def describe_choices(field: FieldInfo) -> str:
 
 
 def make_table() -> str:
-    """The README's table of settings, in Markdown."""
-    lines = ["| variable | default | meaning |", "| --- | --- | --- |"]
-    for name, field, _ in list_settings():
-        default = describe_default(field)
-        shown = f"`{default}`" if default else ""
-        lines.append(f"| `{name}` | {shown} | {describe_choices(field)} |")
+    """The settings in Markdown: a table for each section."""
+    lines: list[str] = []
+    for section, settings in itertools.groupby(list_settings(), key=lambda setting: setting[2]):
+        lines += [f"\n## {section.capitalize() or 'Run'}", "", "| variable | default | meaning |"]
+        lines.append("| --- | --- | --- |")
+        for name, field, _ in settings:
+            default = describe_default(field)
+            shown = f"`{default}`" if default else ""
+            lines.append(f"| `{name}` | {shown} | {describe_choices(field)} |")
     return "\n".join(lines)
 
 
-def put_table(readme: Path) -> None:
-    """Replaces what stands between the README's two `settings` marks by the table."""
+def put_table(page: Path) -> None:
+    """Replaces what stands between a page's two `settings` marks by the table."""
     start, end = "<!-- settings -->", "<!-- /settings -->"
-    before, rest = readme.read_text("utf-8").split(start)
+    before, rest = page.read_text("utf-8").split(start)
     after = rest.split(end)[1]
-    readme.write_text(f"{before}{start}\n{make_table()}\n{end}{after}", "utf-8")
+    page.write_text(f"{before}{start}\n{make_table()}\n{end}{after}", "utf-8")
 
 
 if __name__ == "__main__":
-    put_table(Path("README.md"))
+    put_table(Path("docs/settings.md"))
