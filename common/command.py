@@ -35,6 +35,7 @@ def run_job(
     _start_logging()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' remarks on each other
+        warnings.filterwarnings("default", module=r"(common|jobs)\.")  # and on our own calls
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     _leave(_run(main))

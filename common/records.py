@@ -4,9 +4,12 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
+
+Float32 = Annotated[float, pa.float32()]
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class LabelRow:
     (a response that a label rule rejects: `error` names the rule). `message` is for people.
     `agreement` is the share of the samples that gave this label. The last four columns are kept
     where log-probabilities were asked for and offered, one item a token of the response.
+    `cached_tokens` are those of `prompt_tokens` that the provider had in its cache.
     """
 
     id: str
@@ -43,38 +47,44 @@ class LabelRow:
     attempts: int = 0
     seconds: float = 0.0
     tokens: list[str] | None = None
-    token_logprobs: list[float | None] | None = None
+    token_logprobs: list[Float32 | None] | None = None
     top_tokens: list[list[str]] | None = None
-    top_logprobs: list[list[float]] | None = None
+    top_logprobs: list[list[Float32]] | None = None
 
 
-EXAMPLE_SCHEMA = pa.schema({"id": pa.string(), "text": pa.string()})
+@dataclass(frozen=True)
+class Response:
+    """A system's answer; `tokens` counts its tokens, `seconds` is its share of its batch."""
 
-LABEL_SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "text": pa.string(),
-        "status": pa.string(),
-        "label": pa.string(),
-        "error": pa.string(),
-        "message": pa.string(),
-        "response": pa.string(),
-        "finish_reason": pa.string(),
-        "agreement": pa.float64(),
-        "samples": pa.int64(),
-        "prompt_tokens": pa.int64(),
-        "cached_tokens": pa.int64(),
-        "completion_tokens": pa.int64(),
-        "attempts": pa.int64(),
-        "seconds": pa.float64(),
-        "tokens": pa.list_(pa.string()),
-        "token_logprobs": pa.list_(pa.float32()),
-        "top_tokens": pa.list_(pa.list_(pa.string())),
-        "top_logprobs": pa.list_(pa.list_(pa.float32())),
-    }
-)
-"""`cached_tokens` are those of `prompt_tokens` that the provider had in its cache."""
+    text: str
+    tokens: int
+    seconds: float
+    error: str | None = None
 
+
+def make_schema(row_type: type) -> pa.Schema:
+    """The Arrow schema of a row type's fields; every column may be null."""
+    return pa.schema(
+        {
+            name: _find_arrow_type(kind)
+            for name, kind in get_type_hints(row_type, None, None, True).items()
+        }
+    )
+
+
+def _find_arrow_type(kind: Any) -> pa.DataType:
+    if get_origin(kind) is Annotated:
+        return get_args(kind)[1]
+    inner = [argument for argument in get_args(kind) if argument is not NoneType]
+    if get_origin(kind) is list:
+        return pa.list_(_find_arrow_type(inner[0]))
+    if inner:  # an optional one
+        return _find_arrow_type(inner[0])
+    return {str: pa.string(), int: pa.int64(), float: pa.float64()}[kind]
+
+
+EXAMPLE_SCHEMA = make_schema(Example)
+LABEL_SCHEMA = make_schema(LabelRow)
 PREDICTION_SCHEMA = pa.schema(
     {
         "id": pa.string(),

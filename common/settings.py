@@ -5,7 +5,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -24,6 +24,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 PREFIX = "DISTILL_"
 BUILTIN = "builtin"
 """The value of a setting that asks for the part which comes with the project."""
+DEFAULTS_VERSION = 1
+"""Raised with a default that changes results: fingerprints leave defaults out."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -322,11 +324,21 @@ class Settings(BaseSettings):
         secrets: Any = {"teacher": {"api_key"}}
         return self.model_dump(mode="json", include=set(sections), exclude=secrets)
 
-    def for_workers(self) -> "Settings":
-        """A copy for other processes and machines: with an absolute root, and without secrets.
+    def fingerprint(
+        self, section: str, names: Iterable[str] | None = None, exclude: Iterable[str] = ()
+    ) -> dict[str, Any]:
+        """A section's settings as `section.field`, but for those that have their default.
 
-        Ray keeps what it hands to actors where others can read it.
+        A setting that is added later so leaves the fingerprints of finished runs as they are.
         """
+        group: Section = getattr(self, section)
+        fields = set(type(group).model_fields if names is None else names) - set(exclude)
+        values = group.model_dump(mode="json", include=fields, exclude_defaults=True)
+        version = {} if DEFAULTS_VERSION == 1 else {"defaults": DEFAULTS_VERSION}
+        return version | {f"{section}.{name}": value for name, value in values.items()}
+
+    def for_workers(self) -> "Settings":
+        """A copy for other processes and machines: with an absolute root, and without secrets."""
         teacher = self.teacher.model_copy(update={"api_key": SecretStr("")})
         storage = self.storage.model_copy(update={"root": self.storage.absolute_root})
         return self.model_copy(update={"teacher": teacher, "storage": storage})
@@ -345,3 +357,16 @@ class Settings(BaseSettings):
         if isinstance(student, dict) and student.get("model") == BUILTIN:
             return given | {"train": {"preset": BUILTIN} | train}
         return given
+
+
+def find_default(name: str) -> Any:
+    """What a fingerprint means that lacks `section.field`; None where there is no default."""
+    if name == "defaults":
+        return 1
+    section, _, field_name = name.partition(".")
+    section_field = Settings.model_fields.get(section)
+    kind = section_field.annotation if section_field else None
+    if not isinstance(kind, type) or not issubclass(kind, Section):
+        return None
+    field = kind.model_fields.get(field_name)
+    return None if field is None or field.is_required() else field.default

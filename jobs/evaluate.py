@@ -7,45 +7,32 @@ lm-evaluation-harness names them. Predictions that are there are not made again.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any
 
 from common.command import run_job
-from common.data.examples import TestRow, TestRows, load_test_rows
+from common.data.examples import TestRows, load_test_rows
+from common.evaluation.bench import Bench, describe_system
 from common.evaluation.harness import write_results
-from common.evaluation.predictions import STEP, read_predictions, write_predictions
-from common.evaluation.scores import METRICS_FILE, score_systems
-from common.evaluation.systems import (
-    STUDENTS,
-    ask_merged,
-    ask_students,
-    ask_teacher,
-    copy_input,
-    describe_system,
-)
-from common.labels.labeler import fingerprint_teacher
+from common.evaluation.predictions import read_predictions, write_predictions
+from common.evaluation.scores import METRICS_FILE, Metrics, score_systems
+from common.evaluation.systems import System, list_systems
 from common.records import hash_content
 from common.run.lock import wait_for_release
 from common.run.manifest import (
     Fingerprint,
-    check_part,
+    Manifest,
     check_same,
     read_manifest,
     require_manifest,
     write_manifest,
 )
-from common.run.storage import RunStorage
+from common.run.run import Run, open_run
+from common.run.steps import ADAPTER, LABELS, MERGED, PREDICTIONS, LabelSummary, TrainSummary
 from common.settings import Settings
-from common.student.generation import Response
-from common.student.memory import explaining_memory
-from common.student.student import check_device, fingerprint_student
-from common.tasks.model import Task, load_task
-from common.training.merging import STEP as MERGED
+from common.student.weights import check_device, fingerprint_student
+from common.teacher.requests import fingerprint_teacher
 from common.training.train_set import fingerprint_labels
 
 SECTIONS = ("run", "task", "storage", "data", "teacher", "student", "evaluate")
-_ADVICE = "one row alone is too much for it; lower DISTILL_EVALUATE__MAX_NEW_TOKENS"
-_MERGED_ADVICE = "the merged student is not quantised; to leave it out, delete the run's merged/"
 
 log = logging.getLogger(__name__)
 
@@ -59,91 +46,97 @@ def main(settings: Settings) -> None:
         TeacherRefusedError: see `common.errors`.
     """
     check_device(settings)
-    storage, task = RunStorage(settings), load_task(settings.task)
-    adapter = require_manifest(storage, "adapter", "python -m jobs.train")
+    run = open_run(settings, with_price=True)
+    storage = run.storage
+    adapter = require_manifest(storage, ADAPTER)
     wait_for_release(storage, "evaluate")  # the train job may still be merging
-    merged = read_manifest(storage, MERGED)
-    labels = require_manifest(storage, "labels", "python -m jobs.label")
-    check_part(storage.url + "/adapter", adapter, fingerprint_student(settings, task))
-    check_part(storage.url + "/labels", labels, fingerprint_teacher(settings, task))
-    check_part(storage.url + "/adapter", adapter, {"labels": fingerprint_labels(labels)})
+    merged, labels = read_manifest(storage, MERGED), require_manifest(storage, LABELS)
+    check_inputs(run, labels, adapter)
     if merged is not None:
-        check_same(storage.url + "/merged", merged["fingerprint"], adapter["fingerprint"])
-    test = load_test_rows(settings, task)
-    fingerprint = make_fingerprint(settings, task, test, adapter)
-    systems = list_systems(task, has_merged=merged is not None)
-    scored = {"systems": systems, "metrics": task.metrics}
-    done = read_manifest(storage, STEP)
-    if done is not None:
-        check_same(f"{storage.url}/{STEP}", done["fingerprint"], fingerprint)
-        if done.get("scored") == scored and storage.exists(METRICS_FILE):
-            log.info("evaluate: already done, see %s/%s", storage.url, METRICS_FILE)
-            return
-    else:  # figures of other predictions may be there
-        storage.remove(METRICS_FILE)
+        check_same(f"{storage.url}/{MERGED.folder}", merged.fingerprint, adapter.fingerprint)
+    test = load_test_rows(settings, run.task)
+    fingerprint = make_fingerprint(run, test, adapter)
+    systems = list_systems(run.task, has_merged=merged is not None)
+    scored = {"systems": [system.key for system in systems], "metrics": run.task.metrics}
+    if is_scored(run, fingerprint, scored):
+        log.info("evaluate: already done, see %s/%s", storage.url, METRICS_FILE)
+        return
     log.info("evaluate: %d test rows, %d dropped as seen in train", len(test.rows), test.leaked)
-    missing = [s for s in systems if read_predictions(storage, s, fingerprint) is None]
-    for name, responses in ask(settings, task, storage, adapter, merged, test.rows, missing):
-        write_predictions(storage, name, fingerprint, test.rows, responses)
-    tables = {name: read_predictions(storage, name, fingerprint) for name in systems}
-    found = {name: table for name, table in tables.items() if table is not None}
-    predictions = {name: table["prediction"].to_pylist() for name, table in found.items()}
-    log.info("evaluate: scoring %d systems", len(found))
-    metrics = score_systems(task, test, predictions)
-    for name, table in found.items():
-        metrics["systems"][name] |= describe_system(settings, name, table, labels)
-    storage.write_json(METRICS_FILE, metrics)
-    described = settings.describe(SECTIONS)
-    write_results(storage, task, metrics, test.rows, predictions, described)
+    bench = Bench(run, adapter, merged)
+    for system in systems:
+        if read_predictions(storage, system.key, fingerprint) is None:
+            responses = bench.ask(system, test.rows)
+            write_predictions(storage, system.key, fingerprint, test.rows, responses)
+    metrics = score(run, systems, test, fingerprint, labels)
+    described, counts = settings.describe(SECTIONS), metrics["rows"]
     write_manifest(
-        storage, STEP, fingerprint, counts=metrics["rows"], scored=scored, settings=described
+        storage, PREDICTIONS, fingerprint, counts=counts, scored=scored, settings=described
     )
     main_metric = metrics["main_metric"]
-    values = {name: figures[main_metric]["value"] for name, figures in metrics["systems"].items()}
-    scores = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+    values = {key: figures[main_metric]["value"] for key, figures in metrics["systems"].items()}
+    scores = ", ".join(f"{key} {value:.3f}" for key, value in values.items())
     log.info("evaluate: %s: %s", main_metric, scores)
 
 
-def list_systems(task: Task, has_merged: bool) -> list[str]:
-    """The systems that are compared."""
-    students = [name for name in STUDENTS if name != "base_few_shot" or task.few_shot]
-    return ["copy", "teacher", *students, *([MERGED] if has_merged else [])]
+def check_inputs(run: Run, labels: Manifest[LabelSummary], adapter: Manifest[TrainSummary]) -> None:
+    """Raises an InputError if labels or adapter were made by other settings, or from each other."""
+    student = fingerprint_student(run.settings, run.task)
+    expected = {"labels": fingerprint_labels(labels), **student}
+    place = f"{run.storage.url}/{ADAPTER.folder}"
+    check_same(place, adapter.fingerprint, expected, ignoring=("train.",))
+    teacher = fingerprint_teacher(run.settings, run.task)
+    place = f"{run.storage.url}/{LABELS.folder}"
+    check_same(place, labels.fingerprint, teacher, ignoring=("examples",))
 
 
-def ask(
-    settings: Settings,
-    task: Task,
-    storage: RunStorage,
-    adapter: dict[str, Any],
-    merged: dict[str, Any] | None,
-    rows: Sequence[TestRow],
-    systems: Sequence[str],
-) -> Iterator[tuple[str, list[Response]]]:
-    """The systems' answers, each as soon as it has them all; the teacher's first."""
-    if "copy" in systems:
-        yield "copy", copy_input(rows)
-    if "teacher" in systems:
-        yield "teacher", ask_teacher(settings, task, storage, rows)
-    students = [name for name in systems if name in STUDENTS]
-    with explaining_memory(_ADVICE):
-        yield from ask_students(settings, task, storage, adapter["files"], rows, students)
-    if merged is not None and MERGED in systems:
-        with explaining_memory(_MERGED_ADVICE):
-            yield MERGED, ask_merged(settings, task, storage, merged["files"], rows)
+def is_scored(run: Run, fingerprint: Fingerprint, scored: dict[str, list[str]]) -> bool:
+    """Whether metrics.json holds these systems and metrics; of other predictions it is removed.
+
+    Raises:
+        InputError: the run was evaluated on other rows or with other settings.
+    """
+    done = read_manifest(run.storage, PREDICTIONS)
+    if done is None:
+        run.storage.remove(METRICS_FILE)
+        return False
+    place = f"{run.storage.url}/{PREDICTIONS.folder}"
+    check_same(place, done.fingerprint, fingerprint)
+    is_same = all(set(done.scored.get(kind, [])) == set(names) for kind, names in scored.items())
+    return is_same and run.storage.exists(METRICS_FILE)
 
 
-def make_fingerprint(
-    settings: Settings, task: Task, test: TestRows, adapter: dict[str, Any]
-) -> Fingerprint:
+def score(
+    run: Run,
+    systems: list[System],
+    test: TestRows,
+    fingerprint: Fingerprint,
+    labels: Manifest[LabelSummary],
+) -> Metrics:
+    """Scores the predictions that are there, and writes metrics.json and the harness's files."""
+    found = {s.key: read_predictions(run.storage, s.key, fingerprint) for s in systems}
+    tables = {key: table for key, table in found.items() if table is not None}
+    predictions = {key: table["prediction"].to_pylist() for key, table in tables.items()}
+    log.info("evaluate: scoring %d systems", len(tables))
+    metrics = score_systems(run.task, test, predictions)
+    for system in systems:
+        facts = describe_system(run, system, tables[system.key], labels)
+        metrics["systems"][system.key] |= facts
+    run.storage.write_json(METRICS_FILE, metrics)
+    described = run.settings.describe(SECTIONS)
+    write_results(run.storage, run.task, metrics, test.rows, predictions, described)
+    return metrics
+
+
+def make_fingerprint(run: Run, test: TestRows, adapter: Manifest[TrainSummary]) -> Fingerprint:
     """What the predictions depend on."""
     rows = [[row.id, row.references, row.groups] for row in test.rows]
     return {
         # a second training by the same settings need not give the same weights
-        "adapter": hash_content([adapter["fingerprint"], adapter["finished_at"]]),
+        "adapter": hash_content([adapter.fingerprint, adapter.finished_at]),
         "test_rows": f"{len(test.rows)}, {hash_content(rows)}",
-        "few_shot": hash_content([shot.model_dump() for shot in task.few_shot]),
-        **fingerprint_teacher(settings, task),
-        "evaluate.max_new_tokens": settings.evaluate.max_new_tokens,
+        "few_shot": hash_content([shot.model_dump() for shot in run.task.few_shot]),
+        **fingerprint_teacher(run.settings, run.task),
+        **run.settings.fingerprint("evaluate", ["max_new_tokens"]),
     }
 
 

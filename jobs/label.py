@@ -8,30 +8,23 @@ what it would take, and spends nothing.
 
 import logging
 import time
-from typing import Any
-
-import pyarrow as pa
 
 from common.command import run_job
 from common.data.examples import Examples, load_examples, warn_without_test_rows
 from common.labels.files import arrange_rows, check_failures, write_parts
 from common.labels.forecast import format_forecast, make_forecast
-from common.labels.known import Known, label_known, resume
-from common.labels.labeler import check_teacher, fingerprint_teacher, make_quota, open_teacher
-from common.labels.outcome import make_label
-from common.labels.progress import Progress, summarize_calls
-from common.prices.prices import find_price
-from common.records import Example, count_by_status, hash_content, make_label_table
+from common.labels.known import Known, read_known
+from common.labels.session import Lane, Session, make_quota
+from common.records import count_by_status, hash_content, make_label_table
 from common.run.lock import RunLock, hold_run
 from common.run.manifest import Fingerprint, is_done, write_manifest
-from common.run.storage import RunStorage
+from common.run.run import Run, open_run
+from common.run.steps import LABELS, LabelSummary
 from common.settings import Settings
-from common.tasks.model import Task, load_task
 from common.teacher.journal import compact_journal
-from common.teacher.requests import require_model
+from common.teacher.requests import fingerprint_teacher, require_model
 
 SECTIONS = ("run", "task", "storage", "data", "teacher", "label")
-STEP = "labels"
 
 log = logging.getLogger(__name__)
 
@@ -47,56 +40,59 @@ def main(settings: Settings) -> None:
     """
     started = time.monotonic()
     require_model(settings.teacher)
-    storage, task = RunStorage(settings), load_task(settings.task)
-    examples = load_examples(settings, task)
-    fingerprint = make_fingerprint(settings, task, examples)
-    if is_done(storage, STEP, fingerprint):
-        log.info("labels: already done, see %s/%s", storage.url, STEP)
-        return
-    if settings.label.dry_run:
-        forecast(settings, task, examples, label_known(settings, task, storage, examples.rows))
-        return
-    with hold_run(storage, "label") as lock:
-        known = resume(settings, task, storage, examples.rows, lock)
-        forecast(settings, task, examples, known)
-        missing = [e for e in examples.rows if e.id not in known.rows]
-        if missing:
-            warn_without_test_rows(settings, task)
-        new, figures = label_new(settings, task, missing, known, lock)
-        table = arrange_rows(examples, [make_label_table(list(known.rows.values())), *new])
-        files = write_parts(storage, STEP, table)
-        counts = count_by_status(table)
-        seconds = round(time.monotonic() - started, 1)
-        summary = {
-            "inputs": table.num_rows,
-            **counts,
-            "duplicates": examples.duplicates,
-            "reused": len(known.rows),
-            **figures,
-            "run_cost_usd": sum_cost(settings, known, figures),
-            "seconds": seconds,
-        }
-        log.info("labels: %s", describe_summary(summary), extra={"figures": summary})
-        check_failures(settings, table)
-        lock.check()
-        write_manifest(
-            storage,
-            STEP,
-            fingerprint,
-            files=files,
-            counts=counts,
-            summary=summary,
-            settings=settings.describe(SECTIONS),
-        )
-        compact_journal(storage)
+    run = open_run(settings, with_price=True)
+    examples = load_examples(settings, run.task)
+    fingerprint = make_fingerprint(run, examples)
+    if is_done(run.storage, LABELS, fingerprint):
+        log.info("labels: already done, see %s/%s", run.storage.url, LABELS.folder)
+    elif settings.label.dry_run:
+        forecast(run, examples, read_known(run, examples.rows))
+    else:
+        with hold_run(run.storage, "label") as lock:
+            label(run, examples, fingerprint, lock, started)
 
 
-def forecast(settings: Settings, task: Task, examples: Examples, known: Known) -> None:
-    """Prints what the examples will take that are not known yet."""
-    make_quota(settings, known.cost_usd)  # tells of a cap without a price
+def label(
+    run: Run, examples: Examples, fingerprint: Fingerprint, lock: RunLock, started: float
+) -> None:
+    """Asks for what the journal lacks, and writes all rows; `started` is when the job did."""
+    session = Session(run, lock, examples.rows)
+    known = session.known
+    forecast(run, examples, known)
+    if session.missing:
+        warn_without_test_rows(run.settings, run.task)
+    new, figures = session.ask(lambda: make_lane(run.settings), "labels")
+    table = arrange_rows(examples, [make_label_table(list(known.rows.values())), *new])
+    files, counts = write_parts(run.storage, LABELS.folder, table), count_by_status(table)
+    summary: LabelSummary = {
+        "inputs": table.num_rows,
+        "ok": counts["ok"],
+        "failed": counts["failed"],
+        "filtered": counts["filtered"],
+        "duplicates": examples.duplicates,
+        "reused": len(known.rows),
+        **figures,
+        "run_cost_usd": sum_cost(run, known, figures),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    line = ", ".join(f"{name} {value}" for name, value in summary.items() if value is not None)
+    log.info("labels: %s", line, extra={"figures": summary})
+    check_failures(run.settings, table)
+    lock.check()
+    described = run.settings.describe(SECTIONS)
+    write_manifest(
+        run.storage, LABELS, fingerprint, summary, files=files, counts=counts, settings=described
+    )
+    compact_journal(run.storage)
+
+
+def forecast(run: Run, examples: Examples, known: Known) -> None:
+    """Says what the examples will take that are not known yet."""
+    settings = run.settings
+    make_quota(run, known.cost_usd)  # raises where there is a cap and no price
     texts = [e.text for e in examples.rows if e.id not in known.rows and e.text.strip()]
     if texts or settings.label.dry_run:
-        expected = make_forecast(settings, task, texts, find_price(settings.teacher))
+        expected = make_forecast(settings, run.task, texts, run.price)
         text = format_forecast(expected, settings, known.cost_usd)
         if settings.label.dry_run:
             print(text)
@@ -104,56 +100,25 @@ def forecast(settings: Settings, task: Task, examples: Examples, known: Known) -
             log.info("%s", text)
 
 
-def make_fingerprint(settings: Settings, task: Task, examples: Examples) -> Fingerprint:
+def make_fingerprint(run: Run, examples: Examples) -> Fingerprint:
     """What the labels depend on."""
     ids = [example.id for example in examples.rows]
     return {
         "examples": f"{len(ids)} of {hash_content(ids)}",
-        **fingerprint_teacher(settings, task),
+        **fingerprint_teacher(run.settings, run.task),
     }
 
 
-def label_new(
-    settings: Settings,
-    task: Task,
-    examples: list[Example],
-    known: Known,
-    lock: RunLock,
-) -> tuple[list[pa.Table], dict[str, Any]]:
-    """Asks the teacher; gives the rows, and the figures of the calls.
+def make_lane(settings: Settings) -> Lane:
+    """The way in which the requests travel."""
+    from common.labels.lanes.ray.lane import RayLane  # Ray takes seconds to import
 
-    Raises:
-        DistillError: the teacher cannot be reached, or refuses for good; or a cap is reached.
-    """
-    asked = [e for e in examples if e.text.strip()]
-    blank = make_label_table([make_label(e, [], task) for e in examples if not e.text.strip()])
-    if not asked:
-        return [blank], {}
-    has_price = find_price(settings.teacher) is not None
-    progress = Progress(len(asked) * settings.label.samples, has_price)
-    with open_teacher(settings) as url:
-        check_teacher(settings, url)
-        from common.labels.lanes.ray.fan_out import label_on_ray  # Ray takes seconds to import
-
-        quota = make_quota(settings, known.cost_usd)
-        tables, snapshot = label_on_ray(
-            settings, task, url, asked, known.replies, quota, lock, progress.show
-        )
-    progress.show(snapshot, is_last=True)
-    concurrency = settings.teacher.max_concurrency
-    return [blank, *tables], summarize_calls(snapshot, concurrency, has_price)
+    return RayLane(settings.label.dashboard_host)
 
 
-def sum_cost(settings: Settings, known: Known, figures: dict[str, Any]) -> float | None:
+def sum_cost(run: Run, known: Known, figures: LabelSummary) -> float | None:
     """What the run has cost in all, this job's calls included; None without a price."""
-    if find_price(settings.teacher) is None:
-        return None
-    return round(known.cost_usd + (figures.get("cost_usd") or 0.0), 6)
-
-
-def describe_summary(summary: dict[str, Any]) -> str:
-    """The summary in one line."""
-    return ", ".join(f"{name} {value}" for name, value in summary.items() if value is not None)
+    return round(known.cost_usd + (figures.get("cost_usd") or 0.0), 6) if run.price else None
 
 
 if __name__ == "__main__":

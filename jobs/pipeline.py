@@ -9,6 +9,7 @@ import logging
 from common.command import run_job
 from common.data.examples import load_examples, load_test_rows
 from common.run.manifest import read_manifest
+from common.run.steps import LABELS
 from common.run.storage import RunStorage
 from common.settings import Settings
 from common.student.student import check_student
@@ -26,7 +27,7 @@ def main(settings: Settings) -> None:
     Raises:
         DistillError: the first that a job raises.
     """
-    if read_manifest(RunStorage(settings), label.STEP) is None:
+    if read_manifest(RunStorage(settings), LABELS) is None:
         check_inputs(settings)
     for job in (label, train, evaluate, report):
         log.info("== %s", job.__name__.removeprefix("jobs."))

@@ -8,18 +8,20 @@ that needs no network, and report.md beside it: the same figures for a terminal 
 import json
 import logging
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from common.command import run_job
 from common.errors import InputError, StoppedError
-from common.evaluation.predictions import STEP, read_predictions
-from common.evaluation.scores import METRICS_FILE
+from common.evaluation.predictions import read_predictions
+from common.evaluation.scores import METRICS_FILE, Metrics
 from common.records import get_rows
+from common.report.facts import Manifests
 from common.report.figures import Scores, make_main_table
 from common.report.page import render_report
 from common.report.server import make_server
 from common.report.text import render_summary, render_text
-from common.run.manifest import read_manifest, require_manifest
+from common.run.manifest import Manifest, read_manifest, require_manifest
+from common.run.steps import ADAPTER, LABELS, PREDICTIONS
 from common.run.storage import RunStorage
 from common.settings import Settings
 from common.student.adapter import HISTORY_FILE
@@ -38,13 +40,11 @@ def main(settings: Settings) -> None:
         InputError: the run has not been evaluated.
     """
     storage = RunStorage(settings)
-    evaluated = require_manifest(storage, STEP, "python -m jobs.evaluate")
-    metrics = storage.read_json(METRICS_FILE)
-    if not isinstance(metrics, dict) or "systems" not in metrics:
-        raise InputError(f"{storage.url}/{METRICS_FILE} holds no metrics; {_MEND}")
+    evaluated = require_manifest(storage, PREDICTIONS)
+    metrics = _read_metrics(storage)
     tables = {name: _read_rows(storage, name, evaluated, metrics) for name in metrics["systems"]}
-    manifests = {step: read_manifest(storage, step) or {} for step in ("labels", "adapter")}
-    manifests[STEP] = evaluated
+    found = [read_manifest(storage, LABELS), read_manifest(storage, ADAPTER), evaluated]
+    manifests: Manifests = {manifest.step: manifest for manifest in found if manifest}
     history = _read_history(storage)
     html = render_report(settings.run, metrics, tables, manifests, history)
     storage.write_bytes(REPORT_FILE, html.encode())
@@ -60,13 +60,21 @@ def main(settings: Settings) -> None:
                 server.serve_forever()
 
 
+def _read_metrics(storage: RunStorage) -> Metrics:
+    content = storage.read_json(METRICS_FILE)
+    if not isinstance(content, dict) or "systems" not in content:
+        raise InputError(f"{storage.url}/{METRICS_FILE} holds no metrics; {_MEND}")
+    return cast(Metrics, content)
+
+
 def _read_rows(
-    storage: RunStorage, system: str, evaluated: dict[str, Any], metrics: dict[str, Any]
+    storage: RunStorage, system: str, evaluated: Manifest[Any], metrics: Metrics
 ) -> list[dict[str, Any]]:
     """A system's predictions, which must be those that were scored."""
-    table = read_predictions(storage, system, evaluated["fingerprint"])
+    table = read_predictions(storage, system, evaluated.fingerprint)
     if table is None or len(table) != metrics["rows"]["test"]:
-        raise InputError(f"{storage.url}/{STEP}/{system}.parquet is not what was scored; {_MEND}")
+        place = f"{storage.url}/{PREDICTIONS.folder}/{system}.parquet"
+        raise InputError(f"{place} is not what was scored; {_MEND}")
     return get_rows(table)
 
 

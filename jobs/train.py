@@ -3,14 +3,13 @@
 NF4 base weights, a LoRA adapter in fp32, loss on the label's tokens only. Some labels are held
 out; the checkpoint that agrees best with the teacher on them is the result. Reads
 <root>/<run>/labels and writes <root>/<run>/adapter; on the way <root>/<run>/checkpoints, from
-which a rerun goes on exactly.
+which a rerun goes on to the same weights.
 """
 
 import logging
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import set_seed
@@ -19,22 +18,24 @@ from common.command import run_job
 from common.run.lock import RunLock, hold_run
 from common.run.manifest import (
     Fingerprint,
+    Manifest,
     is_done,
     require_manifest,
     write_manifest,
 )
-from common.run.storage import RunStorage
+from common.run.run import Run, open_run
+from common.run.steps import ADAPTER, LABELS, MERGED, LabelSummary, TrainSummary
 from common.settings import Settings
 from common.signals import noting_signals
-from common.student.adapter import STEP, write_adapter
+from common.student.adapter import write_adapter
 from common.student.memory import describe_memory, explaining_memory
-from common.student.student import check_device, fingerprint_student, load_tokenizer
-from common.tasks.model import Task, load_task
+from common.student.prompt import load_tokenizer
+from common.student.weights import check_device, fingerprint_student
 from common.training.agreement import make_measure
 from common.training.checkpoints import Checkpoints
-from common.training.merging import STEP as MERGED
 from common.training.merging import merge
 from common.training.model_card import render_card
+from common.training.objectives.supervised import Supervised
 from common.training.publishing import push
 from common.training.schedule import Schedule, find_best
 from common.training.train_set import fingerprint_labels, load_train_set
@@ -63,37 +64,34 @@ def main(settings: Settings) -> None:
             more.
     """
     check_device(settings)
-    storage, task = RunStorage(settings), load_task(settings.task)
-    labels = require_manifest(storage, "labels", "python -m jobs.label")
-    fingerprint = make_fingerprint(settings, task, labels)
+    run = open_run(settings)
+    storage, labels = run.storage, require_manifest(run.storage, LABELS)
+    fingerprint = make_fingerprint(run, labels)
     with hold_run(storage, "train") as lock:
-        if is_done(storage, STEP, fingerprint):
+        if is_done(storage, ADAPTER, fingerprint):
             Checkpoints(storage, fingerprint).remove_all()  # if it was killed in its last moment
-            log.info("train: already done, see %s/%s", storage.url, STEP)
+            log.info("train: already done, see %s/%s", storage.url, ADAPTER.folder)
         else:
-            train(settings, task, storage, labels, fingerprint, lock)
+            train(run, labels, fingerprint, lock)
         if settings.train.merge and not is_done(storage, MERGED, fingerprint):
-            merge(settings, task, storage, labels, fingerprint)
+            merge(run, labels, fingerprint)
         if settings.train.push_to:
-            push(settings, storage)
+            push(run)
 
 
 def train(
-    settings: Settings,
-    task: Task,
-    storage: RunStorage,
-    labels: dict[str, Any],
-    fingerprint: Fingerprint,
-    lock: RunLock,
+    run: Run, labels: Manifest[LabelSummary], fingerprint: Fingerprint, lock: RunLock
 ) -> None:
     """Trains, from the latest checkpoint if there is one, and writes the best adapter.
 
-    `labels` is their manifest; `fingerprint` says what the adapter depends on.
+    `fingerprint` says what the adapter depends on.
     """
     started = time.monotonic()
+    settings, storage = run.settings, run.storage
     checkpoints = Checkpoints(storage, fingerprint)
     tokenizer = load_tokenizer(settings)
-    data = load_train_set(settings, task, storage, labels["files"], tokenizer)
+    objective = Supervised(run.task, tokenizer)
+    data = load_train_set(settings, storage, labels.files, objective)
     log.info("train: %s", ", ".join(f"{n} {name}" for name, n in data.counts.items()))
     set_seed(settings.train.seed)
     with tempfile.TemporaryDirectory() as name, noting_signals() as signals:
@@ -104,33 +102,29 @@ def train(
             lock.check()
 
         with explaining_memory(describe_memory(settings)):
-            measure = make_measure(settings, task, tokenizer, data.held_out, signals.check)
-            trainer = make_trainer(settings, tokenizer, data.labels, folder, measure)
+            measure = make_measure(run, tokenizer, objective, data.held_out, signals.check)
+            trainer = make_trainer(settings, tokenizer, objective, data.labels, folder, measure)
             Schedule(settings.train, checkpoints, signals, check).run(trainer, folder)
         signals.check()
         history = trainer.state.log_history
         best = find_best(history) or trainer.state.global_step
         checkpoints.load(best, folder / "best")
-        summary = summarize(trainer, best) | {"seconds": round(time.monotonic() - started, 1)}
-        card = render_card(settings, task, labels, data.counts, summary)
+        summary = summarize(trainer, best)
+        summary["seconds"] = round(time.monotonic() - started, 1)
+        card = render_card(run, labels, data.counts, summary)
         written = write_adapter(folder, folder / "best", tokenizer, card, history)
-        files = storage.upload(written, STEP)
+        files = storage.upload(written, ADAPTER.folder)
     lock.check()
+    described = settings.describe(("student", "train"))
     write_manifest(
-        storage,
-        STEP,
-        fingerprint,
-        files=files,
-        counts=data.counts,
-        settings=settings.model_dump(mode="json", include={"student", "train"}),
-        summary=summary,
+        storage, ADAPTER, fingerprint, summary, files=files, counts=data.counts, settings=described
     )
     checkpoints.remove_all()
     line = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in summary.items())
-    log.info("train: %s; see %s/%s", line, storage.url, STEP, extra={"figures": summary})
+    log.info("train: %s; see %s/%s", line, storage.url, ADAPTER.folder, extra={"figures": summary})
 
 
-def summarize(trainer: LabelTrainer, best: int) -> dict[str, Any]:
+def summarize(trainer: LabelTrainer, best: int) -> TrainSummary:
     """What came out; `best` is the update whose weights are kept."""
     on_gpu, history = torch.cuda.is_available(), trainer.state.log_history
     measured = [entry for entry in history if "eval_agreement" in entry]
@@ -145,13 +139,12 @@ def summarize(trainer: LabelTrainer, best: int) -> dict[str, Any]:
     }
 
 
-def make_fingerprint(settings: Settings, task: Task, labels: dict[str, Any]) -> Fingerprint:
+def make_fingerprint(run: Run, labels: Manifest[LabelSummary]) -> Fingerprint:
     """What the adapter depends on."""
-    values = settings.train.model_dump(mode="json", exclude=_NO_RESULT)
     return {
         "labels": fingerprint_labels(labels),
-        **fingerprint_student(settings, task),
-        **{f"train.{key}": value for key, value in values.items()},
+        **fingerprint_student(run.settings, run.task),
+        **run.settings.fingerprint("train", exclude=_NO_RESULT),
     }
 
 

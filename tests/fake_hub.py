@@ -16,7 +16,7 @@ class FakeHub:
         url: of the hub.
         requests: method and path of each.
         created: what was asked for when the repository was made.
-        tokens: the keys that came.
+        tokens: paths, and the keys that came with them.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class FakeHub:
         self.requests: list[str] = []
         self.created: dict[str, Any] = {}
         self.files: dict[str, bytes] = {}
-        self.tokens: set[str | None] = set()
+        self.tokens: set[tuple[str, str | None]] = set()
 
     @property
     def repository(self) -> str:
@@ -61,7 +61,7 @@ def running_hub() -> Iterator[FakeHub]:
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             hub.requests.append(f"{self.command} {self.path}")
-            hub.tokens.add(self.headers.get("Authorization"))
+            hub.tokens.add((self.path, self.headers.get("Authorization")))
             answer = {"error": "no"} if hub.refusal else hub.answer(self.path, body)
             content = json.dumps(answer).encode()
             self.send_response(hub.refusal or 200)

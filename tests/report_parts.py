@@ -1,12 +1,16 @@
 """A report of a few made-up rows, for the tests of its text and of its page in a browser."""
 
+from dataclasses import replace
+
 from common.report.page import render_report
+from common.run.manifest import Manifest
 
 SYSTEMS = ("copy", "base", "distilled", "teacher")
 MANIFESTS = {
-    "labels": {
-        "code_version": "0.1.0",
-        "summary": {
+    "labels": Manifest(
+        "labels",
+        {},
+        {
             "inputs": 4003,
             "ok": 4000,
             "failed": 1,
@@ -24,13 +28,16 @@ MANIFESTS = {
             "efficiency": 0.9,
             "seconds": 110.0,
         },
-        "settings": {"teacher": {"model": "big-model"}},
-    },
-    "adapter": {
-        "summary": {"best_update": 20, "updates": 30, "device": "CPU", "seconds": 61.0},
-        "counts": {"labels": 4000},
-    },
-    "predictions": {"finished_at": "2026-11-23T18:47:16Z"},
+        settings={"teacher": {"model": "big-model"}},
+        code_version="0.1.0",
+    ),
+    "adapter": Manifest(
+        "adapter",
+        {},
+        {"best_update": 20, "updates": 30, "device": "CPU", "seconds": 61.0},
+        counts={"labels": 4000},
+    ),
+    "predictions": Manifest("predictions", {}, {}, finished_at="2026-11-23T18:47:16Z"),
 }
 HISTORY = [{"step": 10 * i, "loss": 2.0 / i, "learning_rate": 1e-3} for i in (1, 2, 3)]
 
@@ -86,5 +93,5 @@ def render(texts, langs=("a", "b"), run="default", task="tiny", fact="value", hi
     rows_langs = [langs[i % len(langs)] for i in range(len(texts))]
     tables = make_tables(answers, texts, [[text] for text in texts], rows_langs)
     metrics = make_metrics(tables) | {"task": task}
-    manifests = MANIFESTS | {"labels": MANIFESTS["labels"] | {"fingerprint": {fact: fact}}}
+    manifests = MANIFESTS | {"labels": replace(MANIFESTS["labels"], fingerprint={fact: fact})}
     return render_report(run, metrics, tables, manifests, list(history))

@@ -9,6 +9,7 @@ from common.errors import DistillError, InputError, SettingsError
 from common.labels.lanes.ray.actors import LabelActor
 from common.records import EXAMPLE_SCHEMA
 from common.run.lock import hold_run
+from common.run.run import PackedRun, Run
 from common.run.storage import RunStorage
 from common.settings import Settings
 from common.tasks.model import Task
@@ -29,7 +30,8 @@ class Keeper:
 
 def label(settings: Settings, needs_key: bool) -> list[DistillError]:
     keeper = Keeper()
-    actor = LabelActor(settings, Task(name="any"), "http://localhost:1", keeper, {}, needs_key)
+    packed = PackedRun(settings, Task(name="any"), None)
+    actor = LabelActor(packed, "http://localhost:1", keeper, {}, needs_key)
     table = asyncio.run(actor(EXAMPLE_SCHEMA.empty_table()))
     assert not table.num_rows
     return keeper.failures
@@ -37,10 +39,11 @@ def label(settings: Settings, needs_key: bool) -> list[DistillError]:
 
 def test_workers_are_sent_no_key(settings: Callable[..., Settings]) -> None:
     own = settings(TEACHER__API_KEY=SECRET, TEACHER__MODEL="m", STORAGE__ROOT="runs")
-    sent = own.for_workers()
-    assert SECRET.encode() not in pickle.dumps(sent)
-    assert own.teacher.api_key.get_secret_value() == SECRET
-    assert sent.storage.root == own.storage.absolute_root != "runs"
+    run = Run(own, Task(name="any"), RunStorage(own))
+    packed = run.pack()
+    assert SECRET.encode() not in pickle.dumps(packed)
+    assert run.settings.teacher.api_key.get_secret_value() == SECRET
+    assert packed.settings.storage.root == own.storage.absolute_root != "runs"
 
 
 def test_a_node_without_the_key_stops_the_job(

@@ -1,9 +1,13 @@
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from common.training.batches import IGNORED, LabelCollator, plan_batches
+from common.student.prompt import IGNORED
+from common.tasks.model import Task
+from common.training.batches import plan_batches
+from common.training.objectives.supervised import Supervised
 
 LENGTHS = [(7 * i) % 90 + 10 for i in range(1003)]
 
@@ -56,7 +60,8 @@ def test_a_batch_names_the_labels_and_the_tokens_that_predict_them():
         {"input_ids": [5, 6, 7, 8], "labels": [IGNORED, IGNORED, 7, 8]},
         {"input_ids": [9, 2], "labels": [IGNORED, 2]},
     ]
-    batch = LabelCollator(pad_token_id=0)(rows)
+    tokenizer = SimpleNamespace(pad_token_id=0)
+    batch = Supervised(Task(name="any"), tokenizer).collate(rows)
     assert batch["input_ids"].tolist() == [[5, 6, 7, 8], [9, 2, 0, 0]]
     assert batch["labels"].tolist() == [7, 8, 2]
     assert batch["positions"].tolist() == [1, 2, 4]

@@ -9,14 +9,16 @@ import pytest
 
 from common.data.examples import TestRow, TestRows
 from common.errors import InputError
+from common.evaluation.bench import Bench
 from common.evaluation.scores import score_systems
-from common.labels.labeler import fingerprint_teacher
 from common.metrics.metrics import METRICS
 from common.records import LabelRow, hash_text, make_label_table
 from common.run.lock import RunLock
 from common.run.manifest import write_manifest
+from common.run.steps import LABELS
 from common.run.storage import RunStorage
 from common.tasks.model import Task, load_task
+from common.teacher.requests import fingerprint_teacher
 from jobs import evaluate, train
 
 ROWS = TestRows(
@@ -130,21 +132,21 @@ def run(settings, tmp_path):
     rows = [LabelRow(hash_text(t), t, "ok", r) for t, r in pairs[:40]]
     name = "labels/part-00000.parquet"
     storage.write_table(name, make_label_table(rows))
-    write_manifest(storage, "labels", fingerprint_teacher(own, task), files=[name], counts={})
+    write_manifest(storage, LABELS, fingerprint_teacher(own, task), files=[name], counts={})
     train.main(own)
     return own, storage
 
 
 def note_calls(monkeypatch):
     """The names of the systems that are asked from now on."""
-    asked, ask = [], evaluate.ask
+    asked, ask = [], Bench.ask
 
-    def note(*arguments):
-        for name, responses in ask(*arguments):
-            asked.append(name)
-            yield name, responses
+    def note(self, system, rows):
+        responses = ask(self, system, rows)
+        asked.append(system.key)
+        return responses
 
-    monkeypatch.setattr(evaluate, "ask", note)
+    monkeypatch.setattr(Bench, "ask", note)
     return asked
 
 
@@ -186,7 +188,7 @@ def test_predictions_that_are_there_are_not_made_again(run, settings, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "ask_students", die)
+        patch.setattr(Bench, "ask_student", die)
         with pytest.raises(KeyboardInterrupt):
             evaluate.main(own)
     evaluate.main(own)  # as after a kill in the middle

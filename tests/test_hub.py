@@ -4,8 +4,10 @@ from huggingface_hub.utils import _http
 
 from common.errors import DistillError, InputError
 from common.run.manifest import write_manifest
+from common.run.run import open_run
+from common.run.steps import ADAPTER
 from common.run.storage import RunStorage
-from common.student.student import load_tokenizer
+from common.student.prompt import load_tokenizer
 from common.training.publishing import push
 from fake_hub import running_hub
 
@@ -29,36 +31,36 @@ def hub(monkeypatch):
 
 @pytest.fixture
 def published(settings):
-    """Settings of a run with an adapter, and its storage."""
+    """A run with an adapter."""
     own = settings(TRAIN__PUSH_TO="someone/grammar")
     storage = RunStorage(own)
     for name in ("README.md", "adapter_model.safetensors"):
         storage.write_bytes(f"adapter/{name}", name.encode())
     files = ["adapter/README.md", "adapter/adapter_model.safetensors"]
-    write_manifest(storage, "adapter", {"n": 1}, files=files)
-    return own, storage
+    write_manifest(storage, ADAPTER, {"n": 1}, files=files)
+    return open_run(own)
 
 
 def test_the_adapters_files_are_published_in_a_private_repository(hub, published):
-    push(*published)
+    push(published)
     assert hub.created["visibility"] == "private"
     assert (hub.created["organization"], hub.created["name"]) == ("someone", "grammar")
     assert {n: c.decode() for n, c in hub.files.items()} == {n: n for n in hub.files}
     assert hub.files.keys() == {"README.md", "adapter_model.safetensors"}
-    assert hub.tokens == {"Bearer hf_secret"}
+    assert {token for _, token in hub.tokens} == {"Bearer hf_secret"}, hub.tokens
 
 
 def test_a_refusal_of_the_hub_names_the_setting_and_not_the_key(hub, published):
     hub.refusal = 403
     with pytest.raises(InputError, match=r"DISTILL_TRAIN__PUSH_TO='someone/grammar'.*403") as info:
-        push(*published)
+        push(published)
     assert "hf_secret" not in str(info.value)
 
 
 def test_a_hub_that_is_out_of_order_keeps_the_adapter_for_another_try(hub, published):
     hub.refusal = 500
     with pytest.raises(DistillError, match=r"DISTILL_TRAIN__PUSH_TO='someone/grammar'") as info:
-        push(*published)
+        push(published)
     assert info.value.exit_code == 1
 
 

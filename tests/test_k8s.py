@@ -374,8 +374,8 @@ def test_ray_has_room_for_its_actors():
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     (workers,) = cluster["workerGroupSpecs"]
     assert (workers["minReplicas"], workers["maxReplicas"]) == (1, 4)
-    text = (ROOT / "common/labels/lanes/ray/fan_out.py").read_text("utf-8")
-    per_actor = float(re.search(r"num_cpus=(0\.\d+)", text)[1])
+    text = (ROOT / "common/labels/lanes/ray/lane.py").read_text("utf-8")
+    per_actor = float(re.search(r"_ACTOR_CPUS = (0\.\d+)", text)[1])
     room = workers["maxReplicas"] * int(workers["rayStartParams"]["num-cpus"]) / per_actor
     assert int(config["data"]["DISTILL_LABEL__ACTORS"]) == round(room)
 

@@ -208,34 +208,13 @@ def test_a_job_that_looks_while_another_takes_over_does_not_take_the_run_too(sto
     assert storage.list_files("") == ["lock/2.json"]
 
 
-def test_a_killed_job_leaves_word_of_the_calls_that_it_had_in_flight(storage):
-    first = make_lock(storage)
-    first.acquire()
-    first.risk(32, lost=5)
-    first.beat()
-    second = make_lock(storage)
-    second.acquire()
-    owner = storage.read_json("lock/2.json")
-    assert (owner["in_flight"], owner["lost"]) == (32, 5)  # should it be killed before it counts
-    assert (second.inherited.in_flight, second.inherited.lost) == (32, 5)
-    third = make_lock(storage)
-    third.acquire()
-    assert third.inherited.owner == owner["owner"]
-    assert (third.inherited.in_flight, third.inherited.lost) == (32, 5)
-    third.risk(0)
-    third.release()
-    assert storage.list_files("") == []
-
-
-def test_a_job_that_ends_with_lost_calls_leaves_its_lock(storage, fast, monkeypatch):
-    monkeypatch.setattr("common.run.lock._STALE_SECONDS", 1.0)
-    with hold_run(storage, "label") as lock:
-        lock.risk(32)
-        lock.risk(0, lost=2)
-    assert storage.read_json("lock/1.json")["lost"] == 2
-    with hold_run(storage, "evaluate") as lock:
-        assert (lock.inherited.in_flight, lock.inherited.lost) == (0, 2)
-        lock.risk(0)
+def test_what_the_lock_of_a_killed_job_said_is_known_to_the_next(storage):
+    storage.write_bytes("lock/1.json", b'{"owner": "0123", "in_flight": 32}')
+    lock = make_lock(storage)
+    assert lock.crashed_owner is None
+    lock.acquire()
+    assert lock.crashed_owner == {"owner": "0123", "in_flight": 32}
+    lock.release()
     assert storage.list_files("") == []
 
 

@@ -5,6 +5,7 @@ import pytest
 from common.errors import InputError
 from common.records import hash_content
 from common.run.manifest import is_done, read_manifest, require_manifest, write_manifest
+from common.run.steps import ADAPTER, LABELS
 from common.run.storage import RunStorage
 
 FINGERPRINT = {"examples": "3 of abc", "teacher.model": "big", "seed": 0}
@@ -12,16 +13,16 @@ FINGERPRINT = {"examples": "3 of abc", "teacher.model": "big", "seed": 0}
 
 def test_a_step_without_manifest_is_not_done(storage):
     storage.write_bytes("labels/part-00000.parquet", b"half")
-    assert read_manifest(storage, "labels") is None
-    assert not is_done(storage, "labels", FINGERPRINT)
+    assert read_manifest(storage, LABELS) is None
+    assert not is_done(storage, LABELS, FINGERPRINT)
 
 
 def test_a_written_manifest_marks_the_step_as_done(storage):
-    written = write_manifest(storage, "labels", FINGERPRINT, counts={"ok": 3}, files=["a"])
-    assert is_done(storage, "labels", FINGERPRINT)
-    assert read_manifest(storage, "labels") == require_manifest(storage, "labels", "x") == written
-    assert written["counts"] == {"ok": 3}
-    assert not is_done(storage, "adapter", FINGERPRINT)
+    written = write_manifest(storage, LABELS, FINGERPRINT, counts={"ok": 3}, files=["a"])
+    assert is_done(storage, LABELS, FINGERPRINT)
+    assert read_manifest(storage, LABELS) == require_manifest(storage, LABELS) == written
+    assert written.counts == {"ok": 3}
+    assert not is_done(storage, ADAPTER, FINGERPRINT)
 
 
 @pytest.mark.parametrize(
@@ -33,9 +34,9 @@ def test_a_written_manifest_marks_the_step_as_done(storage):
     ],
 )
 def test_another_fingerprint_is_an_error_that_names_what_changed(storage, now, told):
-    write_manifest(storage, "labels", FINGERPRINT)
+    write_manifest(storage, LABELS, FINGERPRINT)
     with pytest.raises(InputError, match=told) as caught:
-        is_done(storage, "labels", now)
+        is_done(storage, LABELS, now)
     message = str(caught.value)
     assert message.count(" was ") == 2  # the one change, and "was made from something else"
     assert f"{storage.url}/labels" in message
@@ -44,13 +45,13 @@ def test_another_fingerprint_is_an_error_that_names_what_changed(storage, now, t
 
 
 def test_a_fingerprint_that_json_changes_in_kind_only_is_the_same(storage):
-    write_manifest(storage, "labels", {"teacher": ("url", "model"), "rate": 1.0})
-    assert is_done(storage, "labels", {"teacher": ["url", "model"], "rate": 1})
+    write_manifest(storage, LABELS, {"teacher": ("url", "model"), "rate": 1.0})
+    assert is_done(storage, LABELS, {"teacher": ["url", "model"], "rate": 1})
 
 
 def test_a_step_that_is_required_names_the_command(storage):
     with pytest.raises(InputError, match=r"labels.*python -m jobs\.label") as caught:
-        require_manifest(storage, "labels", "python -m jobs.label")
+        require_manifest(storage, LABELS)
     assert storage.url in str(caught.value)
 
 
@@ -58,13 +59,13 @@ def test_a_step_is_waited_for(storage, settings, monkeypatch):
     monkeypatch.setattr("common.run.manifest._LOOK_SECONDS", 0.01)
     root = storage.url.removesuffix("/default")
     waiting = RunStorage(settings(STORAGE__ROOT=root, STORAGE__WAIT_SECONDS=60))
-    later = threading.Timer(0.1, write_manifest, [storage, "labels", {"a": 1}])
+    later = threading.Timer(0.1, write_manifest, [storage, LABELS, {"a": 1}])
     later.start()
-    assert require_manifest(waiting, "labels", "x")["fingerprint"] == {"a": 1}
+    assert require_manifest(waiting, LABELS).fingerprint == {"a": 1}
     later.join()
     impatient = RunStorage(settings(STORAGE__ROOT=root, STORAGE__WAIT_SECONDS=0.05))
     with pytest.raises(InputError, match="adapter is not finished"):
-        require_manifest(impatient, "adapter", "x")
+        require_manifest(impatient, ADAPTER)
 
 
 def test_the_hash_depends_on_content_and_not_on_order():

@@ -4,9 +4,10 @@ import pytest
 
 from common.data.examples import TestRow
 from common.errors import DistillError
-from common.evaluation.systems import ask_teacher
+from common.evaluation.bench import Bench
 from common.labels.outcome import make_label
 from common.records import Example, hash_text, make_label_table
+from common.run.run import Run
 from common.run.storage import RunStorage
 from common.settings import TeacherSettings
 from common.tasks.model import Task, load_task
@@ -312,6 +313,10 @@ def test_half_an_emoji_in_a_response_can_be_stored(body, status):
 def test_evaluation_does_not_take_an_outage_for_the_teachers_answer(settings):
     task = Task(name="echo")
     rows = [TestRow(hash_text(text), text, ["x"]) for text in ("one", "two")]
+
+    def ask(own):
+        return Bench(Run(own, task, RunStorage(own)), None, None).ask_teacher(rows)
+
     with running_teacher(
         lambda text, call: refuse(503, "down") if text == "two" else text
     ) as server:
@@ -319,11 +324,11 @@ def test_evaluation_does_not_take_an_outage_for_the_teachers_answer(settings):
             TEACHER__BASE_URL=server.url, TEACHER__MODEL="big", TEACHER__MAX_ATTEMPTS="1"
         )
         with pytest.raises(DistillError, match="1 of 2 test rows have no answer"):
-            ask_teacher(own, task, RunStorage(own), rows)
+            ask(own)
         some = settings(LABEL__MAX_FAILURE_RATE=0.5)
-        answers = ask_teacher(some, task, RunStorage(some), rows)
+        answers = ask(some)
         assert [answer.error for answer in answers] == [None, "server_error"]
         server.answer = lambda text, call: text
-        answers = ask_teacher(own, task, RunStorage(own), rows)
+        answers = ask(own)
         assert [answer.text for answer in answers] == ["one", "two"]
         assert len(server.bodies) == 4

@@ -153,7 +153,9 @@ def test_an_unreadable_file_is_told(path, request):
 
 def test_a_cap_with_an_unknown_price_says_how_to_add_one():
     with pytest.raises(SettingsError) as info:
-        require_price(TeacherSettings(model='my "best" model', base_url="http://localhost:1/v1"))
+        require_price(
+            None, TeacherSettings(model='my "best" model', base_url="http://localhost:1/v1")
+        )
     message, _, example = str(info.value).partition("\n")
     for part in ("DISTILL_LABEL__MAX_COST_USD", "DISTILL_TEACHER__PRICES", "localhost:1", "best"):
         assert part in message
@@ -163,7 +165,7 @@ def test_a_cap_with_an_unknown_price_says_how_to_add_one():
 
 
 def test_a_cap_with_a_known_price():
-    assert require_price(TeacherSettings(model="gpt-4o")) == Price(2.5, 10, 1.25)
+    require_price(Price(2.5, 10, 1.25), TeacherSettings(model="gpt-4o"))
 
 
 @pytest.mark.parametrize(

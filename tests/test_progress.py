@@ -30,6 +30,7 @@ def begin(calls, clock, has_price=False) -> Progress:
 def make_snapshot(answered=0, **values) -> Snapshot:
     state = {
         "totals": Totals(calls=answered, answered=answered),
+        "workers": 1,
         "in_flight": 0,
         "slots": 64,
         "requests_per_minute": None,

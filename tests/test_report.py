@@ -330,7 +330,7 @@ def test_the_job_writes_the_page_and_the_text(settings, capsys):
         table = pa.Table.from_pylist(rows).replace_schema_metadata({"distill.fingerprint": "{}"})
         storage.write_table(f"predictions/{system}.parquet", table)
     for step, manifest in MANIFESTS.items():
-        storage.write_json(f"{step}/manifest.json", {"fingerprint": {}} | manifest)
+        storage.write_json(f"{step}/manifest.json", manifest.to_json())
     history = "".join(json.dumps(entry) + "\n" for entry in HISTORY)
     storage.write_bytes("adapter/history.jsonl", history.encode() + b'{"step": 3, "lo')
     report.main(settings())

@@ -7,16 +7,14 @@ from bitsandbytes.nn import Linear4bit
 
 from common.errors import InputError, SettingsError
 from common.student.generation import generate, sort_by_length, take_batch
-from common.student.student import (
-    check_device,
-    check_student,
+from common.student.prompt import (
     encode_example,
     encode_few_shot_prompt,
     encode_prompt,
-    find_student,
-    load_student,
     load_tokenizer,
 )
+from common.student.student import check_student
+from common.student.weights import check_device, find_student, load_weights
 from common.tasks.model import FewShot, StudentPrompt, Task
 
 TASK = Task(name="copy", student=StudentPrompt(prompt="Say:\n{text}"))
@@ -83,7 +81,7 @@ def test_a_prompt_begins_with_one_begin_of_sequence_and_does_not_end(tokenizer, 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_greedy_output_of_a_batch_equals_one_at_a_time(settings, quantization):
     chosen = settings(STUDENT__MODEL="builtin", STUDENT__QUANTIZATION=quantization)
-    tokenizer, model = load_tokenizer(chosen), load_student(chosen)
+    tokenizer, model = load_tokenizer(chosen), load_weights(chosen)
     assert any(isinstance(m, Linear4bit) for m in model.modules()) == (quantization == "nf4")
     texts = [
         "The old man sees a book.",
@@ -111,7 +109,7 @@ def test_greedy_decoding_knows_no_penalty(settings, builtin, tmp_path):
     prompts = [encode_prompt(tokenizer, TASK, "the old man sees the old man")]
     texts = []
     for own in (builtin, settings(STUDENT__MODEL=str(folder))):
-        model = load_student(own)
+        model = load_weights(own)
         responses = generate(model, tokenizer, prompts, max_new_tokens=30, batch_tokens=999)
         texts.append(responses[0].text)
     assert texts[0] == texts[1]
@@ -119,7 +117,7 @@ def test_greedy_decoding_knows_no_penalty(settings, builtin, tmp_path):
 
 def test_a_quantised_student_gives_gradients_after_an_evaluation(builtin):
     """Where a CPU has AVX512-BF16, bitsandbytes would repack the weights before the second."""
-    model = load_student(builtin)
+    model = load_weights(builtin)
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         before = model(input_ids=ids).logits
@@ -132,7 +130,7 @@ def test_a_quantised_student_gives_gradients_after_an_evaluation(builtin):
 
 
 def test_too_little_memory_halves_the_batch_and_goes_on(builtin, tokenizer, monkeypatch, caplog):
-    model = load_student(builtin)
+    model = load_weights(builtin)
     prompts = [encode_prompt(tokenizer, TASK, "word " * (i % 5)) for i in range(20)]
     limits = {"max_new_tokens": 5, "batch_tokens": 10_000}
     expected = [r.text for r in generate(model, tokenizer, prompts, **limits)]
@@ -159,7 +157,7 @@ def test_too_little_memory_halves_the_batch_and_goes_on(builtin, tokenizer, monk
 
 
 def test_no_more_is_asked_for_than_the_student_has_positions(builtin, tokenizer, caplog):
-    model = load_student(builtin)
+    model = load_weights(builtin)
     prompts = [encode_prompt(tokenizer, TASK, text) for text in ("one", "two " * 40)]
     limits = {"max_new_tokens": 30, "batch_tokens": 1}
     free = generate(model, tokenizer, prompts, **limits)
@@ -172,7 +170,7 @@ def test_no_more_is_asked_for_than_the_student_has_positions(builtin, tokenizer,
 
 
 def test_prompts_near_the_last_position_answer_in_a_batch_as_alone(builtin, tokenizer):
-    model = load_student(builtin)
+    model = load_weights(builtin)
     texts = ["one", "two three", "two four", "one " * 9, "two " * 10]
     prompts = [encode_prompt(tokenizer, TASK, text) for text in texts]
     model.config.max_position_embeddings = max(map(len, prompts)) + 2
@@ -231,7 +229,7 @@ def test_a_damaged_student_is_told_in_one_line(settings, builtin, tmp_path, name
     own = settings(STUDENT__MODEL=str(folder))
     with pytest.raises(InputError, match=told) as raised:
         load_tokenizer(own)
-        load_student(own)
+        load_weights(own)
     assert "\n" not in str(raised.value)
 
 

@@ -4,9 +4,11 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -15,33 +17,35 @@ from commands import run_job, start_job
 from common.errors import InputError, SettingsError, StoppedError
 from common.records import LabelRow, hash_text, make_label_table
 from common.run.manifest import read_manifest, write_manifest
+from common.run.run import open_run
+from common.run.steps import ADAPTER, LABELS, MERGED
 from common.run.storage import RunStorage
 from common.settings import PRESETS
 from common.student.adapter import HISTORY_FILE
 from common.student.generation import generate
-from common.student.student import (
-    encode_example,
-    encode_prompt,
-    find_student,
-    load_student,
-    load_tokenizer,
-)
+from common.student.prompt import encode_example, encode_prompt, load_tokenizer
+from common.student.weights import find_student, load_weights
 from common.tasks.model import load_task
 from common.training.agreement import make_measure
 from common.training.checkpoints import Checkpoints
 from common.training.lora import add_adapter, make_lora
+from common.training.objectives.supervised import Supervised
 from common.training.schedule import Schedule
-from common.training.train_set import drop_over_long, encode_labels, hold_out, read_labels
+from common.training.train_set import hold_out, load_train_set, read_labels
 from common.training.trainer import LabelTrainer, make_trainer
 from jobs.train import main
 
 
+def make_rows(pairs, status="ok"):
+    return [LabelRow(hash_text(text), text, status, label) for text, label in pairs]
+
+
 def write_labels(settings, pairs, status="ok"):
     storage = RunStorage(settings)
-    rows = [LabelRow(hash_text(text), text, status, label) for text, label in pairs]
+    rows = make_rows(pairs, status)
     storage.write_table("labels/part-00000.parquet", make_label_table(rows))
     write_manifest(
-        storage, "labels", {"n": len(rows)}, files=["labels/part-00000.parquet"], counts={}
+        storage, LABELS, {"n": len(rows)}, files=["labels/part-00000.parquet"], counts={}
     )
     return storage
 
@@ -63,8 +67,9 @@ def tiny(settings):
 def make(settings, pairs=PAIRS):
     """A trainer on pairs, and its tokenizer."""
     tokenizer = load_tokenizer(settings)
-    dataset = encode_labels(load_task("gec"), tokenizer, pairs)
-    return make_trainer(settings, tokenizer, dataset, Path("trainer")), tokenizer
+    objective = Supervised(load_task("gec"), tokenizer)
+    dataset = Dataset.from_list([objective.encode(row) for row in make_rows(pairs)])
+    return make_trainer(settings, tokenizer, objective, dataset, Path("trainer")), tokenizer
 
 
 def read_adapter(storage):
@@ -74,10 +79,10 @@ def read_adapter(storage):
 def test_an_adapter_is_trained_and_a_rerun_leaves_it(tiny, caplog):
     storage = write_labels(tiny, PAIRS)
     main(tiny)
-    manifest = read_manifest(storage, "adapter")
-    assert manifest["counts"] == {"labels": 22, "held_out": 2, "dropped_too_long": 0}
-    assert manifest["summary"]["updates"] == 12
-    assert {"adapter/adapter_model.safetensors", "adapter/tokenizer.json"} <= set(manifest["files"])
+    manifest = read_manifest(storage, ADAPTER)
+    assert manifest.counts == {"labels": 22, "held_out": 2, "dropped_too_long": 0}
+    assert manifest.summary["updates"] == 12
+    assert {"adapter/adapter_model.safetensors", "adapter/tokenizer.json"} <= set(manifest.files)
     weights = read_adapter(storage)
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     learned = [tensor.abs().max() for name, tensor in weights.items() if "lora_B" in name]
@@ -89,11 +94,11 @@ def test_an_adapter_is_trained_and_a_rerun_leaves_it(tiny, caplog):
     assert {"learning_rate", "grad_norm", "tokens_per_second"} <= entry.keys()
     assert "# gec: builtin, distilled from" in storage.read_bytes("adapter/README.md").decode()
     assert storage.list_files("checkpoints") == []
-    finished_at = manifest["finished_at"]
+    finished_at = manifest.finished_at
     caplog.set_level("INFO")
     main(tiny)
     assert "already done" in caplog.text
-    assert read_manifest(storage, "adapter")["finished_at"] == finished_at
+    assert read_manifest(storage, ADAPTER).finished_at == finished_at
 
 
 def test_the_same_seed_gives_the_same_adapter_and_another_setting_is_an_error(tiny, settings):
@@ -211,15 +216,15 @@ def test_over_long_rows_are_dropped_and_never_cut(tiny):
     long = [(f"{i} " + "word " * 600, "label") for i in range(30)]
     storage = write_labels(tiny, [*PAIRS, *long])
     main(tiny)  # none of them is held out either
-    counts = read_manifest(storage, "adapter")["counts"]
+    counts = read_manifest(storage, ADAPTER).counts
     assert counts == {"labels": 22, "held_out": 2, "dropped_too_long": 30}
-    tokenizer, task = load_tokenizer(tiny), load_task("gec")
-    kept = drop_over_long(tiny, task, tokenizer, [*PAIRS, *long])
-    assert kept == PAIRS
-    rows = encode_labels(task, tokenizer, kept)
-    assert all(row["input_ids"][-1] == tokenizer.eos_token_id for row in rows)
+    tokenizer = load_tokenizer(tiny)
+    objective, files = Supervised(load_task("gec"), tokenizer), ["labels/part-00000.parquet"]
+    found = load_train_set(tiny, storage, files, objective)
+    assert all(row["input_ids"][-1] == tokenizer.eos_token_id for row in found.labels)
+    write_labels(tiny, long)
     with pytest.raises(InputError, match="DISTILL_STUDENT__MAX_TOKENS=512"):
-        drop_over_long(tiny, task, tokenizer, long)
+        load_train_set(tiny, storage, files, objective)
 
 
 def test_the_batch_keeps_prompts_and_padding_out_of_the_loss(tiny):
@@ -288,7 +293,7 @@ def test_the_checkpoint_with_the_highest_agreement_is_chosen(tiny, monkeypatch):
 
     monkeypatch.setattr(Schedule, "on_save", note)
     main(tiny)
-    summary = read_manifest(storage, "adapter")["summary"]
+    summary = read_manifest(storage, ADAPTER).summary
     assert (summary["best_update"], summary["agreement"]) == (8, 0.6)
     weights = read_adapter(storage)
     assert all(torch.equal(weights[name], saved[8][name]) for name in weights)
@@ -305,8 +310,8 @@ def test_a_training_without_a_gain_ends_early(patient, monkeypatch):
     give_measures(monkeypatch, 0.1, 0.5, 0.4, 0.5, 0.9, 0.9)
     storage = write_labels(patient, PAIRS)
     main(patient)
-    assert read_manifest(storage, "adapter")["summary"]["updates"] == 16
-    assert read_manifest(storage, "adapter")["summary"]["best_update"] == 8
+    assert read_manifest(storage, ADAPTER).summary["updates"] == 16
+    assert read_manifest(storage, ADAPTER).summary["best_update"] == 8
 
 
 @pytest.mark.parametrize("place", ["jobs.train.write_adapter", "jobs.train.Checkpoints.remove_all"])
@@ -323,8 +328,8 @@ def test_a_training_that_was_cut_off_at_its_end_is_not_gone_on_with(patient, mon
             main(patient)
     measured[3:] = []  # the last one is not in the checkpoint, and is measured again
     main(patient)
-    assert read_manifest(storage, "adapter")["summary"]["updates"] == 16
-    assert read_manifest(storage, "adapter")["summary"]["best_update"] == 8
+    assert read_manifest(storage, ADAPTER).summary["updates"] == 16
+    assert read_manifest(storage, ADAPTER).summary["best_update"] == 8
     assert storage.list_files("checkpoints") == []
 
 
@@ -353,14 +358,15 @@ def test_a_signal_during_an_evaluation_finds_what_is_done_saved(tiny, monkeypatc
 
 def test_agreement_is_the_share_of_labels_that_the_student_gives_exactly(tiny):
     tokenizer, task = load_tokenizer(tiny), load_task("gec")
-    model = load_student(tiny)
+    model = load_weights(tiny)
     texts = ["The old man sees a book.", "Le chat dort."]
     prompts = [encode_prompt(tokenizer, task, text) for text in texts]
     answers = [
         r.text for r in generate(model, tokenizer, prompts, max_new_tokens=60, batch_tokens=4096)
     ]
     pairs = list(zip(texts, [answers[0], answers[1] + "x"], strict=True))
-    measured = make_measure(tiny, task, tokenizer, pairs)(model)
+    run, objective = open_run(tiny), Supervised(task, tokenizer)
+    measured = make_measure(run, tokenizer, objective, make_rows(pairs))(model)
     assert measured["agreement"] == 0.5
     rows = [encode_example(tokenizer, task, *pair) for pair in pairs]
     total = count = 0
@@ -375,21 +381,22 @@ def test_agreement_is_the_share_of_labels_that_the_student_gives_exactly(tiny):
 
 
 def test_labels_are_held_out_by_their_texts_alone():
-    kept, held_out = hold_out(PAIRS, 200)
+    rows = make_rows(PAIRS)
+    kept, held_out = hold_out(rows, 200)
     assert (len(kept), len(held_out)) == (22, 2)
-    assert sorted(kept + held_out) == sorted(PAIRS)
-    assert hold_out(PAIRS[::-1], 200)[1] == held_out[::-1]
-    assert hold_out(PAIRS, 1)[1][0] in held_out
-    assert hold_out(PAIRS[:9], 200) == (PAIRS[:9], [])
+    assert {row.id for row in kept + held_out} == {row.id for row in rows}
+    assert hold_out(rows[::-1], 200)[1] == held_out[::-1]
+    assert hold_out(rows, 1)[1][0] in held_out
+    assert hold_out(rows[:9], 200) == (rows[:9], [])
 
 
 @pytest.mark.parametrize("count", [1, 9])
 def test_few_labels_are_learned_without_a_choice(tiny, count):
     storage = write_labels(tiny, PAIRS[:count])
     main(tiny)
-    manifest = read_manifest(storage, "adapter")
-    assert manifest["counts"]["held_out"] == 0
-    assert manifest["summary"]["agreement"] is None
+    manifest = read_manifest(storage, ADAPTER)
+    assert manifest.counts["held_out"] == 0
+    assert manifest.summary["agreement"] is None
 
 
 def test_a_loss_that_is_no_number_stops_the_job_and_keeps_the_last_checkpoint(
@@ -445,7 +452,7 @@ def test_another_runtime_error_is_not_taken_for_it(tiny, monkeypatch):
 def test_trackers_of_the_trainer_get_the_curves(tiny, settings):
     storage = write_labels(tiny, PAIRS)
     main(settings(TRAIN__REPORT_TO="tensorboard"))
-    (name,) = [n for n in read_manifest(storage, "adapter")["files"] if "tensorboard/" in n]
+    (name,) = [n for n in read_manifest(storage, ADAPTER).files if "tensorboard/" in n]
     curves = storage.read_bytes(name)
     assert all(curve in curves for curve in (b"train/loss", b"eval/agreement"))
 
@@ -453,7 +460,7 @@ def test_trackers_of_the_trainer_get_the_curves(tiny, settings):
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_a_layer_in_training_gives_what_pefts_does(settings, quantization):
     own = settings(STUDENT__MODEL="builtin", STUDENT__QUANTIZATION=quantization)
-    model = add_adapter(own, load_student(own))
+    model = add_adapter(own, load_weights(own))
     layer = model.base_model.model.model.layers[0].mlp.up_proj
     torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
     assert layer.scaling["default"] != 1
@@ -468,6 +475,24 @@ def test_a_layer_in_training_gives_what_pefts_does(settings, quantization):
         weights = (layer.lora_A["default"].weight, layer.lora_B["default"].weight)
         found[is_training] = [output, x.grad, *(w.grad.clone() for w in weights)]
     torch.testing.assert_close(found[True], found[False])
+
+
+def test_a_variant_of_lora_is_left_to_peft(settings):
+    """DoRA has a magnitude of its own, which the quick forward does not know."""
+    own = settings(STUDENT__MODEL="builtin", STUDENT__QUANTIZATION="none")
+    config = make_lora(own.train)
+    config.use_dora = True
+    with mock.patch("common.training.lora.make_lora", return_value=config):
+        model = add_adapter(own, load_weights(own))
+    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    torch.nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
+    x = torch.randn(2, 5, layer.in_features, generator=torch.Generator().manual_seed(0))
+    outputs = [layer.train(is_training)(x) for is_training in (True, False)]
+    torch.testing.assert_close(*outputs)
+    plain = layer.base_layer(x) + layer.scaling["default"] * (
+        layer.lora_B["default"](layer.lora_A["default"](x))
+    )
+    assert not torch.allclose(outputs[0], plain)
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
@@ -494,15 +519,15 @@ def test_a_preset_that_learns_the_same_goes_on_with_the_checkpoint(tiny, setting
             | {"TRAIN__EPOCHS": 2, "TRAIN__BATCH_SIZE": 4},
         )
     )
-    assert read_manifest(storage, "adapter")["summary"]["updates"] == 12
+    assert read_manifest(storage, ADAPTER).summary["updates"] == 12
 
 
 def test_a_merged_student_answers_as_the_adapter_does(tiny, settings):
     storage = write_labels(tiny, PAIRS)
     main(tiny)
     main(settings(TRAIN__MERGE="true"))  # later, on the adapter that is there
-    manifest = read_manifest(storage, "merged")
-    assert manifest["summary"] == {"compared_prompts": 24, "equal_answers": 24}
+    manifest = read_manifest(storage, MERGED)
+    assert manifest.summary == {"compared_prompts": 24, "equal_answers": 24}
     merged = AutoModelForCausalLM.from_pretrained(storage.path("merged"))
     assert not any("lora" in name for name, _ in merged.named_parameters())
     base = AutoModelForCausalLM.from_pretrained(find_student(tiny))
@@ -547,5 +572,5 @@ def test_a_student_in_a_folder_without_a_chat_template_learns_too(tiny, settings
     own = settings(STUDENT__MODEL=str(tmp_path / "student"), TRAIN__LEARNING_RATE="1e-3")
     storage = write_labels(own, PAIRS)
     main(own)
-    assert read_manifest(storage, "adapter")["settings"]["train"]["preset"] == "default"
+    assert read_manifest(storage, ADAPTER).settings["train"]["preset"] == "default"
     assert json.loads(storage.read_bytes(HISTORY_FILE).splitlines()[-1])["train_loss"] > 0

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from common.data.examples import TestRow
+from common.evaluation.scores import Figure, Metrics
+from common.evaluation.systems import SYSTEMS
 from common.metrics.metrics import METRICS
 from common.run.manifest import code_version
 from common.run.storage import RunStorage
@@ -22,7 +24,7 @@ _Z = 1.959964
 def write_results(
     storage: RunStorage,
     task: Task,
-    metrics: dict[str, Any],
+    metrics: Metrics,
     rows: Sequence[TestRow],
     predictions: dict[str, list[str]],
     settings: dict[str, Any],
@@ -30,7 +32,7 @@ def write_results(
     """Writes these files into the run's folder; gives their names."""
     names, moment = list(metrics["metrics"]), time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime())
     tasks = {system: f"{task.name}_{system}" for system in metrics["systems"]}
-    shots = {"base_few_shot": len(task.few_shot)}
+    shots = {s: len(task.few_shot) for s in SYSTEMS if SYSTEMS[s].has_few_shot}
     counts = {"original": len(rows), "effective": len(rows)}
     results = {
         "results": {
@@ -58,10 +60,12 @@ def write_results(
     return files
 
 
-def _format_figures(figures: dict[str, Any], names: Sequence[str]) -> dict[str, float]:
+def _format_figures(figures: dict[str, Figure], names: Sequence[str]) -> dict[str, float]:
     formatted: dict[str, float] = {}
     for name in names:
-        value, (low, high), n = (figures[name][key] for key in ("value", "interval", "n"))
+        figure = figures[name]
+        value, n = figure["value"] or 0.0, figure["n"]
+        low, high = figure.get("interval") or [value, value]
         error = (high - low) / (2 * _Z)
         if METRICS[name].is_share:
             error = math.sqrt(value * (1 - value) / max(n - 1, 1))

@@ -10,12 +10,11 @@ import pyarrow as pa
 
 from common.data.examples import TestRow
 from common.metrics.edits import find_edits
-from common.records import PREDICTION_SCHEMA
-from common.run.manifest import Fingerprint
+from common.records import PREDICTION_SCHEMA, Response
+from common.run.manifest import Fingerprint, list_changes
+from common.run.steps import PREDICTIONS
 from common.run.storage import RunStorage
-from common.student.generation import Response
 
-STEP = "predictions"
 _KEY = b"distill.fingerprint"
 
 
@@ -37,8 +36,8 @@ def read_predictions(storage: RunStorage, system: str, fingerprint: Fingerprint)
     if not storage.exists(_name(system)):
         return None
     table = storage.read_table(_name(system))
-    found = (table.schema.metadata or {}).get(_KEY, b"null")
-    is_same = json.loads(found) == json.loads(json.dumps(fingerprint))
+    found = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
+    is_same = isinstance(found, dict) and not list_changes(found, fingerprint)
     return table if is_same else None
 
 
@@ -65,4 +64,4 @@ def make_prediction_table(rows: Sequence[TestRow], responses: Sequence[Response]
 
 
 def _name(system: str) -> str:
-    return f"{STEP}/{system}.parquet"
+    return f"{PREDICTIONS.folder}/{system}.parquet"

@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import numpy as np
 
 from common.data.examples import TestRow, TestRows
+from common.evaluation.systems import SYSTEMS
 from common.metrics.metrics import METRICS, Metric
 from common.metrics.statistics import (
     Array,
@@ -20,22 +21,6 @@ from common.metrics.statistics import (
 from common.tasks.model import Task
 
 METRICS_FILE = "metrics.json"
-SYSTEMS = {
-    "copy": "Copying the input",
-    "base": "Base student",
-    "base_few_shot": "Base student, few-shot",
-    "distilled": "Distilled student",
-    "merged": "Distilled student, merged",
-    "teacher": "Teacher",
-}
-"""And what people call them, in the order in which they are shown; a run has those that apply."""
-_PAIRS = (
-    ("distilled", "base"),
-    ("distilled", "base_few_shot"),
-    ("distilled", "copy"),
-    ("distilled", "teacher"),
-    ("merged", "distilled"),
-)
 FEW_ROWS = 30
 """A slice of fewer rows says little; it is marked."""
 
@@ -48,14 +33,77 @@ Statistics = dict[str, Array]
 """By metric: what it measured, (rows, statistics)."""
 
 
-def score_systems(task: Task, test: TestRows, predictions: dict[str, list[str]]) -> dict[str, Any]:
-    """The content of metrics.json.
+class Figure(TypedDict, total=False):
+    """A metric of one system: its value, over `n` rows, with a 95 % interval."""
 
-    `systems` has, by system, each metric's value, n and interval, and the same by group;
-    `comparisons` the differences of two systems; `agreement` the share of the rows for which a
-    system says what the teacher says; `gain` is distilled less base and `retention` distilled by
-    teacher, both of the task's first metric.
+    value: float | None
+    n: int
+    interval: list[float] | None
+    is_small: bool
+
+
+class SystemFacts(TypedDict, total=False):
+    """What stands beside a system's figures: rows without an answer by reason, price, speed."""
+
+    unanswered: dict[str, int]
+    cost_usd_per_1000: float
+    rows_per_second: float
+    tokens_per_second: float
+    precision: str
+
+
+class Comparison(TypedDict, total=False):
+    """The difference of two systems in a metric; see `_compare`."""
+
+    system: Required[str]
+    than: Required[str]
+    metric: Required[str]
+    difference: float
+    interval: list[float]
+    p_value: float
+    smallest: float | None
+
+
+class MetricFacts(TypedDict, total=False):
+    """See `Metric`."""
+
+    title: str
+    is_share: bool
+    is_better_low: bool
+
+
+class RowCounts(TypedDict, total=False):
+    """Test rows, and those that were left out."""
+
+    test: Required[int]
+    duplicates: int
+    seen_in_train: int
+    unusable: int
+
+
+class Metrics(TypedDict, total=False):
+    """The content of metrics.json; parts may be missing where another version wrote it.
+
+    `systems` has, by key, each metric's `Figure`, `groups` (by group, value and metric), and
+    `SystemFacts`. `agreement` is the share of the rows for which a system says what the teacher
+    says; `gain` is distilled less base and `retention` distilled by teacher, both of the main
+    metric.
     """
+
+    task: Required[str]
+    main_metric: Required[str]
+    rows: Required[RowCounts]
+    systems: Required[dict[str, dict[str, Any]]]
+    metrics: dict[str, MetricFacts]
+    comparisons: list[Comparison]
+    agreement: dict[str, Figure]
+    gain: float
+    retention: float | None
+    retention_interval: tuple[float, float] | None
+
+
+def score_systems(task: Task, test: TestRows, predictions: dict[str, list[str]]) -> Metrics:
+    """The metrics of all systems' predictions, by system."""
     rows, names = test.rows, [name for name in SYSTEMS if name in predictions]
     measured = {name: _measure(task.metrics, rows, predictions[name]) for name in names}
     main = task.metrics[0]
@@ -73,13 +121,14 @@ def score_systems(task: Task, test: TestRows, predictions: dict[str, list[str]])
             "unusable": test.unusable,
         },
         "systems": {
-            name: _summarize_all(found) | {"groups": _score_groups(rows, found)}
+            name: {**_summarize_all(found), "groups": _score_groups(rows, found)}
             for name, found in measured.items()
         },
         "comparisons": [
-            _compare(metric, first, second, measured[first][metric], measured[second][metric])
-            for first, second in _PAIRS
-            if first in measured and second in measured
+            _compare(metric, name, other, measured[name][metric], measured[other][metric])
+            for name in names
+            for other in SYSTEMS[name].than
+            if other in measured
             for metric in task.metrics
         ],
         "agreement": _measure_agreement(main, rows, predictions),
@@ -96,16 +145,19 @@ def _measure(names: Sequence[str], rows: Sequence[TestRow], texts: Sequence[str]
     return {name: METRICS[name].measure(sources, texts, references) for name in names}
 
 
-def _describe(metric: Metric) -> dict[str, Any]:
-    facts = ("title", "is_share", "is_better_low")
-    return {name: getattr(metric, name) for name in facts}
+def _describe(metric: Metric) -> MetricFacts:
+    return {
+        "title": metric.title,
+        "is_share": metric.is_share,
+        "is_better_low": metric.is_better_low,
+    }
 
 
 def _compute(metric: Metric, rows: Array) -> float:
     return float(metric.combine(rows.sum(0)))
 
 
-def _summarize(metric: Metric, rows: Array) -> dict[str, Any]:
+def _summarize(metric: Metric, rows: Array) -> Figure:
     """Value, number of rows, and 95 % interval: Wilson's of a share, else the bootstrap's."""
     value = _compute(metric, rows)
     if metric.is_share:
@@ -115,11 +167,13 @@ def _summarize(metric: Metric, rows: Array) -> dict[str, Any]:
     return {"value": value, "n": len(rows), "interval": [low, high]}
 
 
-def _summarize_all(statistics: Statistics) -> dict[str, Any]:
+def _summarize_all(statistics: Statistics) -> dict[str, Figure]:
     return {name: _summarize(METRICS[name], rows) for name, rows in statistics.items()}
 
 
-def _score_groups(rows: Sequence[TestRow], statistics: Statistics) -> dict[str, Any]:
+def _score_groups(
+    rows: Sequence[TestRow], statistics: Statistics
+) -> dict[str, dict[str, dict[str, Figure]]]:
     """By group and its value; `is_small` marks those of fewer than 30 rows."""
     members: dict[str, dict[str, list[int]]] = {}
     for index, row in enumerate(rows):
@@ -131,7 +185,7 @@ def _score_groups(rows: Sequence[TestRow], statistics: Statistics) -> dict[str, 
     return {
         group: {
             value: {
-                name: summary | {"is_small": len(indices) < FEW_ROWS}
+                name: {**summary, "is_small": len(indices) < FEW_ROWS}
                 for name, summary in _summarize_all(
                     {name: found[indices] for name, found in statistics.items()}
                 ).items()
@@ -142,7 +196,7 @@ def _score_groups(rows: Sequence[TestRow], statistics: Statistics) -> dict[str, 
     }
 
 
-def _compare(name: str, first: str, second: str, one: Array, other: Array) -> dict[str, Any]:
+def _compare(name: str, first: str, second: str, one: Array, other: Array) -> Comparison:
     """The difference of two systems on the same rows, and whether it may be chance.
 
     Of shares the p-value is McNemar's exact one; `smallest` is the least difference that could have
@@ -169,7 +223,7 @@ def _compare(name: str, first: str, second: str, one: Array, other: Array) -> di
 
 def _measure_agreement(
     main: str, rows: Sequence[TestRow], predictions: dict[str, list[str]]
-) -> dict[str, Any]:
+) -> dict[str, Figure]:
     """How often a system says what the teacher says, where that says anything.
 
     By the task's first metric, if that says right or wrong of a row; else by exact match.

@@ -4,13 +4,13 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from common.labels.in_flight import CrashedSession, forget_crashed, list_crashed
 from common.labels.outcome import make_label
-from common.prices.prices import find_price
 from common.records import Example, LabelRow
 from common.run.lock import RunLock
+from common.run.run import Run
 from common.run.storage import RunStorage
 from common.settings import Settings
-from common.tasks.model import Task
 from common.teacher.journal import iterate_journal, write_lost
 from common.teacher.replies import Answer, Reply, read_answer
 from common.teacher.requests import bound_prompt_tokens, make_key, make_request
@@ -31,63 +31,59 @@ class Known:
     cost_usd: float
 
 
-def label_known(
-    settings: Settings, task: Task, storage: RunStorage, examples: Sequence[Example]
-) -> Known:
+def read_known(run: Run, examples: Sequence[Example]) -> Known:
     """Labels what the journal has replies for.
 
     A reply that cannot be parsed does not count, nor a refusal, which costs nothing to ask for
     again.
     """
-    journal, cost_usd = _read_paid(settings, storage)
+    journal, cost_usd = _read_paid(run)
     rows: dict[str, LabelRow] = {}
     replies: dict[str, Reply] = {}
     for example in examples if journal else []:
-        keys = make_keys(settings, make_request(settings.teacher, task, example.text))
+        keys = make_keys(run.settings, make_request(run.settings.teacher, run.task, example.text))
         found = {key: journal[key] for key in keys if key in journal}
         if len(found) == len(keys):
-            rows[example.id] = make_label(example, list(found.values()), task)
+            rows[example.id] = make_label(example, list(found.values()), run.task)
         else:
             replies |= found
     return Known(rows, replies, cost_usd)
 
 
-def resume(
-    settings: Settings,
-    task: Task,
-    storage: RunStorage,
-    examples: Sequence[Example],
-    lock: RunLock,
-) -> Known:
-    """Labels what the journal has replies for; a killed job's lost calls count as paid from now on.
+def resume(run: Run, examples: Sequence[Example], lock: RunLock) -> Known:
+    """The same, after the calls that crashed sessions have lost are charged."""
+    known = read_known(run, examples)
+    crashed = list_crashed(run.storage, lock)
+    if not crashed:
+        return known
+    missing = [e for e in examples if e.id not in known.rows and e.text.strip()]
+    lost = sum(_charge(run, session, missing, missing or examples) for session in crashed)
+    _, cost_usd = _read_paid(run)
+    log.warning(
+        "the job before was killed: up to %d calls may be paid for and lost%s",
+        lost,
+        f", ${cost_usd - known.cost_usd:.4f} at most" if cost_usd else "",
+    )
+    forget_crashed(run.storage, crashed)
+    return replace(known, cost_usd=cost_usd)
+
+
+def _charge(
+    run: Run, session: CrashedSession, missing: Sequence[Example], asked: Sequence[Example]
+) -> int:
+    """Writes down a crashed session's calls as paid; how many they are.
 
     They are taken for the dearest of those that the journal has no reply for.
     """
-    known = label_known(settings, task, storage, examples)
-    if not lock.inherited:
-        return known
-    missing = [e for e in examples if e.id not in known.rows and e.text.strip()]
-    bodies = [make_request(settings.teacher, task, e.text) for e in missing or examples]
+    bodies = [make_request(run.settings.teacher, run.task, e.text) for e in asked]
     dearest = sorted(map(bound_prompt_tokens, bodies), reverse=True)
-    remains, samples = lock.inherited, settings.label.samples
+    samples, name = run.settings.label.samples, session.name
     in_flight = [tokens for tokens in dearest[: len(missing)] for _ in range(samples)]
-    lost = in_flight[: remains.in_flight] + dearest[:1] * remains.lost
-    if lost:
-        reason = f"lost: job {remains.owner} was killed"
-        write_lost(
-            storage,
-            remains.owner,
-            [Reply(f"{i} of {remains.owner}", 0, reason, 0, 0.0, n) for i, n in enumerate(lost)],
-        )
-        _, cost_usd = _read_paid(settings, storage)
-        log.warning(
-            "the job before was killed: up to %d calls may be paid for and lost%s",
-            len(lost),
-            f", ${cost_usd - known.cost_usd:.4f} at most" if cost_usd else "",
-        )
-        known = replace(known, cost_usd=cost_usd)
-    lock.risk(0)
-    return known
+    lost = in_flight[: session.in_flight] + dearest[:1] * session.lost
+    reason = f"lost: job {name} was killed"
+    replies = [Reply(f"{i} of {name}", 0, reason, 0, 0.0, n) for i, n in enumerate(lost)]
+    write_lost(run.storage, name, replies)
+    return len(lost)
 
 
 def read_answered(storage: RunStorage) -> dict[str, Reply]:
@@ -96,19 +92,19 @@ def read_answered(storage: RunStorage) -> dict[str, Reply]:
     return _choose(pairs)
 
 
-def _read_paid(settings: Settings, storage: RunStorage) -> tuple[dict[str, Reply], float]:
+def _read_paid(run: Run) -> tuple[dict[str, Reply], float]:
     """The journal's usable replies by key, and the dollars that all of them cost together.
 
     What does not tell its usage counts with the most that it may have cost. Where the price is
     unknown, dollars are 0.
     """
-    price = find_price(settings.teacher)
+    price, max_tokens = run.price, run.settings.teacher.max_tokens
     cost_usd = 0.0
     counted: set[int] = set()
 
     def iterate() -> Iterator[tuple[Reply, Answer]]:
         nonlocal cost_usd
-        for reply in iterate_journal(storage):
+        for reply in iterate_journal(run.storage):
             answer = read_answer(reply)
             identity = hash(reply)
             if price and identity not in counted:  # a reply may come twice
@@ -116,7 +112,7 @@ def _read_paid(settings: Settings, storage: RunStorage) -> tuple[dict[str, Reply
                 cost_usd += (
                     price.cost(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens)
                     if answer.prompt_tokens
-                    else price.worst_cost(reply.most_prompt_tokens, settings.teacher.max_tokens)
+                    else price.worst_cost(reply.most_prompt_tokens, max_tokens)
                 )
             yield reply, answer
 

@@ -4,10 +4,10 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 from common.labels.forecast import optimum_seconds
 from common.quota.protocol import Snapshot
+from common.run.steps import LabelSummary
 
 _LOG_SECONDS = 5.0
 _RATE_SECONDS = 15.0
@@ -88,7 +88,7 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}"
 
 
-def summarize_calls(snapshot: Snapshot, concurrency: int, has_price: bool) -> dict[str, Any]:
+def summarize_calls(snapshot: Snapshot, concurrency: int, has_price: bool) -> LabelSummary:
     """What the calls took, beside the least that the limits allow for as many answers.
 
     The optimum counts no burst: the server's is not known.

@@ -69,14 +69,8 @@ def find_price(settings: TeacherSettings) -> Price | None:
     return None
 
 
-def require_price(settings: TeacherSettings) -> Price:
-    """The price of the teacher, for a cap.
-
-    Raises:
-        SettingsError: it is unknown.
-        InputError: see `find_price`.
-    """
-    price = find_price(settings)
+def require_price(price: Price | None, settings: TeacherSettings) -> None:
+    """Raises a SettingsError where a cap needs the teacher's price and it is unknown."""
     if price is None:
         raise SettingsError(
             f"DISTILL_LABEL__MAX_COST_USD needs a price, and that of {settings.model!r} at "
@@ -84,7 +78,6 @@ def require_price(settings: TeacherSettings) -> Price:
             "file like this one, and set DISTILL_TEACHER__PRICES to its path:\n"
             f"[[price]]\nmodel = {json.dumps(settings.model)}\ninput = 0.5\noutput = 1.5"
         )
-    return price
 
 
 _Dollars = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -107,6 +107,8 @@ class Snapshot:
     """The state of a job, for people."""
 
     totals: Totals
+    workers: int
+    """Those that were heard of lately."""
     in_flight: int
     slots: int
     requests_per_minute: float | None

@@ -190,6 +190,7 @@ class Quota:
         )
         return Snapshot(
             Totals(**asdict(self._totals)),
+            len(self._workers),
             self._in_flight,
             int(self._window),
             min((limit for limit in requests if limit is not None), default=None),

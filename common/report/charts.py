@@ -5,9 +5,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from common.evaluation.scores import SYSTEMS
+from common.evaluation.scores import Figure
+from common.evaluation.systems import SYSTEMS
 from common.report.figures import (
-    Figures,
     Scores,
     count_rows,
     is_small,
@@ -61,7 +61,7 @@ def draw_bars(scores: Scores, group: str) -> str:
     return f'<div class="slices">{"".join(rows)}</div>'
 
 
-def _find_top(figures: Sequence[Figures]) -> float:
+def _find_top(figures: Sequence[Figure]) -> float:
     """The end of the bars' scale, where the metric is no share: the highest that is drawn."""
     drawn: list[float] = [1e-9]
     for f in figures:
@@ -69,7 +69,7 @@ def _find_top(figures: Sequence[Figures]) -> float:
     return max(drawn)
 
 
-def _draw_slice(scores: Scores, value: str, by_system: dict[str, Figures], top: float) -> str:
+def _draw_slice(scores: Scores, value: str, by_system: dict[str, Figure], top: float) -> str:
     bars = "".join(_draw_bar(scores, system, f, top) for system, f in by_system.items())
     n = max((f.get("n", 0) for f in by_system.values()), default=0)
     few = any(is_small(f) for f in by_system.values())
@@ -80,7 +80,7 @@ def _draw_slice(scores: Scores, value: str, by_system: dict[str, Figures], top: 
     )
 
 
-def _draw_bar(scores: Scores, system: str, figures: Figures, top: float) -> str:
+def _draw_bar(scores: Scores, system: str, figures: Figure, top: float) -> str:
     if figures["value"] is None:
         return ""
     interval = figures.get("interval")

@@ -2,24 +2,28 @@
 
 from typing import Any
 
+from common.evaluation.scores import RowCounts
 from common.labels.progress import format_seconds
+from common.run.manifest import Manifest
+from common.run.steps import LabelSummary, TrainSummary
 
 Facts = list[tuple[str, str]]
-Manifest = dict[str, Any]
+Manifests = dict[str, Manifest[Any]]
+"""By step, those that are there."""
 
 
-def list_label_facts(manifest: Manifest) -> Facts:
+def list_label_facts(manifest: Manifest[LabelSummary] | None) -> Facts:
     """What the labels cost, and how near the job came to the quickest that its limits allow.
 
     Calls, tokens and times are those of the job that ended them: a rerun takes what is there from
     the journal.
     """
-    summary = manifest.get("summary", {})
-    if not summary:
+    if manifest is None or not manifest.summary:
         return []
-    teacher = manifest.get("settings", {}).get("teacher", {})
-    counts = [f"{summary[k]:,} {k}" for k in ("ok", "failed", "filtered") if k in summary]
-    counts += [f"{summary[k]:,} {k}" for k in ("duplicates", "reused") if summary.get(k)]
+    summary, teacher = manifest.summary, manifest.settings.get("teacher", {})
+    always = {k: summary.get(k) for k in ("ok", "failed", "filtered")}
+    sometimes = {k: summary.get(k) or None for k in ("duplicates", "reused")}
+    counts = [f"{n:,} {k}" for k, n in (always | sometimes).items() if n is not None]
     facts = [("Teacher", str(teacher.get("model", ""))), ("Labels", ", ".join(counts))]
     if "inputs" in summary:
         facts.append(("Cost", _format_cost(summary)))
@@ -31,7 +35,7 @@ def list_label_facts(manifest: Manifest) -> Facts:
     return [(name, text) for name, text in facts if text]
 
 
-def _list_call_facts(summary: dict[str, Any]) -> Facts:
+def _list_call_facts(summary: LabelSummary) -> Facts:
     """What the calls took."""
     calls, seconds = summary["calls"], summary.get("call_seconds", 0)
     faults = f"{summary.get('retries', 0):,} retries, {summary.get('throttled', 0):,} throttled"
@@ -48,7 +52,7 @@ def _list_call_facts(summary: dict[str, Any]) -> Facts:
     return facts
 
 
-def _format_cost(summary: dict[str, Any]) -> str:
+def _format_cost(summary: LabelSummary) -> str:
     """Dollars of the whole run, and for 1,000 of its examples."""
     cost = summary.get("run_cost_usd")
     if cost is None:
@@ -57,10 +61,12 @@ def _format_cost(summary: dict[str, Any]) -> str:
     return f"${cost:,.2f}{each}"
 
 
-def list_train_facts(manifest: Manifest) -> Facts:
+def list_train_facts(manifest: Manifest[TrainSummary] | None) -> Facts:
     """What the train job made of the labels."""
-    summary, counts = manifest.get("summary", {}), manifest.get("counts", {})
-    student = manifest.get("settings", {}).get("student", {})
+    if manifest is None:
+        return []
+    summary, counts = manifest.summary, manifest.counts
+    student = manifest.settings.get("student", {})
     gpu = summary.get("peak_gpu_bytes")
     facts = [
         ("Base student", str(student.get("model", ""))),
@@ -80,14 +86,15 @@ def _format(value: float | None, form: str, before: str = "") -> str:
     return "" if value is None else f"{before}{value:{form}}"
 
 
-def list_row_facts(rows: dict[str, int]) -> str:
+def list_row_facts(rows: RowCounts) -> str:
     """How many test rows there are, and how many were left out and why, in one line."""
     left_out = {
         "duplicates": "duplicates",
         "seen_in_train": "seen in train",
         "unusable": "unusable",
     }
-    dropped = [f"{rows[key]:,} {name}" for key, name in left_out.items() if rows.get(key)]
+    counts = {name: rows.get(key) for key, name in left_out.items()}
+    dropped = [f"{count:,} {name}" for name, count in counts.items() if count]
     return f"{rows['test']:,} test rows" + (f" ({', '.join(dropped)} left out)" if dropped else "")
 
 

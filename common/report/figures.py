@@ -4,13 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from common.evaluation.scores import FEW_ROWS, SYSTEMS
+from common.evaluation.scores import FEW_ROWS, Figure, Metrics
+from common.evaluation.systems import SYSTEMS
 
 DETECTABLE = "Detectable from: with these rows, a smaller difference could not be told from chance."
 _NOTHING = "–"
-
-Figures = dict[str, Any]
-"""A metric of one system: value, n, and mostly a 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Table:
 
 def name_system(system: str) -> str:
     """What a person calls a system."""
-    return SYSTEMS.get(system, system)
+    return SYSTEMS[system].title if system in SYSTEMS else system
 
 
 def format_p(p: float) -> str:
@@ -44,7 +42,7 @@ def count_rows(n: int) -> str:
     return f"{n:,} row" + "s" * (n != 1)
 
 
-def is_small(figures: Figures) -> bool:
+def is_small(figures: Figure) -> bool:
     """Whether so few rows stand behind the figures that they say little."""
     return bool(figures.get("is_small", figures.get("n", 0) < FEW_ROWS))
 
@@ -52,7 +50,7 @@ def is_small(figures: Figures) -> bool:
 class Scores:
     """The content of metrics.json, with what a reader needs to know of it."""
 
-    def __init__(self, metrics: dict[str, Any]) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         """`metrics` is the content of metrics.json; parts that it lacks are left out."""
         self.data = metrics
         self.main = str(metrics["main_metric"])
@@ -95,18 +93,19 @@ class Scores:
         text = f"{100 * value:+.1f} points" if self.is_share(metric) else f"{value:+.3f}"
         return text.replace("-", "−")
 
-    def get(self, system: str, metric: str | None = None) -> Figures:
+    def get(self, system: str, metric: str | None = None) -> Figure:
         """The figures of a system, of the main metric by default."""
-        return dict(self.by_system.get(system, {}).get(metric or self.main) or {"value": None})
+        found: Figure | None = self.by_system.get(system, {}).get(metric or self.main)
+        return found or {"value": None}
 
     def list_groups(self) -> list[str]:
         """The groups that divide the rows at all."""
         groups: dict[str, Any] = self.by_system[self.systems[0]].get("groups", {})
         return [name for name, values in groups.items() if len(values) > 1]
 
-    def list_slices(self, group: str) -> dict[str, dict[str, Figures]]:
+    def list_slices(self, group: str) -> dict[str, dict[str, Figure]]:
         """By value of a group, the main metric's figures by system."""
-        slices: dict[str, dict[str, Figures]] = {}
+        slices: dict[str, dict[str, Figure]] = {}
         for system in self.systems:
             for value, scores in self.by_system[system].get("groups", {}).get(group, {}).items():
                 if self.main in scores:
@@ -153,7 +152,7 @@ def make_main_table(scores: Scores) -> Table:
 
 def make_metrics_table(scores: Scores) -> Table:
     """All metrics of all systems, and how quick and how precise they were where that is known."""
-    agreement: dict[str, Figures] = scores.data.get("agreement") or {}
+    agreement: dict[str, Figure] = scores.data.get("agreement") or {}
     speeds = [
         ("tokens_per_second", "Tokens a second", "{:,.0f}"),
         ("rows_per_second", "Rows a second", "{:,.1f}"),
@@ -177,7 +176,7 @@ def make_metrics_table(scores: Scores) -> Table:
     return Table(head + [title for _, title, _ in speeds], rows)
 
 
-def _make_cell(scores: Scores, figures: Figures, metric: str | None = None) -> Cell:
+def _make_cell(scores: Scores, figures: Figure, metric: str | None = None) -> Cell:
     """A value and its interval; nothing at all where nothing was measured."""
     if "value" not in figures:
         return Cell("")

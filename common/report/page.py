@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.evaluation.scores import Metrics
 from common.metrics.metrics import METRICS
 from common.records import PREDICTION_SCHEMA
 from common.report.charts import draw_bars, draw_curves, draw_legend
 from common.report.facts import (
     Facts,
+    Manifests,
     flatten,
     list_label_facts,
     list_row_facts,
@@ -33,6 +35,8 @@ from common.report.figures import (
     make_metrics_table,
     name_system,
 )
+from common.run.manifest import Manifest
+from common.run.steps import ADAPTER, LABELS, PREDICTIONS, TrainSummary
 
 _FOLDER = Path(__file__).parent
 _MOST_ROWS = 2000
@@ -42,11 +46,10 @@ _COLUMNS = set(PREDICTION_SCHEMA.names)
 """What every table of predictions has; other columns are groups."""
 
 Rows = list[dict[str, Any]]
-Manifests = dict[str, dict[str, Any]]
 
 
 def render_report(
-    run: str, metrics: dict[str, Any], tables: dict[str, Rows], manifests: Manifests, history: Rows
+    run: str, metrics: Metrics, tables: dict[str, Rows], manifests: Manifests, history: Rows
 ) -> str:
     """The report as one HTML page.
 
@@ -64,8 +67,8 @@ def render_report(
         "headline": _render_headline(scores),
         "tables": _render_tables(scores),
         "bars": _render_bars(scores),
-        "training": _render_training(manifests.get("adapter", {}), history),
-        "labels": _render_facts(list_label_facts(manifests.get("labels", {}))),
+        "training": _render_training(manifests.get(ADAPTER.folder), history),
+        "labels": _render_facts(list_label_facts(manifests.get(LABELS.folder))),
         "settings": "".join(_render_settings(*item) for item in manifests.items()),
         "examples": _embed(collect_examples(scores, tables)),
     }
@@ -77,7 +80,8 @@ def _read(kind: str) -> str:
 
 
 def _describe(scores: Scores, manifests: Manifests) -> str:
-    finished = manifests.get("predictions", {}).get("finished_at")
+    evaluated = manifests.get(PREDICTIONS.folder)
+    finished = evaluated.finished_at if evaluated else ""
     when = f", evaluated {finished.replace('T', ' ').replace('Z', ' UTC')}" if finished else ""
     return list_row_facts(scores.data["rows"]) + when
 
@@ -146,8 +150,8 @@ def _render_bars(scores: Scores) -> str:
     )
 
 
-def _render_training(manifest: dict[str, Any], history: Rows) -> str:
-    best = manifest.get("summary", {}).get("best_update")
+def _render_training(manifest: Manifest[TrainSummary] | None, history: Rows) -> str:
+    best = manifest.summary.get("best_update") if manifest else None
     curves = draw_curves(history, best) or '<p class="soft">No curves were kept.</p>'
     return _render_facts(list_train_facts(manifest)) + curves
 
@@ -160,11 +164,11 @@ def _render_facts(facts: Facts) -> str:
     return f"<dl>{items}</dl>" if facts else '<p class="soft">Nothing is known.</p>'
 
 
-def _render_settings(step: str, manifest: dict[str, Any]) -> str:
+def _render_settings(step: str, manifest: Manifest[Any]) -> str:
     """All that a step's manifest tells, folded away."""
-    table = Table(["Name", "Value"], [[Cell(k), Cell(v)] for k, v in flatten(manifest)])
-    version = manifest.get("code_version", "")
-    title = f"{step} <small>distill {html.escape(str(version))}</small>" if version else step
+    table = Table(["Name", "Value"], [[Cell(k), Cell(v)] for k, v in flatten(manifest.to_json())])
+    version = html.escape(manifest.code_version)
+    title = f"{step} <small>distill {version}</small>" if version else step
     return (
         f'<details><summary>{title}</summary><div class="raw">{render_table(table)}</div></details>'
     )

@@ -1,9 +1,9 @@
 """Renders report.md: what report.html says in figures, for a terminal or a pull request."""
 
 import re
-from typing import Any
 
-from common.report.facts import list_label_facts, list_row_facts, list_train_facts
+from common.evaluation.scores import Metrics
+from common.report.facts import Manifests, list_label_facts, list_row_facts, list_train_facts
 from common.report.figures import (
     DETECTABLE,
     Cell,
@@ -13,9 +13,10 @@ from common.report.figures import (
     make_group_table,
     make_metrics_table,
 )
+from common.run.steps import ADAPTER, LABELS
 
 
-def render_text(run: str, metrics: dict[str, Any], manifests: dict[str, dict[str, Any]]) -> str:
+def render_text(run: str, metrics: Metrics, manifests: Manifests) -> str:
     """The report as Markdown."""
     scores = Scores(metrics)
     title = f"# Distillation of {escape(metrics['task'])}: {escape(run)}"
@@ -28,8 +29,8 @@ def render_text(run: str, metrics: dict[str, Any], manifests: dict[str, dict[str
         title = escape(scores.title(scores.main))
         parts += [f"## {title} by {escape(group)}", render_table(make_group_table(scores, group))]
     for title, facts in (
-        ("Labels", list_label_facts(manifests.get("labels", {}))),
-        ("Training", list_train_facts(manifests.get("adapter", {}))),
+        ("Labels", list_label_facts(manifests.get(LABELS.folder))),
+        ("Training", list_train_facts(manifests.get(ADAPTER.folder))),
     ):
         if facts:
             parts += [f"## {title}", "\n".join(f"- {name}: {escape(text)}" for name, text in facts)]

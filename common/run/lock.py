@@ -1,12 +1,9 @@
-"""One job at a time may pay for calls in one run.
+"""An exclusive lock on a run: one job at a time works on it.
 
 A job that starts makes the file lock/1.json, which of several jobs only one can, and
 changes it every two seconds. A job that finds such a file watches it. If it changes, its owner is
 at work, and the second job stops. If not, its owner was killed, and the second job makes the file
 with the next number. The highest number counts: an owner that sees a higher one has lost the run.
-
-The file also says how many calls are lost if its owner is killed: `in_flight` at most, which may
-have been paid for and are in no journal, and `lost` surely. The next job counts their cost.
 
 No clocks of two machines are compared, and nothing is replaced under a condition, which object
 stores do not know or get wrong; they make an object only if it is absent, as a disk does.
@@ -22,7 +19,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +43,7 @@ class RunLock:
 
     Attributes:
         storage_error: what is wrong with the storage at the moment, if anything.
-        inherited: what a killed job left behind that held the run before, if one did.
+        crashed_owner: what the lock of the killed job said whose place this one took, if it did.
     """
 
     def __init__(
@@ -59,7 +55,7 @@ class RunLock:
     ) -> None:
         """Takes nothing yet. `clock` and `sleep` count seconds."""
         self.storage_error: str | None = None
-        self.inherited: Remains | None = None
+        self.crashed_owner: dict[str, Any] | None = None
         self._storage, self._clock, self._sleep = storage, clock, sleep
         self._owner: dict[str, Any] = {
             "owner": uuid.uuid4().hex,
@@ -69,13 +65,10 @@ class RunLock:
             "job": job,
             "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "beat": 0,
-            "in_flight": 0,
-            "lost": 0,
         }
         self._number = 0
         self._refreshed = clock()
         self._taken: str | None = None
-        self._writing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat_on, name="run lock", daemon=True)
 
@@ -104,31 +97,12 @@ class RunLock:
                     f"{self._describe(content)} and is at work; wait for its end, or choose "
                     "another DISTILL_RUN"
                 )
-            elif self._clock() - since >= _time_to_watch(content):
-                self._inherit(_read_owner(content))
-                if self._take(number + 1):
-                    log.info("it is not; going on in its place")
-                    self._remove(below=number + 1)
-                    return
+            elif self._clock() - since >= _time_to_watch(content) and self._take(number + 1):
+                self.crashed_owner = _read_owner(content)
+                log.info("it is not; going on in its place")
+                self._remove(below=number + 1)
+                return
             self._sleep(_LOOK_SECONDS)
-
-    def _inherit(self, owner: dict[str, Any]) -> None:
-        in_flight, lost = (_read_number(owner, name) for name in ("in_flight", "lost"))
-        self.inherited = Remains(str(owner.get("owner")), in_flight, lost)
-        self._owner |= {"in_flight": in_flight, "lost": lost}  # until they are counted
-
-    def risk(self, in_flight: int, lost: int = 0) -> None:
-        """Writes down how many calls are lost if this job is killed; `lost` are so already.
-
-        Unless both are 0 in the end, the file stays behind, as a killed job's does.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
-        with self._writing:
-            self._owner |= {"in_flight": in_flight, "lost": lost}
-            if not self._taken:
-                self._storage.write_bytes(_name_file(self._number), self._make_content())
 
     def start(self) -> None:
         """Begins to show, in a thread, that this job is at work."""
@@ -146,9 +120,8 @@ class RunLock:
                     else f"{self._storage.url}/{FOLDER}: this job's lock was removed"
                 )
                 return
-            with self._writing:
-                self._owner["beat"] += 1
-                self._storage.write_bytes(_name_file(number), self._make_content(), attempts=1)
+            self._owner["beat"] += 1
+            self._storage.write_bytes(_name_file(number), self._make_content(), attempts=1)
             self._refreshed, self.storage_error = started, None
         except Exception as error:  # the thread must go on
             self.storage_error = str(error)
@@ -175,8 +148,6 @@ class RunLock:
         self._ended.set()
         if self._thread.is_alive():
             self._thread.join(_STALE_SECONDS)
-        if self._owner["in_flight"] or self._owner["lost"]:
-            return
         try:
             number, content = self._find_highest() if self._number else (0, b"")
             if number and number == self._number and self._is_own(content):
@@ -265,15 +236,6 @@ def wait_for_release(storage: RunStorage, job: str) -> None:
             pass
 
 
-@dataclass(frozen=True)
-class Remains:
-    """What a killed job leaves behind: see the module."""
-
-    owner: str
-    in_flight: int
-    lost: int
-
-
 def _name_file(number: int) -> str:
     return f"{FOLDER}/{number}.json"
 
@@ -285,11 +247,6 @@ def _read_owner(content: bytes) -> dict[str, Any]:
         if isinstance(owner, dict):
             return owner
     return {}
-
-
-def _read_number(owner: dict[str, Any], name: str) -> int:
-    number = owner.get(name)
-    return number if isinstance(number, int) and number > 0 else 0
 
 
 def _time_to_watch(content: bytes) -> float:

@@ -1,7 +1,8 @@
 """Manifests: written last into a step's folder, they say that the step is done, and of what.
 
-The fingerprint is a dictionary of all that the step's result depends on. A step whose manifest has
-the same fingerprint is done; a different one is an error that names what changed.
+The fingerprint is a dictionary of all that the step's result depends on, less the settings that
+have their default. A step whose manifest has the same fingerprint is done; a different one is an
+error that names what changed.
 """
 
 import contextlib
@@ -9,35 +10,76 @@ import json
 import logging
 import platform
 import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from common.errors import InputError
+from common.run.steps import Step
 from common.run.storage import RunStorage
+from common.settings import find_default
 
-Fingerprint = dict[str, Any]
+Fingerprint = Mapping[str, Any]
+S = TypeVar("S")
 _LOOK_SECONDS = 5.0
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "ray", "openai")
 
 log = logging.getLogger(__name__)
 
 
-def read_manifest(storage: RunStorage, step: str) -> dict[str, Any] | None:
-    """The manifest of a step (labels, adapter, predictions), or None while it is not done.
+@dataclass(frozen=True)
+class Manifest(Generic[S]):
+    """What is known of a finished step.
+
+    Attributes:
+        fingerprint: what its result depends on.
+        files: the names of what it made, within the run.
+        counts: rows by kind.
+        summary: its figures.
+        settings: those that it ran with, by section, without secrets.
+        scored: of predictions: what metrics.json holds, by kind.
+        code_version: of this project.
+        versions: of Python and of the libraries that results may depend on.
+        finished_at: in UTC.
+    """
+
+    step: str
+    fingerprint: Fingerprint
+    summary: S
+    files: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    scored: dict[str, list[str]] = field(default_factory=dict)
+    code_version: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    finished_at: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """What stands in manifest.json."""
+        return {n: value for n, value in asdict(self).items() if value or n == "fingerprint"}
+
+
+def read_manifest(storage: RunStorage, step: Step[S]) -> Manifest[S] | None:
+    """The manifest of a step, or None while it is not done; fields of other versions are left out.
 
     Raises:
         InputError: it is damaged.
     """
-    name = f"{step}/manifest.json"
+    name = f"{step.folder}/manifest.json"
     if not storage.exists(name):
         return None
-    manifest = storage.read_json(name)
-    if not isinstance(manifest, dict) or "fingerprint" not in manifest:
-        raise InputError(f"{storage.url}/{name} is no manifest; delete {step} and make it again")
-    return manifest
+    content = storage.read_json(name)
+    if not isinstance(content, dict) or not isinstance(content.get("fingerprint"), dict):
+        raise InputError(
+            f"{storage.url}/{name} is not a manifest; delete {step.folder} and make it again"
+        )
+    known = {f.name for f in fields(Manifest)}
+    given: dict[str, Any] = {"step": step.folder, "summary": {}} | content
+    return Manifest(**{name: value for name, value in given.items() if name in known})
 
 
-def require_manifest(storage: RunStorage, step: str, command: str) -> dict[str, Any]:
+def require_manifest(storage: RunStorage, step: Step[S]) -> Manifest[S]:
     """The manifest of a step that must be done; waits `storage.wait_seconds` for it.
 
     Raises:
@@ -46,19 +88,19 @@ def require_manifest(storage: RunStorage, step: str, command: str) -> dict[str, 
     deadline = time.monotonic() + storage.wait_seconds
     manifest = read_manifest(storage, step)
     if manifest is None and storage.wait_seconds:
-        log.info("waiting for %s/%s, at most %g s", storage.url, step, storage.wait_seconds)
+        log.info("waiting for %s/%s, at most %g s", storage.url, step.folder, storage.wait_seconds)
     while manifest is None and time.monotonic() < deadline:
         time.sleep(max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic())))
         manifest = read_manifest(storage, step)
     if manifest is None:
         raise InputError(
-            f"{storage.url}/{step} is not finished: it has no manifest.json; run {command} first, "
-            "with the same DISTILL_RUN and DISTILL_STORAGE__ROOT"
+            f"{storage.url}/{step.folder} is not finished: it has no manifest.json; run "
+            f"{step.command} first, with the same DISTILL_RUN and DISTILL_STORAGE__ROOT"
         )
     return manifest
 
 
-def is_done(storage: RunStorage, step: str, fingerprint: Fingerprint) -> bool:
+def is_done(storage: RunStorage, step: Step[Any], fingerprint: Fingerprint) -> bool:
     """Whether the step was done with this fingerprint.
 
     Raises:
@@ -66,44 +108,56 @@ def is_done(storage: RunStorage, step: str, fingerprint: Fingerprint) -> bool:
     """
     manifest = read_manifest(storage, step)
     if manifest is not None:
-        check_same(f"{storage.url}/{step}", manifest["fingerprint"], fingerprint)
+        check_same(f"{storage.url}/{step.folder}", manifest.fingerprint, fingerprint)
     return manifest is not None
 
 
-def check_same(place: str, before: Fingerprint, now: Fingerprint) -> None:
-    """Raises an InputError that names the differences between two fingerprints."""
+def list_changes(before: Fingerprint, now: Fingerprint) -> list[str]:
+    """The differences between two fingerprints, a sentence each.
+
+    A setting that one of them lacks has its default there: it did not exist yet, or nobody set it.
+    """
     now = json.loads(json.dumps(now))
-    changed = [
-        f"{key} was {before.get(key)!r} and is {now.get(key)!r}"
-        for key in sorted(before | now)
-        if before.get(key) != now.get(key)
+    values = [
+        (key, *(side.get(key, find_default(key)) for side in (before, now)))
+        for key in sorted({*before, *now})
     ]
-    if changed:
+    return [f"{key} was {old!r} and is {new!r}" for key, old, new in values if old != new]
+
+
+def check_same(
+    place: str, before: Fingerprint, now: Fingerprint, ignoring: tuple[str, ...] = ()
+) -> None:
+    """Raises an InputError that names the differences between two fingerprints.
+
+    Names that begin as one of `ignoring` are not compared.
+    """
+    parts = [{k: v for k, v in f.items() if not k.startswith(ignoring)} for f in (before, now)]
+    if changes := list_changes(*parts):
         raise InputError(
-            f"{place} was made from something else: {'; '.join(changed)}; "
+            f"{place} was made from something else: {'; '.join(changes)}; "
             "choose another DISTILL_RUN, or delete that folder to make it again"
         )
 
 
-def check_part(place: str, manifest: dict[str, Any], now: Fingerprint) -> None:
-    """The same for a part of a manifest's fingerprint."""
-    before = manifest["fingerprint"]
-    check_same(place, {key: before.get(key) for key in now}, now)
-
-
 def write_manifest(
-    storage: RunStorage, step: str, fingerprint: Fingerprint, **facts: Any
-) -> dict[str, Any]:
-    """Marks a step as done. `facts` are counts, figures, settings without secrets, file names."""
-    manifest = {
-        "step": step,
-        "fingerprint": fingerprint,
-        "code_version": code_version(),
-        "versions": list_versions(),
-        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    storage: RunStorage,
+    step: Step[S],
+    fingerprint: Fingerprint,
+    summary: S | None = None,
+    **facts: Any,
+) -> Manifest[S]:
+    """Marks a step as done. `facts` are `files`, `counts`, `settings` and `scored`."""
+    manifest: Manifest[Any] = Manifest(
+        step.folder,
+        fingerprint,
+        summary or {},
+        code_version=code_version(),
+        versions=list_versions(),
+        finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **facts,
-    }
-    storage.write_json(f"{step}/manifest.json", manifest)
+    )
+    storage.write_json(f"{step.folder}/manifest.json", manifest.to_json())
     return manifest
 
 

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.run.steps import ADAPTER
+
 if TYPE_CHECKING:  # the report reads the history, without torch
     from transformers import PreTrainedTokenizerBase
 
-STEP = "adapter"
-"""Its folder in a run."""
-HISTORY_FILE = f"{STEP}/history.jsonl"
+HISTORY_FILE = f"{ADAPTER.folder}/history.jsonl"
 """What the training logged, a line an entry."""
 TENSORBOARD = "tensorboard"
 """The folder of TensorBoard's files, in the training's and in the adapter's."""
@@ -23,7 +23,7 @@ def write_adapter(
     history: list[dict[str, Any]],
 ) -> Path:
     """Makes a folder of a checkpoint's weights and how they came to be, in the training's."""
-    target = training / STEP
+    target = training / ADAPTER.folder
     target.mkdir()
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         (checkpoint / name).rename(target / name)

@@ -4,27 +4,17 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from common.records import Response
 from common.student.memory import is_memory_error
 
 _LINE_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Response:
-    """A system's answer; `tokens` counts its tokens, `seconds` is its share of its batch."""
-
-    text: str
-    tokens: int
-    seconds: float
-    error: str | None = None
 
 
 def generate(

@@ -1,226 +1,131 @@
-"""The student: its tokenizer, its prompt and its weights.
+"""The student as one object: it answers texts of a task, with or without its adapter."""
 
-Training and evaluation build their tokens here, so that both see the very same prompt.
-"""
-
-import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Protocol
 
-import torch
-from bitsandbytes.nn import Linear4bit
-from peft import PeftModel
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedTokenizerBase
 
-from common.errors import DistillError, InputError, SettingsError
-from common.hub import is_passing
-from common.run.manifest import Fingerprint
-from common.settings import BUILTIN, Settings
-from common.student.memory import is_memory_error
+from common.records import Response
+from common.settings import EvaluateSettings, Settings
+from common.student.generation import generate
+from common.student.prompt import encode_few_shot_prompt, encode_prompt, load_tokenizer
+from common.student.weights import check_weights, load_adapter, load_weights
 from common.tasks.model import Task
 
-_BUILTIN_FOLDER = Path(__file__).parents[1] / "builtin" / "student"
 
-log = logging.getLogger(__name__)
+class Runtime(Protocol):
+    """What computes a student's answers: tokens in, text out."""
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        batch_tokens: int,
+        check: Callable[[], None],
+    ) -> list[Response]:
+        """Greedy responses, in the order of the prompts; `check` is called now and then."""
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """While it lasts, the base student answers."""
 
 
-def find_student(settings: Settings) -> str:
-    """The name or folder that transformers loads the student from."""
-    name = settings.student.model
-    return str(_BUILTIN_FOLDER) if name == BUILTIN else name
+class TransformersRuntime:
+    """A model of transformers, on the GPU if there is one; see `common.student.generation`."""
 
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+        """`model` may have a LoRA adapter of PEFT's."""
+        self._model, self._tokenizer = model, tokenizer
 
-def check_device(settings: Settings) -> None:
-    """Says on what will be computed.
-
-    Raises:
-        SettingsError: a GPU is required, and none can be used.
-    """
-    dtype = str(choose_dtype()).removeprefix("torch.")
-    if torch.cuda.is_available():
-        log.info("on %s, in %s", torch.cuda.get_device_name(), dtype)
-        return
-    try:
-        torch.cuda.init()
-        reason = "none is visible"
-    except (RuntimeError, AssertionError) as error:  # no driver, an old one, or a CPU's torch
-        reason = str(error).split(". ")[0].splitlines()[0]
-    if settings.student.require_gpu:
-        raise SettingsError(
-            f"DISTILL_STUDENT__REQUIRE_GPU=true, and no GPU can be used: {reason}; it takes CUDA's "
-            "torch (the image is built without TORCH=cpu), NVIDIA's driver, and a container that "
-            "is given the GPU"
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        batch_tokens: int,
+        check: Callable[[], None],
+    ) -> list[Response]:
+        """See `Runtime`."""
+        return generate(
+            self._model,
+            self._tokenizer,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            batch_tokens=batch_tokens,
+            check=check,
         )
-    log.info("on the CPU, in %s: no GPU can be used (%s)", dtype, reason)
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """See `Runtime`."""
+        has_adapter = hasattr(self._model, "disable_adapter")
+        return self._model.disable_adapter() if has_adapter else nullcontext()
 
 
-def check_student(settings: Settings, task: Task) -> None:
-    """Makes sure that the student's configuration and tokenizer can be used.
+class Student:
+    """Answers texts."""
 
-    Raises:
-        InputError: they cannot.
-    """
-    try:
-        AutoConfig.from_pretrained(find_student(settings))
-    except Exception as error:  # a damaged folder makes errors of many kinds
-        _refuse(settings, error)
-    folder = Path(find_student(settings))
-    if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
-        _refuse(settings, FileNotFoundError("the folder has no weights"))
-    encode_prompt(load_tokenizer(settings), task, "a text")
+    def __init__(
+        self,
+        runtime: Runtime,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        limits: EvaluateSettings,
+    ) -> None:
+        """`limits` are those of a response and of a batch."""
+        self._runtime, self._tokenizer = runtime, tokenizer
+        self._task, self._limits = task, limits
+
+    def answer(
+        self,
+        texts: Sequence[str],
+        with_adapter: bool = True,
+        with_few_shot: bool = False,
+        max_new_tokens: int | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> list[Response]:
+        """Greedy responses, in the order of the texts.
+
+        Args:
+            texts: examples of the task.
+            with_adapter: whether the distilled student answers, and not the base student.
+            with_few_shot: whether the prompt begins with the task's few-shot examples.
+            max_new_tokens: instead of the limit in the settings.
+            check: called before each batch; may raise.
+        """
+        encode = encode_few_shot_prompt if with_few_shot else encode_prompt
+        prompts = [encode(self._tokenizer, self._task, text) for text in texts]
+        limit = max_new_tokens or self._limits.max_new_tokens
+        with nullcontext() if with_adapter else self._runtime.without_adapter():
+            responses = self._runtime.generate(prompts, limit, self._limits.batch_tokens, check)
+        if with_few_shot and not self._tokenizer.chat_template:
+            # such a student goes on with a next example, as it was shown
+            responses = [replace(r, text=r.text.split("\n\n")[0].strip()) for r in responses]
+        return responses
 
 
-def fingerprint_student(settings: Settings, task: Task) -> Fingerprint:
-    """What a trained adapter needs to find again when it is used."""
-    student = settings.student.model_dump(exclude={"require_gpu"})
-    return {
-        "student.prompt": task.student.prompt,
-        **{f"student.{key}": value for key, value in student.items()},
-    }
+def open_student(
+    settings: Settings, task: Task, adapter: Path | None = None, is_quantized: bool | None = None
+) -> Student:
+    """Loads the student, with the adapter of a folder, if any.
 
-
-def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
-    """The student's tokenizer, with a padding token.
-
-    Raises:
-        InputError: there is none.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(find_student(settings), padding_side="left")
-    except Exception as error:  # a damaged folder makes errors of many kinds
-        _refuse(settings, error)
-    if tokenizer.eos_token_id is None:
-        _refuse(settings, ValueError("its tokenizer has no end-of-sequence token"))
-    if tokenizer.pad_token_id is None:
-        # Padding is masked in attention and loss: the end-of-sequence token is still learned.
-        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    return tokenizer
-
-
-def load_student(settings: Settings, is_quantized: bool | None = None) -> Any:
-    """The base student on the GPU, if there is one, in the precision of the settings.
-
-    `is_quantized` goes before them. Its generation settings are forgotten but for its end tokens:
-    a repetition penalty, as some models bring one, is no greedy decoding.
+    `is_quantized` goes before the settings.
 
     Raises:
         InputError: it cannot be loaded.
         DistillError: the hub cannot be reached.
     """
-    if is_quantized is None:
-        is_quantized = settings.student.quantization == "nf4"
-    transformers_logging.disable_progress_bar()
-    on_gpu = torch.cuda.is_available()
-    dtype = choose_dtype()
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            find_student(settings),
-            dtype=dtype,
-            quantization_config=quantization if is_quantized else None,
-            device_map={"": 0 if on_gpu else "cpu"},
-            output_loading_info=True,
-        )
-    except Exception as error:  # a damaged folder makes errors of many kinds
-        if is_memory_error(error):
-            raise
-        _refuse(settings, error)
-    model, found = loaded
-    unfit = [*sorted(found["missing_keys"]), *map(str, found["mismatched_keys"])]
-    if unfit:
-        _refuse(settings, ValueError(f"its weights do not fit its config.json: {unfit[0]}"))
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            # On CPUs with AVX512-BF16 a forward without gradient repacks the weights for bf16;
-            # later backward passes then give no gradient, and results differ from other machines'.
-            module.support_avx512bf16_for_cpu = False
-    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
-    return model
+    tokenizer, model = load_tokenizer(settings), load_weights(settings, is_quantized)
+    if adapter is not None:
+        model = load_adapter(model, adapter)
+    return Student(TransformersRuntime(model, tokenizer), tokenizer, task, settings.evaluate)
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """The student with a LoRA adapter; `disable_adapter()` gives the base back."""
-    return PeftModel.from_pretrained(model, str(folder))
+def check_student(settings: Settings, task: Task) -> None:
+    """Makes sure that the student's configuration, tokenizer and prompt can be used.
 
-
-def choose_dtype() -> torch.dtype:
-    """What is computed in here: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU."""
-    if not torch.cuda.is_available():
-        return torch.float32
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bf16 else torch.float16
-
-
-def describe_weights(settings: Settings, is_quantized: bool) -> str:
-    """The precision of the base weights, and of the computation with them."""
-    dtype = str(choose_dtype()).removeprefix("torch.")
-    quantization = settings.student.quantization
-    return f"{quantization}, {dtype}" if is_quantized and quantization != "none" else dtype
-
-
-def _refuse(settings: Settings, error: Exception) -> NoReturn:
-    reason = " ".join(str(error).split())[:300]
-    name = f"DISTILL_STUDENT__MODEL={settings.student.model!r}"
-    if is_passing(error):
-        raise DistillError(
-            f"{name} could not be fetched: {reason}; run again when the hub can be reached"
-        ) from None
-    raise InputError(
-        f"{name} cannot be loaded: {reason}; it may be 'builtin', a folder with a transformers "
-        "model, or a model of the Hugging Face hub"
-    ) from None
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, task: Task, text: str) -> list[int]:
-    """The prompt's tokens: in the chat template, if the student has one, else as plain text."""
-    return _encode_turns(tokenizer, [(task.make_student_prompt(text), "")])
-
-
-def encode_few_shot_prompt(tokenizer: PreTrainedTokenizerBase, task: Task, text: str) -> list[int]:
-    """The same after the task's few-shot examples, as turns that the student has answered."""
-    shots = [(task.make_student_prompt(shot.text), shot.label) for shot in task.few_shot]
-    return _encode_turns(tokenizer, [*shots, (task.make_student_prompt(text), "")])
-
-
-def _encode_turns(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]]) -> list[int]:
-    """Prompts and answers, the last of which is to come."""
-    if tokenizer.chat_template:
-        messages = [
-            {"role": role, "content": content}
-            for turn in turns
-            for role, content in zip(("user", "assistant"), turn, strict=True)
-        ]
-        rendered = tokenizer.apply_chat_template(
-            messages[:-1],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=False,  # where a model can: the label is to come at once
-        )
-        # The template has written the special tokens that it wants.
-        return list(tokenizer(rendered, add_special_tokens=False).input_ids)
-    plain = "\n\n".join(f"{prompt}\n{answer}" for prompt, answer in turns)
-    ids = list(tokenizer(plain).input_ids)
-    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
-
-
-def encode_example(
-    tokenizer: PreTrainedTokenizerBase, task: Task, text: str, label: str
-) -> dict[str, list[int]]:
-    """Prompt, label and end-of-sequence token; the loss covers the label and that token only."""
-    prompt = encode_prompt(tokenizer, task, text)
-    answer = [*tokenizer(label, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-    return {"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+    Raises:
+        InputError: they cannot.
+    """
+    check_weights(settings)
+    encode_prompt(load_tokenizer(settings), task, "a text")

@@ -139,6 +139,31 @@ class LabelRules(_Part):
         return languages
 
 
+_FIRST_FIELDS: dict[str, Any] = {
+    "teacher": {
+        "system": True,
+        "user": True,
+        "completion": {"start": True, "example": True, "end": True, "stop": True},
+    },
+    "few_shot": {"__all__": {"text": True, "label": True}},
+    "label_rules": dict.fromkeys(
+        (
+            "unquote",
+            "single_line",
+            "lower_case",
+            "allowed",
+            "reject_patterns",
+            "min_length_ratio",
+            "max_length_ratio",
+            "languages",
+            "max_edit_ratio",
+        ),
+        True,
+    ),
+}
+"""The fields that version 0.1 has, and hashes whatever their values."""
+
+
 class Task(_Part):
     """A whole task file."""
 
@@ -165,9 +190,17 @@ class Task(_Part):
 
     @property
     def label_fingerprint(self) -> str:
-        """A hash of what labels depend on."""
-        parts = {"teacher", "few_shot", "label_rules"}
-        return hash_content(self.model_dump(mode="json", include=parts))
+        """A hash of what labels depend on.
+
+        Fields that were added after `_FIRST_FIELDS` count where they are not at their default, so
+        that a new field leaves the hashes of finished runs as they are.
+        """
+        first = self.model_dump(mode="json", include=_FIRST_FIELDS)
+        later = self.model_dump(
+            mode="json", include=set(_FIRST_FIELDS), exclude=_FIRST_FIELDS, exclude_defaults=True
+        )
+        later = _drop_empty(later)
+        return hash_content([first, later] if later else first)
 
     def make_messages(self, text: str) -> list[dict[str, str]]:
         """The chat messages for one text: system, worked examples as turns, the text."""
@@ -196,6 +229,16 @@ def fill(template: str, **values: str) -> str:
     """Puts values in the place of their {names}, once: braces in a value stay as they are."""
     names = "|".join(map(re.escape, values))
     return re.sub(rf"\{{({names})\}}", lambda match: values[match[1]], template)
+
+
+def _drop_empty(content: Any) -> Any:
+    """The content without parts that hold nothing."""
+    if isinstance(content, dict):
+        kept = {key: _drop_empty(value) for key, value in content.items()}
+        return {key: value for key, value in kept.items() if value not in ({}, [])}
+    if isinstance(content, list) and not any(map(_drop_empty, content)):
+        return []
+    return content
 
 
 def load_task(name: str) -> Task:

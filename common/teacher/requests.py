@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from common.errors import SettingsError
-from common.settings import TeacherSettings
+from common.settings import Settings, TeacherSettings
 from common.tasks.model import Task
 
 _MESSAGE_TOKENS = 16
@@ -75,3 +75,13 @@ def get_contents(body: dict[str, Any]) -> list[str]:
     if "prompt" in body:
         return [body["prompt"]]
     return [message["content"] for message in body["messages"]]
+
+
+def fingerprint_teacher(settings: Settings, task: Task) -> dict[str, Any]:
+    """What a label depends on, beside its text."""
+    names = ("base_url", "model", "endpoint", "max_tokens", "temperature", "logprobs")
+    return {
+        "task": f"{task.name} {task.label_fingerprint}",
+        **settings.fingerprint("teacher", names),
+        **settings.fingerprint("label", ["samples"]),
+    }

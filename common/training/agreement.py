@@ -4,62 +4,55 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerBase
 
-from common.settings import Settings
-from common.student.generation import generate, sort_by_length, take_batch
-from common.student.student import encode_example, encode_prompt
-from common.tasks.model import Task
-from common.training.batches import LabelCollator, compute_logits
+from common.run.run import Run
+from common.student.generation import sort_by_length, take_batch
+from common.student.student import Student, TransformersRuntime
+from common.training.objectives.objective import Encoded, Objective
 from common.training.train_set import Labels
 from common.training.trainer import Measure
 
 
 def make_measure(
-    settings: Settings,
-    task: Task,
+    run: Run,
     tokenizer: PreTrainedTokenizerBase,
+    objective: Objective,
     held_out: Labels,
     check: Callable[[], None] = lambda: None,
 ) -> Measure | None:
     """What measures `agreement` and `loss` on the held-out labels; None if there are none.
 
     The agreement is the share of them that the student gives exactly, by greedy decoding; the loss
-    is its mean cross-entropy on their tokens. `check` is called now and then, and may raise.
+    is the objective's, a token. `check` is called now and then, and may raise.
     """
     if not held_out:
         return None
-    prompts = [encode_prompt(tokenizer, task, text) for text, _ in held_out]
-    rows = [encode_example(tokenizer, task, text, label) for text, label in held_out]
-    answers = [label.strip() for _, label in held_out]
-    longest = max(len(r["input_ids"]) - len(p) for r, p in zip(rows, prompts, strict=True))
+    texts, rows = [row.text for row in held_out], [objective.encode(row) for row in held_out]
+    answers = [(row.label or "").strip() for row in held_out]
+    longest = max(_count_learned(objective, [row]) for row in rows)
 
     def measure(model: Any) -> dict[str, float]:
-        responses = generate(
-            model,
-            tokenizer,
-            prompts,
-            max_new_tokens=longest,  # what is longer agrees with none of them
-            batch_tokens=settings.evaluate.batch_tokens,
-            check=check,
-        )
+        runtime = TransformersRuntime(model, tokenizer)
+        student = Student(runtime, tokenizer, run.task, run.settings.evaluate)
+        # what is longer agrees with none of them
+        responses = student.answer(texts, max_new_tokens=longest, check=check)
         check()
         hits = sum(r.text == answer for r, answer in zip(responses, answers, strict=True))
-        loss = measure_loss(model, tokenizer, rows, settings.evaluate.batch_tokens)
+        loss = measure_loss(model, objective, rows, run.settings.evaluate.batch_tokens)
         return {"agreement": hits / len(answers), "loss": loss}
 
     return measure
 
 
+def _count_learned(objective: Objective, rows: Sequence[Encoded]) -> int:
+    return len(objective.collate(rows)["labels"])
+
+
 def measure_loss(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[dict[str, list[int]]],
-    batch_tokens: int,
+    model: Any, objective: Objective, rows: Sequence[Encoded], batch_tokens: int
 ) -> float:
-    """The mean cross-entropy of the rows' learned tokens, in nats."""
-    collate = LabelCollator(tokenizer.pad_token_id)
+    """The objective's loss on rows, a token that is learned, in nats."""
     model.eval()
     total = count = 0.0
     lengths = [len(row["input_ids"]) for row in rows]
@@ -67,10 +60,9 @@ def measure_loss(
     while order:
         indices = take_batch(order, lengths, batch_tokens)
         order = order[len(indices) :]
-        tensors = collate([rows[i] for i in indices])
+        tensors = objective.collate([rows[i] for i in indices])
         batch = {name: tensor.to(model.device) for name, tensor in tensors.items()}
         with torch.inference_mode():
-            logits = compute_logits(model, batch["input_ids"], batch["positions"])
-            total += float(cross_entropy(logits.float(), batch["labels"], reduction="sum"))
+            total += float(objective.sum_loss(model, batch))
         count += len(batch["labels"])
     return total / count

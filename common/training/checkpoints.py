@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from common.run.manifest import Fingerprint, check_same, read_manifest, write_manifest
+from common.run.steps import name_checkpoint
 from common.run.storage import RunStorage
 
 FOLDER = "checkpoints"
@@ -24,9 +25,9 @@ class Checkpoints:
 
     def save(self, local: Path, update: int, best: int) -> None:
         """Copies a local folder, and removes all but this one and that of the update `best`."""
-        step = _name(update)
+        step = name_checkpoint(update)
         if read_manifest(self._storage, step) is None:
-            files = self._storage.upload(local, step)
+            files = self._storage.upload(local, step.folder)
             write_manifest(self._storage, step, self._fingerprint, files=files)
         for old in self.list_updates():
             if old < update and old != best:
@@ -43,11 +44,11 @@ class Checkpoints:
         Raises:
             InputError: it is of a training from other labels or settings; or damaged.
         """
-        step = _name(update)
+        step = name_checkpoint(update)
         manifest = read_manifest(self._storage, step)
         assert manifest is not None, step
-        check_same(f"{self._storage.url}/{FOLDER}", manifest["fingerprint"], self._fingerprint)
-        self._storage.download(manifest["files"], step, local)
+        check_same(f"{self._storage.url}/{FOLDER}", manifest.fingerprint, self._fingerprint)
+        self._storage.download(manifest.files, step.folder, local)
 
     def load_latest(self, folder: Path) -> Path | None:
         """Copies the latest checkpoint into a folder of its own there; None if there is none."""
@@ -67,11 +68,7 @@ class Checkpoints:
             self._storage.remove(*self._storage.list_files(FOLDER))
 
     def _remove(self, update: int) -> None:
-        step = _name(update)
+        step = name_checkpoint(update).folder
         with self._storage.removing_empty_folder(step):
             self._storage.remove(f"{step}/manifest.json")  # first: no half of it ever counts
             self._storage.remove(*self._storage.list_files(step))
-
-
-def _name(update: int) -> str:
-    return f"{FOLDER}/{update:08}"

@@ -44,15 +44,26 @@ def add_adapter(settings: Settings, student: Any) -> PeftModel:
     return model
 
 
+def _is_plain(layer: Any) -> bool:
+    """Whether PEFT computes the sum alone: without a variant such as DoRA or a bias."""
+    return (
+        not layer.lora_variant
+        and not any(layer.lora_bias.values())
+        and not layer.disable_adapters
+        and not layer.merged
+        and layer.active_adapters == [_ADAPTER]
+    )
+
+
 def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     """A linear layer's output with the adapter's: x W + alpha / r · dropout(x) A B.
 
     One operation adds up both where PEFT takes three, each over the whole output: it copies the
     layer's output, multiplies the adapter's by the scale, and adds it.
     """
-    if not layer.training:
+    if args or kwargs or not layer.training or not _is_plain(layer):
         return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]
-    output = layer.base_layer(x, *args, **kwargs)
+    output = layer.base_layer(x)
     lowered = layer.lora_A[_ADAPTER](layer.lora_dropout[_ADAPTER](x))
     return torch.addmm(
         output.flatten(0, -2),

@@ -11,55 +11,39 @@ from peft import PeftModel
 from transformers import AutoConfig, GenerationConfig
 
 from common.errors import InputError
-from common.run.manifest import Fingerprint, require_manifest, write_manifest
-from common.run.storage import RunStorage
-from common.settings import Settings
-from common.student.generation import generate
+from common.run.manifest import Fingerprint, Manifest, require_manifest, write_manifest
+from common.run.run import Run
+from common.run.steps import ADAPTER, MERGED, LabelSummary, MergeSummary
 from common.student.memory import explaining_memory
-from common.student.student import (
-    choose_dtype,
-    encode_prompt,
-    find_student,
-    load_student,
-    load_tokenizer,
-)
-from common.tasks.model import Task
+from common.student.prompt import load_tokenizer
+from common.student.student import Student, TransformersRuntime
+from common.student.weights import choose_dtype, find_student, load_weights
 from common.training.train_set import read_labels
 
-STEP = "merged"
-_PROMPTS = 32
+_TEXTS = 32
 _LEAST_EQUAL = 0.95
-"""The share of the prompts that must be answered alike; rounding may turn a close call."""
+"""The share of the texts that must be answered alike; rounding may turn a close call."""
 
 log = logging.getLogger(__name__)
 
 
-def merge(
-    settings: Settings,
-    task: Task,
-    storage: RunStorage,
-    labels_manifest: dict[str, Any],
-    fingerprint: Fingerprint,
-) -> None:
+def merge(run: Run, labels: Manifest[LabelSummary], fingerprint: Fingerprint) -> None:
     """Writes the student with the adapter merged into it."""
-    adapter = require_manifest(storage, "adapter", "python -m jobs.train")
-    labels = read_labels(storage, labels_manifest["files"])
-    tokenizer = load_tokenizer(settings)
-    prompts = [encode_prompt(tokenizer, task, text) for text, _ in labels[:_PROMPTS]]
+    adapter = require_manifest(run.storage, ADAPTER)
+    texts = [row.text for row in read_labels(run.storage, labels.files)[:_TEXTS]]
     advice = "merging needs the whole student unquantised; set DISTILL_TRAIN__MERGE=false"
     gc.collect()  # the trainer, which refers to itself
     with tempfile.TemporaryDirectory() as name, explaining_memory(advice):
         folder = Path(name)
-        storage.download(adapter["files"], "adapter", folder / "adapter")
-        summary = merge_adapter(settings, folder / "adapter", folder / STEP, prompts)
-        files = storage.upload(folder / STEP, STEP)
-    write_manifest(storage, STEP, fingerprint, files=files, summary=summary)
-    log.info("train: merged, see %s/%s", storage.url, STEP)
+        run.storage.download(adapter.files, ADAPTER.folder, folder / ADAPTER.folder)
+        target = folder / MERGED.folder
+        summary = merge_adapter(run, folder / ADAPTER.folder, target, texts)
+        files = run.storage.upload(target, MERGED.folder)
+    write_manifest(run.storage, MERGED, fingerprint, summary, files=files)
+    log.info("train: merged, see %s/%s", run.storage.url, MERGED.folder)
 
 
-def merge_adapter(
-    settings: Settings, adapter: Path, target: Path, prompts: list[list[int]]
-) -> dict[str, Any]:
+def merge_adapter(run: Run, adapter: Path, target: Path, texts: list[str]) -> MergeSummary:
     """Writes the merged student to a folder; gives how much it answers as the adapter does.
 
     The adapter is merged onto the unquantised student: what is added to 4-bit weights is rounded
@@ -68,22 +52,25 @@ def merge_adapter(
     Raises:
         InputError: it answers otherwise than the adapter on that same student does.
     """
-    student = load_student(settings, is_quantized=False)
-    model: Any = PeftModel.from_pretrained(student, str(adapter))
-    tokenizer = load_tokenizer(settings)
-    limits = settings.evaluate.model_dump()
-    before = generate(model, tokenizer, prompts, **limits)
+    tokenizer, weights = load_tokenizer(run.settings), load_weights(run.settings, False)
+    model: Any = PeftModel.from_pretrained(weights, str(adapter))
+
+    def answer() -> list[str]:
+        runtime = TransformersRuntime(model, tokenizer)
+        student = Student(runtime, tokenizer, run.task, run.settings.evaluate)
+        return [response.text for response in student.answer(texts)]
+
+    before = answer()
     model = model.merge_and_unload()
-    after = generate(model, tokenizer, prompts, **limits)
-    equal = sum(b.text == a.text for b, a in zip(before, after, strict=True))
-    if equal < _LEAST_EQUAL * len(prompts):
+    equal = sum(b == a for b, a in zip(before, answer(), strict=True))
+    if equal < _LEAST_EQUAL * len(texts):
         raise InputError(
-            f"the merged student answers {len(prompts) - equal} of {len(prompts)} prompts "
+            f"the merged student answers {len(texts) - equal} of {len(texts)} prompts "
             "otherwise than with the adapter beside it; serve the adapter instead"
         )
-    source = find_student(settings)
+    source = find_student(run.settings)
     with suppress(OSError):  # not every student has any
         model.generation_config = GenerationConfig.from_pretrained(source)
     model.to(AutoConfig.from_pretrained(source).dtype or choose_dtype()).save_pretrained(target)
     tokenizer.save_pretrained(target)
-    return {"compared_prompts": len(prompts), "equal_answers": equal}
+    return {"compared_prompts": len(texts), "equal_answers": equal}

@@ -2,11 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
-from common.run.manifest import code_version
-from common.settings import BUILTIN, Settings
-from common.tasks.model import Task
+from common.run.manifest import Manifest, code_version
+from common.run.run import Run
+from common.run.steps import LabelSummary, TrainSummary
+from common.settings import BUILTIN
 
 _CARD = """---
 {base}library_name: peft
@@ -47,15 +47,10 @@ The licence is that of the base model and of the teacher's terms for its output:
 
 
 def render_card(
-    settings: Settings,
-    task: Task,
-    labels_manifest: dict[str, Any],
-    counts: dict[str, int],
-    summary: dict[str, Any],
+    run: Run, labels: Manifest[LabelSummary], counts: dict[str, int], summary: TrainSummary
 ) -> str:
     """The card as Markdown."""
-    agreement = summary["agreement"]
-    labels = labels_manifest.get("settings", {})
+    settings, task, agreement = run.settings, run.task, summary["agreement"]
     student = settings.student.model
     is_local = student == BUILTIN or Path(student).exists()  # the hub takes names of its own only
     return _CARD.format(
@@ -63,9 +58,9 @@ def render_card(
         student=Path(student).name if is_local else student,
         task=task.name,
         description=task.description,
-        teacher=labels.get("teacher", {}).get("model") or "the built-in stand-in",
+        teacher=labels.settings.get("teacher", {}).get("model") or "the built-in stand-in",
         version=code_version(),
-        source=f"`{labels.get('data', {}).get('source', 'examples')}`",
+        source=f"`{labels.settings.get('data', {}).get('source', 'examples')}`",
         labels=f"{counts['labels']:,}",
         held_out=f"{counts['held_out']:,}",
         agreement="not measured" if agreement is None else f"{agreement:.1%}",

@@ -9,23 +9,23 @@ from huggingface_hub import HfApi
 from common.errors import DistillError, InputError
 from common.hub import is_passing
 from common.run.manifest import require_manifest
-from common.run.storage import RunStorage
-from common.settings import Settings
+from common.run.run import Run
+from common.run.steps import ADAPTER
 
 log = logging.getLogger(__name__)
 
 
-def push(settings: Settings, storage: RunStorage) -> None:
+def push(run: Run) -> None:
     """Publishes the adapter, as HF_TOKEN allows, in a private repository if it makes one.
 
     Raises:
         InputError: the hub refuses.
         DistillError: it cannot be reached.
     """
-    adapter = require_manifest(storage, "adapter", "python -m jobs.train")
-    name = str(settings.train.push_to)
+    adapter = require_manifest(run.storage, ADAPTER)
+    name = str(run.settings.train.push_to)
     with tempfile.TemporaryDirectory() as folder:
-        storage.download(adapter["files"], "adapter", Path(folder))
+        run.storage.download(adapter.files, ADAPTER.folder, Path(folder))
         try:
             HfApi().create_repo(name, private=True, exist_ok=True)
             HfApi().upload_folder(repo_id=name, folder_path=folder)

@@ -1,21 +1,28 @@
 """The labels as the student learns them: which of them, and in which tokens."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
 
 from common.errors import InputError
-from common.records import hash_content, hash_text
+from common.records import LabelRow, hash_content, hash_text
+from common.run.manifest import Manifest
 from common.run.storage import RunStorage
-from common.settings import Settings
-from common.student.student import encode_example
-from common.tasks.model import Task
+from common.settings import Settings, find_default
+from common.training.objectives.objective import Objective
 
-Labels = list[tuple[str, str]]
-"""Pairs of text and label."""
+Labels = list[LabelRow]
+"""Rows with status ok."""
+_FIRST_SETTINGS = (
+    "teacher.endpoint",
+    "teacher.max_tokens",
+    "teacher.temperature",
+    "teacher.logprobs",
+    "label.samples",
+)
+"""What version 0.1 wrote into fingerprints also at its default, and so into these hashes."""
 _MOST_HELD_OUT = 0.1
 """The share of the labels that is held out at most."""
 
@@ -32,41 +39,51 @@ class TrainSet:
 
 
 def load_train_set(
-    settings: Settings,
-    task: Task,
-    storage: RunStorage,
-    files: list[str],
-    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings, storage: RunStorage, files: list[str], objective: Objective
 ) -> TrainSet:
     """The usable labels in `files`.
+
+    Over-long ones are dropped and never cut: a cut would take off the end-of-sequence token.
 
     Raises:
         InputError: there is none.
     """
-    found = read_labels(storage, files)
-    fitting = drop_over_long(settings, task, tokenizer, found)
+    found, limit = read_labels(storage, files), settings.student.max_tokens
+    encoded = {row.id: objective.encode(row) for row in found}
+    fitting = [row for row in found if len(encoded[row.id]["input_ids"]) <= limit]
+    if not fitting:
+        raise InputError(
+            f"all {len(found)} labels are longer than DISTILL_STUDENT__MAX_TOKENS={limit}; raise it"
+        )
     labels, held_out = hold_out(fitting, settings.train.held_out)
     counts = {
         "labels": len(labels),
         "held_out": len(held_out),
         "dropped_too_long": len(found) - len(fitting),
     }
-    return TrainSet(encode_labels(task, tokenizer, labels), held_out, counts)
+    return TrainSet(Dataset.from_list([encoded[row.id] for row in labels]), held_out, counts)
 
 
-def fingerprint_labels(manifest: dict[str, Any]) -> str:
+def fingerprint_labels(manifest: Manifest[Any]) -> str:
     """A hash of what the labels were made of, by their manifest."""
-    return hash_content([manifest[key] for key in ("fingerprint", "counts")])
+    first = {name: find_default(name) for name in _FIRST_SETTINGS}
+    return hash_content([{**first, **manifest.fingerprint}, manifest.counts])
 
 
 def read_labels(storage: RunStorage, files: list[str]) -> Labels:
-    """Pairs of text and label, of the rows with status ok.
+    """The rows with status ok; columns of other versions are left out.
 
     Raises:
         InputError: there is none.
     """
-    rows = [row for name in files for row in storage.read_table(name).to_pylist()]
-    labels = [(row["text"], row["label"]) for row in rows if row["status"] == "ok"]
+    known = {f.name for f in fields(LabelRow)}
+    tables = [storage.read_table(name) for name in files]
+    rows = [row for table in tables for row in table.to_pylist()]
+    labels = [
+        LabelRow(**{name: value for name, value in row.items() if name in known})
+        for row in rows
+        if row["status"] == "ok"
+    ]
     if not labels:
         counts = Counter(f"{row['status']} ({row['error']})" for row in rows)
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common(3))
@@ -78,38 +95,9 @@ def read_labels(storage: RunStorage, files: list[str]) -> Labels:
     return labels
 
 
-def drop_over_long(
-    settings: Settings, task: Task, tokenizer: PreTrainedTokenizerBase, labels: Labels
-) -> Labels:
-    """The labels that are short enough, with their prompts, for `student.max_tokens`.
-
-    Over-long ones are dropped and never cut: a cut would take off the end-of-sequence token.
-
-    Raises:
-        InputError: none is.
-    """
-    limit = settings.student.max_tokens
-    kept = [
-        (text, label)
-        for text, label in labels
-        if len(encode_example(tokenizer, task, text, label)["input_ids"]) <= limit
-    ]
-    if not kept:
-        raise InputError(
-            f"all {len(labels)} labels are longer than DISTILL_STUDENT__MAX_TOKENS={limit}; "
-            "raise it"
-        )
-    return kept
-
-
 def hold_out(labels: Labels, count: int) -> tuple[Labels, Labels]:
     """Labels to learn from, and up to `count` others, chosen by the hash of their text."""
     count = min(count, int(len(labels) * _MOST_HELD_OUT))
-    chosen = set(sorted({hash_text(text) for text, _ in labels})[:count])
-    kept = [pair for pair in labels if hash_text(pair[0]) not in chosen]
-    return kept, [pair for pair in labels if hash_text(pair[0]) in chosen]
-
-
-def encode_labels(task: Task, tokenizer: PreTrainedTokenizerBase, labels: Labels) -> Dataset:
-    """The training set in tokens."""
-    return Dataset.from_list([encode_example(tokenizer, task, *pair) for pair in labels])
+    chosen = set(sorted({hash_text(row.text) for row in labels})[:count])
+    kept = [row for row in labels if hash_text(row.text) not in chosen]
+    return kept, [row for row in labels if hash_text(row.text) in chosen]

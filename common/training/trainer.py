@@ -1,12 +1,13 @@
 """The trainer: TRL's, around the quantised student with a LoRA adapter.
 
-What is done otherwise than by TRL, and why:
+TRL and transformers give the loop, the optimiser and its schedule, mixed precision, activation
+checkpointing under PEFT, the state of a checkpoint, and trackers. What is done otherwise, and why:
 
-* Logits are made of the label's tokens only (TRL's fused head does so on GPUs alone), and no
-  metric is read back from the GPU between two log lines.
+* The objective makes the tensors and the loss. TRL's own loss reads metrics back from the GPU at
+  each update, and its head for label tokens alone is for GPUs.
 * LoRA's weights stay fp32. TRL makes them bf16 under a quantised base, where small updates vanish,
-  and a resumed training goes another way.
-* The order of the batches is planned ahead, so that a resumed training goes on with the very next.
+  and a resumed training gives other weights.
+* The order of the batches is planned ahead, so that a resumed training takes the very next one.
 """
 
 import os
@@ -17,22 +18,22 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
 )
 from trl import SFTConfig, SFTTrainer
 
 from common.errors import SettingsError
-from common.settings import Settings
+from common.settings import Settings, TrainSettings
 from common.student.adapter import TENSORBOARD
-from common.student.student import choose_dtype, find_student, load_student
-from common.training.batches import IGNORED, LabelCollator, compute_logits, plan_batches
+from common.student.prompt import IGNORED
+from common.student.weights import choose_dtype, find_student, load_weights
+from common.training.batches import plan_batches
 from common.training.lora import add_adapter
+from common.training.objectives.objective import Objective
 
 LOG_UPDATES = 10
 """Updates from one entry of the history to the next."""
@@ -45,11 +46,15 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
     """Trains on a plan of batches; see the module."""
 
     def __init__(
-        self, plan: Sequence[list[int]], measure: Measure | None, **arguments: Any
+        self,
+        objective: Objective,
+        plan: Sequence[list[int]],
+        measure: Measure | None,
+        **arguments: Any,
     ) -> None:
         """`measure` is called at each evaluation; without it there is none."""
-        super().__init__(**arguments)
-        self._plan, self.measure = plan, measure
+        super().__init__(data_collator=objective.collate, **arguments)
+        self._objective, self._plan, self.measure = objective, plan, measure
         learned = (sum(t != IGNORED for t in row) for row in self.train_dataset["labels"])
         self._tokens_per_row = sum(learned) / len(self.train_dataset)
         self._is_finite: torch.Tensor | None = None
@@ -58,12 +63,15 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The planned batches: one epoch of the trainer's is the whole training."""
-        return DataLoader(
-            self.train_dataset,
-            batch_sampler=self._plan,
-            collate_fn=self.data_collator,
-            pin_memory=self.args.device.type == "cuda",
+        loader: DataLoader[Any] = self.accelerator.prepare(
+            DataLoader(
+                self.train_dataset,
+                batch_sampler=self._plan,
+                collate_fn=self.data_collator,
+                pin_memory=self.args.dataloader_pin_memory,
+            )
         )
+        return loader
 
     def compute_loss(
         self,
@@ -72,15 +80,14 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Cross-entropy of the labels' tokens, over their number in an average update.
+        """The objective's loss, over the number of learned tokens in an average update.
 
         Over their number in this one, a token of a short label would count more than one of a long
         label, since an update's labels have about the same length.
         """
         assert not return_outputs
         del num_items_in_batch
-        logits = compute_logits(model, inputs["input_ids"], inputs["positions"])
-        total = cross_entropy(logits.float(), inputs["labels"], reduction="sum")
+        total = self._objective.sum_loss(model, inputs)
         loss = total / (self._tokens_per_row * len(inputs["input_ids"]))
         self._tokens += inputs["input_ids"].numel()
         self.note(loss)
@@ -126,28 +133,19 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         del state_dict
         self.model.save_pretrained(output_dir, save_embedding_layers=False)
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        Trainer._save_checkpoint(self, model, trial)  # without TRL's model card
-
-    def _prepare_input(self, data: Any) -> Any:
-        """To the device, without waiting for it."""
-        if isinstance(data, torch.Tensor):
-            return data.to(self.args.device, non_blocking=True)
-        return super()._prepare_input(data)
-
     def list_trained(self) -> list[torch.nn.Parameter]:
         """The parameters that are learned: LoRA's."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def check_finite(self) -> None:
-        """Raises a SettingsError if a loss, or a weight, is no number any more."""
+        """Raises a SettingsError if a loss, or a weight, is NaN or infinite."""
         norms = torch._foreach_norm([parameter.data for parameter in self.list_trained()])
         is_finite = torch.stack(norms).isfinite().all()
         if self._is_finite is not None:
             is_finite &= self._is_finite
         if not is_finite:
             raise SettingsError(
-                f"the loss is no finite number any more, before update {self.state.global_step}; "
+                f"the loss is NaN or infinite, before update {self.state.global_step}; "
                 f"lower DISTILL_TRAIN__LEARNING_RATE (now {self.args.learning_rate:g}) or "
                 f"DISTILL_TRAIN__MAX_GRAD_NORM (now {self.args.max_grad_norm:g}), delete the run's "
                 "folder checkpoints, and run again"
@@ -157,6 +155,7 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
 def make_trainer(
     settings: Settings,
     tokenizer: PreTrainedTokenizerBase,
+    objective: Objective,
     dataset: Dataset,
     folder: Path,
     measure: Measure | None = None,
@@ -165,6 +164,37 @@ def make_trainer(
     """The trainer around the quantised student with a fresh adapter; it works in `folder`."""
     train = settings.train
     lengths = [len(ids) for ids in dataset["input_ids"]]
+    model = add_adapter(settings, load_weights(settings))
+    if TENSORBOARD in train.report_to:
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / TENSORBOARD))
+    try:
+        trainer = LabelTrainer(
+            objective,
+            plan_batches(lengths, train.batch_size, train.epochs, train.seed),
+            measure,
+            model=model,
+            args=_make_arguments(train, folder),
+            train_dataset=dataset,
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SettingsError(
+            f"the trainer refuses these settings: {reason}; see DISTILL_TRAIN__REPORT_TO="
+            f"{','.join(train.report_to)!r} and DISTILL_TRAIN__TARGET_MODULES="
+            f"{','.join(train.target_modules)!r}"
+        ) from None
+    trainer.remove_callback(PrinterCallback)
+    for parameter in trainer.list_trained():
+        parameter.data = parameter.data.float()
+    trainer.model.peft_config["default"].base_model_name_or_path = _portable_name(settings)
+    return trainer
+
+
+def _make_arguments(train: TrainSettings, folder: Path) -> SFTConfig:
     on_gpu = torch.cuda.is_available()
     arguments = SFTConfig(
         output_dir=str(folder),
@@ -189,37 +219,12 @@ def make_trainer(
         logging_nan_inf_filter=False,
         save_strategy="no",  # see Schedule
         report_to=train.report_to or "none",
+        dataloader_pin_memory=on_gpu,
+        accelerator_config={"non_blocking": on_gpu},  # batches travel while the GPU computes
         disable_tqdm=True,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # of several GPUs, the first
-    model = add_adapter(settings, load_student(settings))
-    if TENSORBOARD in train.report_to:
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / TENSORBOARD))
-    try:
-        trainer = LabelTrainer(
-            plan_batches(lengths, train.batch_size, train.epochs, train.seed),
-            measure,
-            model=model,
-            args=arguments,
-            train_dataset=dataset,
-            data_collator=LabelCollator(tokenizer.pad_token_id),
-            processing_class=tokenizer,
-            callbacks=list(callbacks),
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except (ValueError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise SettingsError(
-            f"the trainer refuses these settings: {reason}; see DISTILL_TRAIN__REPORT_TO="
-            f"{','.join(train.report_to)!r} and DISTILL_TRAIN__TARGET_MODULES="
-            f"{','.join(train.target_modules)!r}"
-        ) from None
-    trainer.remove_callback(PrinterCallback)
-    for parameter in trainer.list_trained():
-        parameter.data = parameter.data.float()
-    trainer.model.peft_config["default"].base_model_name_or_path = _portable_name(settings)
-    return trainer
+    return arguments
 
 
 def _portable_name(settings: Settings) -> str:

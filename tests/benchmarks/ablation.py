@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from datasets import Dataset
 from transformers import set_seed
 
 from common.builtin.correction import correct
@@ -30,12 +31,13 @@ from common.data.examples import load_examples, load_test_rows
 from common.environment import load_settings
 from common.metrics.metrics import exact_match
 from common.metrics.statistics import wilson_interval
+from common.records import LabelRow
 from common.settings import Settings
 from common.student.generation import generate
-from common.student.student import encode_prompt, load_tokenizer
+from common.student.prompt import encode_prompt, load_tokenizer
 from common.tasks.model import load_task
 from common.tasks.rules import apply_rules
-from common.training.train_set import encode_labels
+from common.training.objectives.supervised import Supervised
 from common.training.trainer import make_trainer
 from tests.benchmarks.measure import BUILD, print_table
 
@@ -88,18 +90,19 @@ def measure(case: Case, seed: int, options: argparse.Namespace) -> dict[str, Any
     """Trains and scores once."""
     settings = configure(case, seed, options)
     task, tokenizer = load_task("gec"), load_tokenizer(settings)
-    pairs = []
+    labels = []
     for example in load_examples(settings, task).rows:
         label, error = apply_rules(example.text, correct(example.text), task.label_rules)
         if error is None or not case.are_filtered:
-            pairs.append((example.text, label))
-    dataset = encode_labels(task, tokenizer, pairs[: case.labels])
+            labels.append(LabelRow(example.id, example.text, "ok", label))
+    objective = Supervised(task, tokenizer)
+    dataset = Dataset.from_list([objective.encode(row) for row in labels[: case.labels]])
     rows = load_test_rows(settings, task).rows
     prompts = [encode_prompt(tokenizer, task, row.text) for row in rows]
     set_seed(seed)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(settings, tokenizer, dataset, Path(folder))
+        trainer = make_trainer(settings, tokenizer, objective, dataset, Path(folder))
         trainer.train()
     seconds = time.monotonic() - started
     responses = generate(

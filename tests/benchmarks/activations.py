@@ -12,13 +12,14 @@ import tempfile
 from unittest import mock
 
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from common.settings import Settings
-from common.student.student import load_student, load_tokenizer
-from common.training.batches import LabelCollator, compute_logits
+from common.student.prompt import load_tokenizer
+from common.student.weights import load_weights
+from common.tasks.model import load_task
 from common.training.lora import add_adapter
+from common.training.objectives.supervised import Supervised
 from tests.benchmarks.measure import print_table
 from tests.benchmarks.train import TINY_LLAMA, configure, make_random_rows
 
@@ -28,8 +29,8 @@ _LAYERS = int(TINY_LLAMA["num_hidden_layers"])
 
 def measure(settings: Settings) -> dict[str, float]:
     """Bytes of activations, of frozen weights, and of LoRA with gradient and optimizer."""
-    with mock.patch("common.student.student.choose_dtype", return_value=torch.bfloat16):
-        model = add_adapter(settings, load_student(settings))
+    with mock.patch("common.student.weights.choose_dtype", return_value=torch.bfloat16):
+        model = add_adapter(settings, load_weights(settings))
     trained = [p for p in model.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.data = parameter.data.float()
@@ -37,7 +38,9 @@ def measure(settings: Settings) -> dict[str, float]:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
-    batch = LabelCollator(0)(list(make_random_rows(_ROWS, len(load_tokenizer(settings)))))
+    tokenizer = load_tokenizer(settings)
+    objective = Supervised(load_task("gec"), tokenizer)
+    batch = objective.collate(list(make_random_rows(_ROWS, len(tokenizer))))
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept: dict[int, torch.Tensor] = {}
 
@@ -51,8 +54,7 @@ def measure(settings: Settings) -> dict[str, float]:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16),
     ):
-        logits = compute_logits(model, batch["input_ids"], batch["positions"])
-        cross_entropy(logits.float(), batch["labels"], reduction="sum")
+        objective.sum_loss(model, batch)
     frozen = [p for p in model.parameters() if not p.requires_grad]
     return {
         "activations": sum(t.untyped_storage().nbytes() for t in kept.values()),

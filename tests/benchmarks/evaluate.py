@@ -19,7 +19,8 @@ from transformers.utils import logging as transformers_logging
 
 from common.data.examples import load_test_rows
 from common.student.generation import generate
-from common.student.student import encode_prompt, load_student, load_tokenizer
+from common.student.prompt import encode_prompt, load_tokenizer
+from common.student.weights import load_weights
 from common.tasks.model import load_task
 from tests.benchmarks.measure import BUILD, print_table
 from tests.benchmarks.train import configure, preparing_student
@@ -39,7 +40,7 @@ def main() -> None:
     transformers_logging.set_verbosity_error()
     with preparing_student() as student:
         settings = configure(student, "default", 8, DATA__SOURCE="builtin")
-        tokenizer, model, task = load_tokenizer(settings), load_student(settings), load_task("gec")
+        tokenizer, model, task = load_tokenizer(settings), load_weights(settings), load_task("gec")
     rows = load_test_rows(settings, task).rows[: options.rows]
     prompts = [encode_prompt(tokenizer, task, row.text) for row in rows]
     limit = options.max_new_tokens

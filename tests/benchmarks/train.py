@@ -43,10 +43,12 @@ from common.builtin.correction import correct
 from common.data.examples import load_examples
 from common.environment import load_settings
 from common.settings import Settings
-from common.student.student import encode_example, find_student, load_student, load_tokenizer
+from common.student.prompt import encode_example, load_tokenizer
+from common.student.weights import find_student, load_weights
 from common.tasks.model import load_task
 from common.training.agreement import measure_loss
 from common.training.lora import make_lora
+from common.training.objectives.supervised import Supervised
 from common.training.trainer import make_trainer
 from tests.benchmarks.measure import BUILD, print_table
 
@@ -90,7 +92,7 @@ def train_as_reference(
 ) -> Any:
     """Trains the published experiment's way; gives the model."""
     train, on_gpu = settings.train, torch.cuda.is_available()
-    model = prepare_model_for_kbit_training(load_student(settings))
+    model = prepare_model_for_kbit_training(load_weights(settings))
     model = get_peft_model(model, make_lora(train))
     trainer = Trainer(
         model=model,
@@ -124,7 +126,8 @@ def train_as_project(
     settings: Settings, tokenizer: Any, dataset: Dataset, folder: Path, callback: TrainerCallback
 ) -> Any:
     """Trains as the train job does; gives the model."""
-    trainer = make_trainer(settings, tokenizer, dataset, folder, None, [callback])
+    objective = Supervised(load_task("gec"), tokenizer)
+    trainer = make_trainer(settings, tokenizer, objective, dataset, folder, None, [callback])
     trainer.train()
     return trainer.model
 
@@ -196,7 +199,7 @@ def measure_losses(options: argparse.Namespace) -> dict[str, Any]:
             set_seed(seed)
             with tempfile.TemporaryDirectory() as folder:
                 model = run(settings, tokenizer, learned, Path(folder), TrainerCallback())
-            figures[name].append(measure_loss(model, tokenizer, held_out, 8192))
+            figures[name].append(measure_loss(model, Supervised(task, tokenizer), held_out, 8192))
             print(f"seed {seed}, {name}: {figures[name][-1]:.4f}", flush=True)
     rows = [
         {

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 from common.run.manifest import read_manifest
-from common.student.student import load_tokenizer
+from common.run.steps import ADAPTER
+from common.student.prompt import load_tokenizer
 from jobs.train import main
 from test_train import PAIRS, write_labels
 from tests.benchmarks.train import (
@@ -27,7 +28,7 @@ def test_an_adapter_is_trained_in_bf16_and_kept_in_fp32(settings):
     own = settings(STUDENT__MODEL="builtin", TRAIN__EPOCHS=2, TRAIN__BATCH_SIZE=4)
     storage = write_labels(own, PAIRS)
     main(own)
-    summary = read_manifest(storage, "adapter")["summary"]
+    summary = read_manifest(storage, ADAPTER).summary
     assert summary["device"] == torch.cuda.get_device_name()
     assert summary["peak_gpu_bytes"] > 0
     weights = load_file(storage.path("adapter/adapter_model.safetensors"))

@@ -1,4 +1,4 @@
-"""The label job's actors on Ray: the keeper of its quota, and the workers that ask the teacher."""
+"""A session's actors on Ray: the keeper of its quota, and its workers."""
 
 import asyncio
 from socket import gethostname
@@ -10,14 +10,12 @@ from ray.util.metrics import Counter, Gauge
 from common.environment import load_environment, read_api_key
 from common.errors import DistillError, InputError, SettingsError
 from common.labels.known import read_answered
-from common.labels.labeler import Labeler
+from common.labels.worker import Worker
 from common.quota.protocol import Lease, Snapshot, Tally, Totals
 from common.quota.quota import Quota
 from common.records import Example, make_label_table
 from common.run.lock import is_locked
-from common.run.storage import RunStorage
-from common.settings import Settings
-from common.tasks.model import Task
+from common.run.run import PackedRun, Run
 
 _OWNER_SILENCE_SECONDS = 5.0
 """A driver that is not heard of for so long is dead; calls without it would be lost on the next."""
@@ -36,7 +34,7 @@ class QuotaKeeper:
             for name in Totals.__slots__
         }
         self._in_flight = Gauge("distill_label_in_flight", "calls in flight")
-        self._told = Totals()
+        self._reported = Totals()
 
     def renew(self, name: str, tally: Tally) -> Lease:
         """See `Quota.renew`."""
@@ -46,9 +44,9 @@ class QuotaKeeper:
         """See `Quota.snapshot`."""
         snapshot = self._quota.snapshot(may_start)
         for name, counter in self._counters.items():
-            if (more := getattr(snapshot.totals, name) - getattr(self._told, name)) > 0:
+            if (more := getattr(snapshot.totals, name) - getattr(self._reported, name)) > 0:
                 counter.inc(more)
-        self._told = snapshot.totals
+        self._reported = snapshot.totals
         self._in_flight.set(snapshot.in_flight)
         return snapshot
 
@@ -64,49 +62,43 @@ class QuotaKeeper:
 
 
 class LabelActor:
-    """One worker: a labeler with its client, in the actor's event loop."""
+    """One worker, in the actor's event loop."""
 
     def __init__(
-        self,
-        settings: Settings,
-        task: Task,
-        url: str,
-        keeper: Any,
-        known: Any,
-        needs_key: bool,
+        self, packed: PackedRun, url: str, keeper: Any, known: Any, needs_key: bool
     ) -> None:
-        """See `Labeler`; `keeper` is the job's, `known` a reference to a dictionary.
+        """See `Worker`; `keeper` is the session's, `known` a reference to a dictionary.
 
-        The settings are those `for_workers`: a teacher's key, if it `needs_key`, is in the
-        environment of the actor's node.
+        A teacher's key, if it `needs_key`, is in the environment of the actor's node.
         """
-        self._settings, self._task, self._url, self._needs_key = settings, task, url, needs_key
+        self._packed, self._url, self._needs_key = packed, url, needs_key
         self._keeper, self._known = keeper, known
-        self._opening: asyncio.Task[Labeler] | None = None
+        self._opening: asyncio.Task[tuple[Run, Worker]] | None = None
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """Labels a block. If the job is to stop, the driver hears of it from the quota."""
         self._opening = self._opening or asyncio.create_task(self._open())
         try:
-            labeler = await self._opening
+            run, worker = await self._opening
         except DistillError as error:
             await self._keeper.stop.remote(type(error)(f"{error} (on {gethostname()})"))
             return make_label_table([])
         examples = [Example(**row) for row in batch.to_pylist()]
         if await self._keeper.begin.remote(examples[0].id):
-            labeler.learn(await asyncio.to_thread(read_answered, RunStorage(self._settings)))
+            worker.add_known(await asyncio.to_thread(read_answered, run.storage))
         try:
-            return make_label_table(await labeler.label(examples))
+            return make_label_table(await worker.label(examples))
         except DistillError:
             return make_label_table([])
 
-    async def _open(self) -> Labeler:
+    async def _open(self) -> tuple[Run, Worker]:
         """Raises a DistillError if this node lacks what the job's own has."""
         load_environment()  # this node's own secret files may hold the keys of the object store
-        if not is_locked(storage := RunStorage(self._settings)):
+        run = self._packed.open()
+        if not is_locked(run.storage):
             raise InputError(
-                f"DISTILL_STORAGE__ROOT: {storage.url} is not the job's folder on this node of the "
-                "Ray cluster; name a root that all nodes share, such as s3://bucket/prefix"
+                f"DISTILL_STORAGE__ROOT: {run.storage.url} is not the job's folder on this node of "
+                "the Ray cluster; name a root that all nodes share, such as s3://bucket/prefix"
             )
         if self._needs_key:
             key = read_api_key()
@@ -115,11 +107,10 @@ class LabelActor:
                     "DISTILL_TEACHER__API_KEY is not set on this node of the Ray cluster; put it "
                     "into the environment of its containers: keys are not sent along with a job"
                 )
-            teacher = self._settings.teacher.model_copy(update={"api_key": key})
-            self._settings = self._settings.model_copy(update={"teacher": teacher})
+            run = run.with_key(key)
 
         async def renew(name: str, tally: Tally) -> Lease:
             lease: Lease = await self._keeper.renew.remote(name, tally)
             return lease
 
-        return Labeler(self._settings, self._task, self._url, renew, await self._known)
+        return run, Worker(run, self._url, renew, await self._known)

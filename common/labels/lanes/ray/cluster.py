@@ -2,48 +2,32 @@
 
 import atexit
 import contextlib
-import ctypes
 import logging
 import os
 import re
-import shutil
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
 from ray._private import auto_init_hook
-from ray._private.services import canonicalize_bootstrap_address
 
 from common.errors import DistillError, SettingsError
 from common.signals import STOP_SIGNALS
 
-_ANSWER_SECONDS, _JOIN_SECONDS, _LEAVE_SECONDS = 10.0, 60.0, 10.0
-_FOLDER_PREFIX = "distill-ray-"
-"""Prefix of the folders of nodes that last as long as a job."""
-_READY = "ray_current_cluster"
-"""The file that Ray writes last into a node's folder."""
-_SET_PDEATHSIG = 1
-"""Number of Linux' prctl, which sends a signal when the parent dies."""
-_joined: list[tuple["subprocess.Popen[bytes]", Path]] = []
-"""The Ray node that this process has started, to be one of a cluster's, and its folder."""
+_ANSWER_SECONDS = 10.0
+_SUBMIT = "`ray job submit --address http://head:8265 -- python -m jobs.label`"
 
 
-def start_ray(dashboard_host: str | None = None, check: Callable[[], None] = lambda: None) -> None:
+def start_ray(dashboard_host: str | None = None) -> None:
     """Connects to the cluster of RAY_ADDRESS, or starts Ray here; signal handlers stay.
 
-    A machine that is no node of the cluster becomes one, without CPUs, until `end_ray`. `check` is
-    called while that takes its time, and may raise.
-
     Raises:
-        SettingsError: a job cannot run over such a RAY_ADDRESS.
+        SettingsError: a job cannot run over such a RAY_ADDRESS, or not from this machine.
         DistillError: Ray does not start, or the cluster cannot be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -53,9 +37,8 @@ def start_ray(dashboard_host: str | None = None, check: Callable[[], None] = lam
     address = os.environ.get("RAY_ADDRESS", "")
     if not re.fullmatch(r"|local|auto|[^/]+:\d+", address):
         raise SettingsError(
-            f"{_name(address)}: Ray Data needs the cluster's own address, such as "
-            "head:6379; where only ray:// or http:// is open, use `ray job submit --address "
-            "http://head:8265 -- python -m jobs.label`"
+            f"{_name(address)}: Ray Data needs the cluster's own address, such as head:6379, on a "
+            f"node of it; from elsewhere, use {_SUBMIT}"
         )
     if address in ("", "local"):
         options: dict[str, Any] = {"address": "local", "include_dashboard": bool(dashboard_host)}
@@ -63,8 +46,9 @@ def start_ray(dashboard_host: str | None = None, check: Callable[[], None] = lam
             options["dashboard_host"] = dashboard_host
         _connect(lambda said: DistillError(f"Ray did not start: {_cut(said)}; run again"), options)
     else:
-        options = {} if address == "auto" or _is_node(address) else _join(address, check)
-        _connect(lambda said: _explain_refusal(address, said), options)
+        if address != "auto":
+            _require_node(address)
+        _connect(lambda said: _explain_refusal(address, said), {})
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -87,76 +71,52 @@ def _name(address: str) -> str:
     return f"RAY_ADDRESS={address!r}"
 
 
-def _is_node(address: str) -> bool:
-    """Whether this machine is a node of the cluster, and not by another job's joining alone."""
+def _require_node(address: str) -> None:
+    """Makes sure that this machine is a node of the cluster: elsewhere Ray aborts the process."""
     wanted = _resolve(address)
     if not wanted:
         raise DistillError(f"{_name(address)}: there is no such host; run again when there is")
-    for process in psutil.process_iter(["cmdline"]):
-        command = process.info["cmdline"] or [""]
-        if "raylet" not in Path(command[0]).name or any(f"/{_FOLDER_PREFIX}" in c for c in command):
-            continue
-        options = dict(part.partition("=")[::2] for part in command)
-        is_here = Path(options.get("--raylet_socket_name", "")).is_socket()  # not in a container
-        if is_here and _resolve(options.get("--gcs-address", "")) & wanted:
-            return True
-    return False
-
-
-def _resolve(address: str) -> set[Any]:
-    """The IP addresses, and the port, of host:port."""
-    try:
-        host, _, port = (canonicalize_bootstrap_address(address) or "").rpartition(":")
-        return {found[4][:2] for found in socket.getaddrinfo(host.strip("[]") or None, port)}
-    except (OSError, ValueError):
-        return set()
-
-
-def _join(address: str, check: Callable[[], None]) -> dict[str, Any]:
-    """Makes this machine a node of the cluster until `end_ray`; gives what `ray.init` needs.
-
-    It has a folder of its own, by which it is told from other nodes that this machine may be.
-    """
+    if _is_node(wanted):
+        return
     try:  # Ray itself takes a minute to give up
-        socket.create_connection(min(_resolve(address)), _ANSWER_SECONDS).close()
+        socket.create_connection(min(wanted), _ANSWER_SECONDS).close()
     except OSError as error:
         raise DistillError(
             f"{_name(address)}: nothing answers there ({error}); run again when the cluster is up"
         ) from None
-    folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX))
-    output = folder / "output"
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
-    with output.open("wb") as file:
-        node = subprocess.Popen(
-            [*command, f"--address={address}", f"--temp-dir={folder}", "--num-cpus=0"],
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the job, which needs the node to its end
-            preexec_fn=_end_with_parent(),
-        )
-    _joined.append((node, folder))
-    deadline = time.monotonic() + _JOIN_SECONDS
-    while not (folder / _READY).exists():
-        check()
-        if node.poll() is not None or time.monotonic() > deadline:
-            said = output.read_text(errors="replace")
-            _leave()
-            raise _explain_refusal(address, said)
-        time.sleep(0.2)
-    return {"_temp_dir": str(folder)}
+    raise SettingsError(
+        f"{_name(address)}: this machine is not a node of that Ray cluster; run the command on one "
+        f"of its nodes, or use {_SUBMIT}"
+    )
 
 
-def _end_with_parent() -> Callable[[], None] | None:
-    """What a new process calls so that it is ended with this one, also after a kill -9."""
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None)  # here: between fork and exec, nothing may be imported or locked
-    return lambda: libc.prctl(_SET_PDEATHSIG, signal.SIGTERM)
+def _is_node(wanted: set[tuple[str, int]]) -> bool:
+    """Whether a raylet of the cluster at one of these addresses runs on this machine."""
+    any_host = {port for host, port in wanted if ip_address(host).is_loopback}
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or [""]
+        if "raylet" not in Path(command[0]).name:
+            continue
+        options = dict(part.partition("=")[::2] for part in command)
+        is_here = Path(options.get("--raylet_socket_name", "")).is_socket()  # not in a container
+        served = _resolve(options.get("--gcs-address", ""))
+        if is_here and (served & wanted or any_host & {port for _, port in served}):
+            return True
+    return False
+
+
+def _resolve(address: str) -> set[tuple[str, int]]:
+    """The IP addresses, and the port, of host:port; none where there is no such host."""
+    host, _, port = address.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except (OSError, ValueError):
+        return set()
+    return {(str(where[0]), int(where[1])) for *_, where in found}
 
 
 def _explain_refusal(address: str, said: str) -> DistillError:
-    """What `ray start` has said, as an error: one that no retry repeats, where that cannot help."""
+    """What Ray has said, as an error: one that no retry repeats, where that cannot help."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     for sign, advice in (
         ("Version mismatch", "use the cluster's own versions here, or `ray job submit`"),
@@ -171,27 +131,10 @@ def _explain_refusal(address: str, said: str) -> DistillError:
     )
 
 
-def _leave() -> None:
-    """Ends the node that was made by `_join`, if any."""
-    while _joined:
-        node, folder = _joined.pop()
-        if (folder / _READY).exists():
-            node.terminate()
-        else:  # it waits for an answer, and hears of nothing else
-            node.kill()
-        try:
-            node.wait(_LEAVE_SECONDS)
-        except subprocess.TimeoutExpired:
-            node.kill()
-            node.wait()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def check_ray() -> None:
     """Raises a DistillError if a process of Ray's has died: soon it would end this one, too."""
     node = ray._private.worker._global_node
     dead = [name for name, _ in node.dead_processes()] if node else []
-    dead += ["node" for process, _ in _joined if process.poll() is not None]
     if dead:
         raise DistillError(f"Ray's {' and '.join(dead)} died; run again")
 
@@ -204,7 +147,6 @@ def end_ray(can_shut_down: bool) -> None:
         ray.shutdown()
     else:
         atexit.unregister(ray._private.worker.shutdown)
-    _leave()
 
 
 @contextlib.contextmanager

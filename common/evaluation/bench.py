@@ -1,0 +1,139 @@
+"""What the systems are asked with: the teacher's session, and the students, each loaded once."""
+
+import gc
+import logging
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from common.data.examples import TestRow
+from common.errors import DistillError
+from common.evaluation.scores import SystemFacts
+from common.evaluation.systems import System
+from common.labels.known import read_known
+from common.labels.lanes.local import LocalLane
+from common.labels.session import Session
+from common.records import Example, LabelRow, Response
+from common.run.lock import hold_run
+from common.run.manifest import Manifest
+from common.run.run import Run
+from common.run.steps import ADAPTER, MERGED, LabelSummary
+from common.student.memory import explaining_memory
+from common.student.student import Student, open_student
+from common.student.weights import describe_weights
+from common.teacher.statuses import PASSING_ERRORS
+
+_ADVICE = "one row alone is too much for it; lower DISTILL_EVALUATE__MAX_NEW_TOKENS"
+_MERGED_ADVICE = "the merged student is not quantised; to leave it out, delete the run's merged/"
+
+log = logging.getLogger(__name__)
+
+
+class Bench:
+    """Asks systems, all with the same rows, the students with the same prompt and precision."""
+
+    def __init__(self, run: Run, adapter: Manifest[Any], merged: Manifest[Any] | None) -> None:
+        """Loads nothing yet."""
+        self._run, self._adapter, self._merged = run, adapter, merged
+        self._student: Student | None = None
+
+    def ask(self, system: System, rows: Sequence[TestRow]) -> list[Response]:
+        """A system's answers, in the order of the rows.
+
+        Raises:
+            DistillError: it cannot be asked.
+        """
+        started = time.monotonic()
+        responses = system.ask(self, rows)
+        seconds = time.monotonic() - started
+        log.info("evaluate: %s, %d rows in %.0f s", system.key, len(rows), seconds)
+        return responses
+
+    def ask_teacher(self, rows: Sequence[TestRow]) -> list[Response]:
+        """The teacher's answers, under the label rules; a row without a label answers nothing.
+
+        Replies are journaled like the label job's, so that they are paid for once.
+        """
+        run, examples = self._run, [Example(row.id, row.text) for row in rows]
+        answers = read_known(run, examples).rows
+        if len(answers) < len(examples):
+            with hold_run(run.storage, "evaluate") as lock:
+                session = Session(run, lock, examples)
+                tables, _ = session.ask(LocalLane, "teacher")
+            new = [LabelRow(**row) for table in tables for row in table.to_pylist()]
+            answers = session.known.rows | {row.id: row for row in new}
+        ordered = [answers[example.id] for example in examples]
+        _check_gaps(run, ordered)
+        return [
+            Response(a.label or "", a.completion_tokens, a.seconds, error=a.error) for a in ordered
+        ]
+
+    def ask_student(
+        self, rows: Sequence[TestRow], with_adapter: bool = True, with_few_shot: bool = False
+    ) -> list[Response]:
+        """The student's answers, of one model with its adapter on or off."""
+        with explaining_memory(_ADVICE):
+            self._student = self._student or self._load_student()
+            texts = [row.text for row in rows]
+            return self._student.answer(texts, with_adapter, with_few_shot)
+
+    def _load_student(self) -> Student:
+        with tempfile.TemporaryDirectory() as folder:
+            self._run.storage.download(self._adapter.files, ADAPTER.folder, Path(folder))
+            return open_student(self._run.settings, self._run.task, Path(folder))
+
+    def ask_merged(self, rows: Sequence[TestRow]) -> list[Response]:
+        """The answers of the very files that a server would load, unquantised."""
+        assert self._merged is not None
+        run, self._student = self._run, None
+        gc.collect()
+        torch.cuda.empty_cache()
+        with explaining_memory(_MERGED_ADVICE), tempfile.TemporaryDirectory() as folder:
+            run.storage.download(self._merged.files, MERGED.folder, Path(folder))
+            update = {"student": run.settings.student.model_copy(update={"model": folder})}
+            own = run.settings.model_copy(update=update)
+            student = open_student(own, run.task, is_quantized=False)
+            return student.answer([row.text for row in rows])
+
+
+def _check_gaps(run: Run, answers: list[LabelRow]) -> None:
+    """Rows that the teacher refuses count as wrong, and so do some that it failed at.
+
+    Raises:
+        DistillError: those are more than `label.max_failure_rate` allows.
+    """
+    lost = [answer.error for answer in answers if answer.error in PASSING_ERRORS]
+    allowed = run.settings.label.max_failure_rate
+    if len(lost) > allowed * len(answers):
+        raise DistillError(
+            f"{len(lost)} of {len(answers)} test rows have no answer of the teacher (the first: "
+            f"{lost[0]}); run again to ask for them, or raise DISTILL_LABEL__MAX_FAILURE_RATE="
+            f"{allowed:g}"
+        )
+    gaps = Counter(f"{a.status} ({a.error})" for a in answers if a.status != "ok")
+    for kind, count in gaps.items():
+        log.warning("evaluate: %d teacher rows are %s and count as wrong", count, kind)
+
+
+def describe_system(
+    run: Run, system: System, table: pa.Table, labels: Manifest[LabelSummary]
+) -> SystemFacts:
+    """What goes with a system's scores; the teacher's price is that of the labels."""
+    unanswered = Counter(table["error"].drop_null().to_pylist())
+    facts: SystemFacts = {"unanswered": dict(unanswered.most_common())}
+    cost_usd = labels.summary.get("run_cost_usd")
+    if system.key == "teacher" and cost_usd:
+        facts["cost_usd_per_1000"] = 1000 * cost_usd / labels.summary["inputs"]
+    if system.is_student:
+        seconds = max(pc.sum(table["seconds"]).as_py(), 1e-9)
+        facts["rows_per_second"] = len(table) / seconds
+        facts["tokens_per_second"] = pc.sum(table["tokens"]).as_py() / seconds
+        facts["precision"] = describe_weights(run.settings, is_quantized=not system.is_merged)
+    return facts

@@ -1,0 +1,263 @@
+"""A session: one labelling, from opening the teacher to the last durable reply.
+
+The label job and the evaluation's teacher run the same session; they differ in the lane.
+"""
+
+import asyncio
+import logging
+import os
+import queue
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from common.builtin.teacher import running_stand_in
+from common.errors import DistillError, StoppedError, StorageError
+from common.labels.in_flight import InFlightRecord
+from common.labels.known import resume
+from common.labels.outcome import make_label
+from common.labels.progress import Progress, summarize_calls
+from common.prices.prices import require_price
+from common.quota.leases import Leases, reach_quota
+from common.quota.protocol import Snapshot
+from common.quota.quota import Quota
+from common.records import Example, make_label_table
+from common.run.lock import RunLock
+from common.run.run import Run
+from common.run.steps import LabelSummary
+from common.settings import BUILTIN, Settings
+from common.signals import noting_signals
+from common.teacher.client import Teacher
+from common.teacher.journal import FOLDER as JOURNAL
+from common.teacher.replies import Reply
+
+_POLL_SECONDS = 0.25
+_REFUSED_DRAIN_SECONDS = 3.0
+"""After a refusal, how long the calls in flight may take to end."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a lane is given: `replies` are known, by key, and not to be asked for."""
+
+    run: Run
+    url: str
+    examples: Sequence[Example]
+    replies: Mapping[str, Reply]
+    quota: Quota
+
+
+class Lane(Protocol):
+    """A way in which a session's requests travel to the teacher.
+
+    Every method but `close` may raise a DistillError if the lane itself has failed.
+    """
+
+    def open(self) -> None:
+        """Gets ready; no call starts yet."""
+
+    def start(self, work: Work) -> None:
+        """Starts to label, and returns at once."""
+
+    def take(self, seconds: float) -> pa.Table | None:
+        """The next finished rows; None after the last. Raises queue.Empty if none come in time."""
+
+    def snapshot(self, may_start: bool) -> Snapshot | None:
+        """The state of the quota, if it answers in time; no call starts unless it `may_start`."""
+
+    def stop(self, reason: DistillError) -> None:
+        """Starts no more calls; those in flight go on to their end."""
+
+    def close(self) -> None:
+        """Ends what `open` and `start` have started, however far they came; never raises."""
+
+
+class Session:
+    """Labels examples, each of which is paid for once.
+
+    Attributes:
+        known: what the journal holds already.
+        missing: the examples that it lacks.
+    """
+
+    def __init__(self, run: Run, lock: RunLock, examples: Sequence[Example]) -> None:
+        """Resumes: reads the journal, and charges the calls that crashed sessions have lost.
+
+        Raises:
+            SettingsError: dollars are capped, and the model's price is not known.
+        """
+        self._run, self._lock = run, lock
+        self.known = resume(run, examples, lock)
+        self.missing = [e for e in examples if e.id not in self.known.rows]
+        self._quota = make_quota(run, self.known.cost_usd)
+        self._in_flight = InFlightRecord(run.storage)
+        self._concurrency, self._lost = run.settings.teacher.max_concurrency, 0
+
+    def ask(self, make_lane: Callable[[], Lane], name: str) -> tuple[list[pa.Table], LabelSummary]:
+        """Asks for the missing examples; gives their rows, in no order, and what the calls took.
+
+        `name` is what the progress says that the answers are for. If the job is to stop, no call
+        starts any more, and what is in flight is journaled first.
+
+        Raises:
+            DistillError: the teacher cannot be reached, or refuses for good; the cap is reached;
+                the run is no longer the lock's; or the lane has failed.
+        """
+        run, asked = self._run, [e for e in self.missing if e.text.strip()]
+        blank = [make_label(e, [], run.task) for e in self.missing if not e.text.strip()]
+        if not asked:
+            return [make_label_table(blank)], {}
+        calls, has_price = len(asked) * run.settings.label.samples, run.price is not None
+        progress = Progress(calls, has_price, name)
+        with run.storage.removing_empty_folder(JOURNAL), open_teacher(run.settings) as url:
+            check_teacher(run, url)
+            work = Work(run, url, asked, self.known.replies, self._quota)
+            with noting_signals() as signals, opening(make_lane()) as lane:
+                signals.check()
+                tables, snapshot = self._label(lane, work, signals.check, progress)
+        progress.show(snapshot, is_last=True)
+        summary = summarize_calls(snapshot, self._concurrency, has_price)
+        return [make_label_table(blank), *tables], summary
+
+    def _label(
+        self, lane: Lane, work: Work, check: Callable[[], None], progress: Progress
+    ) -> tuple[list[pa.Table], Snapshot]:
+        in_flight = self._concurrency
+        self._in_flight.write(in_flight)
+        try:
+            lane.start(work)
+            labelled = self._collect(lane, check, progress)
+            in_flight = 0
+            return labelled
+        except StoppedError:
+            in_flight = self._drain(lane, self._run.settings.label.drain_seconds)
+            raise
+        except DistillError:
+            in_flight = self._drain(lane, _REFUSED_DRAIN_SECONDS)
+            raise
+        finally:
+            # If that fails, the file tells of more calls than there are.
+            with suppress(StorageError):
+                self._in_flight.write(in_flight, self._lost)
+
+    def _collect(
+        self, lane: Lane, check: Callable[[], None], progress: Progress
+    ) -> tuple[list[pa.Table], Snapshot]:
+        tables: list[pa.Table] = []
+        is_over = False
+        while True:
+            check()
+            self._lock.check()
+            snapshot = lane.snapshot(self._lock.is_held)
+            if snapshot is None:
+                continue
+            self._note(snapshot)
+            progress.show(snapshot)
+            if snapshot.failure:
+                raise snapshot.failure
+            if is_over:
+                return tables, snapshot
+            with suppress(queue.Empty):
+                table = lane.take(_POLL_SECONDS)
+                if table is None:
+                    is_over = True
+                else:
+                    tables.append(table)
+
+    def _note(self, snapshot: Snapshot) -> None:
+        """Records the calls of dead workers, and adds what the lock knows."""
+        if snapshot.lost_calls > self._lost:
+            self._lost = snapshot.lost_calls
+            self._in_flight.write(self._concurrency, self._lost)
+        snapshot.storage_error = snapshot.storage_error or self._lock.storage_error
+
+    def _drain(self, lane: Lane, seconds: float) -> int:
+        """Waits until no call is in flight, at most for `seconds`; gives how many are lost."""
+        deadline = time.monotonic() + seconds
+        in_flight = self._concurrency
+        try:
+            lane.stop(DistillError("the job is stopping"))
+            while time.monotonic() < deadline:
+                snapshot = lane.snapshot(may_start=False)
+                if snapshot is None:
+                    continue
+                in_flight = snapshot.in_flight
+                if not in_flight:
+                    return 0
+                time.sleep(_POLL_SECONDS / 5)
+            log.warning("labels: calls were still in flight after %g s, and are lost", seconds)
+        except DistillError:  # without the quota, workers end what they have in flight
+            time.sleep(max(0.0, min(deadline - time.monotonic(), _REFUSED_DRAIN_SECONDS)))
+        return in_flight
+
+
+@contextmanager
+def opening(lane: Lane) -> Iterator[Lane]:
+    """Opens a lane, and closes it at the end."""
+    try:
+        lane.open()
+        yield lane
+    finally:
+        lane.close()
+
+
+def make_quota(run: Run, spent_usd: float) -> Quota:
+    """The quota of a session.
+
+    Raises:
+        SettingsError: dollars are capped, and the model's price is not known.
+    """
+    teacher, cap = run.settings.teacher, run.settings.label.max_cost_usd
+    if cap is not None:
+        require_price(run.price, teacher)
+    return Quota(
+        teacher.requests_per_minute,
+        teacher.tokens_per_minute,
+        teacher.max_concurrency,
+        cap,
+        spent_usd,
+        sends_scout=True,
+    )
+
+
+def check_teacher(run: Run, url: str) -> None:
+    """Looks, without a paid call, whether there is a teacher that lets us in.
+
+    Raises:
+        SettingsError, InputError, TeacherRefusedError: see `Teacher.check`.
+    """
+
+    async def check() -> None:
+        teacher = Teacher(run.settings.teacher, url, Leases(reach_quota(Quota())))
+        try:
+            await teacher.check()
+        finally:
+            await teacher.close()
+
+    asyncio.run(check())
+
+
+@contextmanager
+def open_teacher(settings: Settings) -> Iterator[str]:
+    """The URL of the teacher; the stand-in is started, and stopped at the end."""
+    is_stand_in = settings.teacher.base_url == BUILTIN
+    host = _find_own_address() if os.environ.get("RAY_ADDRESS") else "127.0.0.1"
+    with running_stand_in(host) if is_stand_in else nullcontext(settings.teacher.base_url) as url:
+        yield url
+
+
+def _find_own_address() -> str:
+    """Where other machines of a cluster reach this one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: chooses the interface
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"

@@ -1,0 +1,70 @@
+"""Supervised fine-tuning: the cross-entropy of the label's tokens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerBase
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from common.records import LabelRow
+from common.student.prompt import IGNORED, encode_example
+from common.tasks.model import Task
+from common.training.objectives.objective import Batch, Encoded
+
+
+class Supervised:
+    """See `Objective`."""
+
+    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
+        """`tokenizer` is the student's, with a padding token."""
+        self._task, self._tokenizer = task, tokenizer
+        self._pad = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
+
+    def encode(self, row: LabelRow) -> Encoded:
+        """Prompt, label and end-of-sequence token; label and end are learned."""
+        return encode_example(self._tokenizer, self._task, row.text, row.label or "")
+
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        """The batch, padded on the right.
+
+        `input_ids`: (rows, longest row); `labels`: (tokens), all that are learned; `positions`:
+        (tokens), of the tokens that predict those, counted through all rows. No token sees those
+        after it, so that padding needs no attention mask, and the quicker kernels can be taken.
+        """
+        padded = self._pad(list(rows))
+        labels = padded["labels"].flatten()
+        learned = (labels != IGNORED).nonzero().flatten()
+        return {
+            "input_ids": padded["input_ids"],
+            "labels": labels[learned],
+            "positions": learned - 1,  # the first token of a row, which no other predicts, is not
+        }
+
+    def sum_loss(self, model: Any, batch: Batch) -> torch.Tensor:
+        """The cross-entropy of the tokens that are learned."""
+        logits = compute_logits(model, batch["input_ids"], batch["positions"])
+        return cross_entropy(logits.float(), batch["labels"], reduction="sum")
+
+
+def compute_logits(model: Any, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """A causal model's logits at some positions of a batch: (positions, vocabulary).
+
+    The head is given those positions only. A third of the tokens are the label's, and the logits
+    of a vocabulary of 32,000 in fp32, with their gradients, take more memory than anything else.
+    """
+
+    def select(head: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (inputs[0].flatten(0, 1)[positions],)
+
+    head = model.get_output_embeddings()
+    if head is None:  # some models of other authors do not tell
+        everything: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits
+        return everything.flatten(0, 1)[positions]
+    hook = head.register_forward_pre_hook(select)
+    try:
+        logits: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    return logits
