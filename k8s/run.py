@@ -25,6 +25,7 @@ COMPONENT = "app.kubernetes.io/component"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
 RAY_CLUSTER_LABEL = "ray.io/cluster"
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
 PATIENCE_SECONDS = 300.0
 """How long the cluster may fail to answer before this gives up."""
@@ -47,9 +48,14 @@ class KubectlError(RunError):
     """A command of kubectl's failed; another try may help."""
 
 
+said: set[str] = set()
+
+
 def say(text: str) -> None:
-    """Tells the user how it goes, apart from the job's own lines."""
-    print(f"k8s-run: {text}", file=sys.stderr, flush=True)
+    """Tells the user how it goes, apart from the job's own lines, and each thing once."""
+    if text not in said:
+        said.add(text)
+        print(f"k8s-run: {text}", file=sys.stderr, flush=True)
 
 
 class Kubectl:
@@ -115,7 +121,9 @@ class Log:
         printed = self._time  # since-time counts in whole seconds: some lines come again
         for line in process.stdout or ():
             moment, _, text = line.decode(errors="replace").partition(" ")
-            if moment > printed:
+            if not TIMESTAMP.match(moment):  # the kubelet's: why it cannot retrieve the log
+                say(f"log of pod {self.pod}: {moment} {text.strip()}")
+            elif moment > printed:
                 self._time, self._has_news = moment, True
                 print(text, end="", flush=True)
         process.wait()
@@ -129,7 +137,6 @@ class Run:
         self.kubectl, self.target, self.poll_seconds = kubectl, target, poll_seconds
         self.selector = selector
         self.uid = ""
-        self.said: set[str] = set()
         self.logs: dict[str, Log] = {}
 
     def wait(self) -> int:
@@ -145,7 +152,7 @@ class Run:
                 except KubectlError as error:
                     if time.monotonic() > answered + PATIENCE_SECONDS:
                         raise RunError(f"{error}; {self.target} may go on") from None
-                    self._say_once(f"trying again: {error}")
+                    say(f"trying again: {error}")
                     time.sleep(self.poll_seconds)
                     continue
                 self._print_log(pods)
@@ -175,19 +182,14 @@ class Run:
         pods = [pod for pod in found if is_pod_of(pod, job)]
         return sorted(pods, key=lambda pod: pod["metadata"]["creationTimestamp"])
 
-    def _say_once(self, text: str) -> None:
-        if text not in self.said:
-            self.said.add(text)
-            say(text)
-
     def _explain(self, job: Object, pods: list[Object]) -> None:
         for pod in pods:
             for trouble in list_troubles(pod):
-                self._say_once(f"pod {pod['metadata']['name']}: {trouble}")
+                say(f"pod {pod['metadata']['name']}: {trouble}")
         queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
         if job["spec"].get("suspend"):
             where = f"waits in Kueue's queue {queue}" if queue else "is suspended"
-            self._say_once(f"{self.target} {where}")
+            say(f"{self.target} {where}")
         if not pods:  # a quota, or a policy, may refuse them
             self._show_warnings(job["kind"], {self.uid: ""})
         # A volume may be missing; whatever else holds a pod up, list_troubles tells.
@@ -204,7 +206,7 @@ class Run:
             for event in self.kubectl.read("get", "events", f"--field-selector={selector}"):
                 name = names.get(event["involvedObject"].get("uid"))
                 if name is not None:
-                    self._say_once(f"{name}{event.get('reason')}: {event.get('message')}")
+                    say(f"{name}{event.get('reason')}: {event.get('message')}")
 
     def _print_log(self, pods: list[Object]) -> bool:
         """Lets one log go on, that of the oldest pod; whether there is one to go on."""

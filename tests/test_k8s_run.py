@@ -487,6 +487,23 @@ def test_a_log_that_breaks_off_goes_on(tmp_path, seconds):
 
 
 @needs_kubectl
+def test_a_log_that_the_kubelet_cannot_retrieve_for_a_while_is_printed_in_full(tmp_path):
+    def control(cluster, job):
+        cluster.log_cuts = 1
+        cluster.start_pod(job, "train-a")
+        cluster.logs["train-a"].append("unable to retrieve container logs for containerd://0")
+        cluster.print("train-a", "one", "two")
+        time.sleep(1)
+        end(cluster, job, "train-a", 0)
+
+    with serve(control, tmp_path):
+        code, output, said = run(tmp_path, "train", "gpu")
+    assert code == 0
+    assert output.splitlines()[-3:] == ["job.batch/distill-train patched", "one", "two"]
+    assert said.count("unable to retrieve container logs for containerd://0") == 1
+
+
+@needs_kubectl
 def test_a_cluster_that_does_not_answer_for_a_while(tmp_path):
     def control(cluster, job):
         cluster.start_pod(job, "train-a")
