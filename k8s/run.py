@@ -3,8 +3,8 @@
 
 Replaces the job of the last time, whether Job or RayJob, applies the overlay's settings and this
 job, resumes it if it is suspended (in a Kueue queue, Kueue does that), prints its log from one pod
-to the next, and ends with the exit code of the job's container. Ctrl-C leaves the job running.
-Needs kubectl, and of Python the standard library alone.
+to the next, says why a pod waits, and ends with the exit code of the job's container. Ctrl-C leaves
+the job running. Needs kubectl, and of Python the standard library alone.
 """
 
 import argparse
@@ -13,32 +13,27 @@ import json
 import re
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 OVERLAYS = Path(__file__).resolve().parent / "overlays"
-JOBS = ("label", "train", "evaluate")
 KINDS = {"Job": "jobs.batch", "RayJob": "rayjobs.ray.io"}
 COMPONENT = "app.kubernetes.io/component"
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
-JOB_NAME_LABEL = "batch.kubernetes.io/job-name"
-RAY_CLUSTER_LABEL = "ray.io/cluster"
+QUEUE = "kueue.x-k8s.io/queue-name"
+JOB_NAME = "batch.kubernetes.io/job-name"
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
 
-PATIENCE_SECONDS = 300.0
-"""How long the cluster may fail to answer before this gives up."""
-LOG_END_SECONDS = 10.0
-"""How long a log may take to end after its job."""
+PATIENCE_SECONDS = 300.0  # how long the cluster may fail to answer
 
 Object = dict[str, Any]
+said: set[str] = set()
 
 
 class RunError(Exception):
     """Ends the command; `exit_code` is the command's."""
 
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        """`message` is for the user."""
+    def __init__(self, message: str, exit_code: int = 1) -> None:  # noqa: D107
         super().__init__(message)
         self.exit_code = exit_code
 
@@ -48,8 +43,10 @@ class KubectlError(RunError):
 
 
 def say(text: str) -> None:
-    """Tells the user how it goes, apart from the job's own lines."""
-    print(f"k8s-run: {text}", file=sys.stderr, flush=True)
+    """Tells the user how it goes, apart from the job's own lines, and each thing once."""
+    if text not in said:
+        said.add(text)
+        print(f"k8s-run: {text}", file=sys.stderr, flush=True)
 
 
 class Kubectl:
@@ -58,222 +55,120 @@ class Kubectl:
     def __init__(self, namespace: str | None) -> None:  # noqa: D107
         self.command = ["kubectl", *(["--namespace", namespace] if namespace else [])]
 
-    def show(self, *arguments: str) -> None:
-        """Runs a command whose output the user sees."""
-        if subprocess.run([*self.command, *arguments]).returncode:
-            raise KubectlError(f"`{' '.join([*self.command, *arguments])}` failed, see above")
-
-    def read(self, *arguments: str) -> list[Object]:
-        """The objects that a command finds."""
-        command = [*self.command, *arguments]
-        result = subprocess.run([*command, "--output=json"], capture_output=True, text=True)
+    def run(self, *arguments: str, **options: Any) -> str:
+        """Runs a command whose output the user sees; gives what `options` capture of it."""
+        result = subprocess.run([*self.command, *arguments], **options)
         if result.returncode:
-            raise KubectlError(f"`{' '.join(command)}` failed: {result.stderr.strip()}")
-        decoder, rest = json.JSONDecoder(), result.stdout.strip()
-        objects: list[Object] = []
-        while rest:  # a list, or one document after the other
-            document, end = decoder.raw_decode(rest)
-            objects += document.get("items", [document])
-            rest = rest[end:].lstrip()
-        return objects
+            reason = (result.stderr or "see above").strip()
+            raise KubectlError(f"`{' '.join(self.command)} {arguments[0]}` failed: {reason}")
+        return result.stdout or ""
+
+    def read(self, *arguments: str) -> str:
+        """What a command prints."""
+        return self.run(*arguments, capture_output=True, encoding="utf-8", errors="replace")
+
+    def find(self, resource: str, selector: str) -> list[Object]:
+        """The objects of a kind that `selector`, an option of kubectl's, selects."""
+        return json.loads(self.read("get", resource, selector, "--output=json"))["items"]
 
 
-class Log:
-    """A pod's log, each line once, also where the connection breaks."""
-
-    def __init__(self, kubectl: Kubectl, pod: str) -> None:
-        """`pod` is its name."""
-        self.kubectl, self.pod = kubectl, pod
-        self.is_done = False
-        self._process: subprocess.Popen[bytes] | None = None
-        self._thread: threading.Thread | None = None
-        self._is_last = self._has_news = False
-        self._time = ""
-
-    def go_on(self, pod: Object | None) -> None:
-        """Starts to print, and again until a reading after the pod's end brings nothing new."""
-        if self._thread and self._thread.is_alive():
-            return
-        if pod is None or (self._is_last and not self._has_news):
-            self.is_done = True
-            return
-        if not self._thread:
-            say(f"log of pod {self.pod}")
-        self._is_last, self._has_news = is_over(pod), False
-        since = [f"--since-time={self._time}"] if self._time else []
-        command = ["logs", "--follow", "--timestamps", *since, f"pod/{self.pod}"]
-        self._process = subprocess.Popen([*self.kubectl.command, *command], stdout=subprocess.PIPE)
-        self._thread = threading.Thread(target=self._print, args=(self._process,), daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Prints no more."""
-        if self._process:
-            self._process.kill()
-
-    def _print(self, process: "subprocess.Popen[bytes]") -> None:
-        printed = self._time  # since-time counts in whole seconds: some lines come again
-        for line in process.stdout or ():
-            moment, _, text = line.decode(errors="replace").partition(" ")
-            if moment > printed:
-                self._time, self._has_news = moment, True
-                print(text, end="", flush=True)
-        process.wait()
+def print_log(kubectl: Kubectl, pod: Object, times: dict[str, str]) -> None:
+    """Prints what a pod's log has after the time in `times`, which is that of its last line."""
+    name, phase = pod["metadata"]["name"], pod["status"].get("phase")
+    if phase == "Pending" or JOB_NAME not in pod["metadata"]["labels"]:
+        return  # of a RayJob's pods, the submitter's has the log
+    say(f"log of pod {name}")
+    before = times.get(name, "")
+    since = [f"--since-time={before}"] if before else []  # whole seconds: some lines come again
+    try:
+        *lines, unfinished = kubectl.read("logs", "--timestamps", *since, name).split("\n")
+    except KubectlError as error:
+        say(f"pod {name}: {error}")
+        return
+    if phase != "Running" or not TIMESTAMP.match(unfinished):
+        lines.append(unfinished)
+    for line in filter(None, lines):
+        moment, _, text = line.partition(" ")
+        if not TIMESTAMP.match(moment):  # why the kubelet cannot retrieve the log
+            say(f"pod {name}: {line}")
+        elif moment > before:
+            times[name] = moment
+            print(text, flush=True)
 
 
-class Run:
-    """A job that was applied, up to its end."""
-
-    def __init__(self, kubectl: Kubectl, target: str, selector: str, poll_seconds: float) -> None:
-        """`target` as kubectl names it; `selector` selects its pods, and maybe others'."""
-        self.kubectl, self.target, self.poll_seconds = kubectl, target, poll_seconds
-        self.selector = selector
-        self.uid = ""
-        self.said: set[str] = set()
-        self.logs: dict[str, Log] = {}
-
-    def wait(self) -> int:
-        """Prints the log and what holds the job up, until it ends; gives the exit code."""
-        answered = time.monotonic()
+def wait(kubectl: Kubectl, target: str, poll_seconds: float) -> int:
+    """Prints the log and why a pod waits, until the job ends; gives the exit code."""
+    times: dict[str, str] = {}
+    uid, answered = "", time.monotonic()
+    while True:
         try:
-            while True:
-                try:
-                    job = self._get()
-                    pods = self._list_pods(job)
-                    self._explain(job, pods)
-                    answered = time.monotonic()
-                except KubectlError as error:
-                    if time.monotonic() > answered + PATIENCE_SECONDS:
-                        raise RunError(f"{error}; {self.target} may go on") from None
-                    self._say_once(f"trying again: {error}")
-                    time.sleep(self.poll_seconds)
-                    continue
-                self._print_log(pods)
-                if (end := find_end(job, pods)) is not None:
-                    self._print_rest(pods)
-                    reason, exit_code = end
-                    say(f"{self.target} {reason}")
-                    return exit_code
-                time.sleep(self.poll_seconds)
-        finally:
-            for log in self.logs.values():
-                log.stop()
-
-    def _get(self) -> Object:
-        found = self.kubectl.read("get", self.target, "--ignore-not-found")
-        if not found:
-            raise RunError(f"{self.target} was deleted")
-        uid = found[0]["metadata"]["uid"]
-        if self.uid not in ("", uid):
-            raise RunError(f"{self.target} was replaced by another one")
-        self.uid = uid
-        return found[0]
-
-    def _list_pods(self, job: Object) -> list[Object]:
-        """The job's pods, oldest first."""
-        found = self.kubectl.read("get", "pods", f"--selector={self.selector}")
-        pods = [pod for pod in found if is_pod_of(pod, job)]
-        return sorted(pods, key=lambda pod: pod["metadata"]["creationTimestamp"])
-
-    def _say_once(self, text: str) -> None:
-        if text not in self.said:
-            self.said.add(text)
-            say(text)
-
-    def _explain(self, job: Object, pods: list[Object]) -> None:
-        for pod in pods:
-            for trouble in list_troubles(pod):
-                self._say_once(f"pod {pod['metadata']['name']}: {trouble}")
-        queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
-        if job["spec"].get("suspend"):
-            where = f"waits in Kueue's queue {queue}" if queue else "is suspended"
-            self._say_once(f"{self.target} {where}")
-        if not pods:  # a quota, or a policy, may refuse them
-            self._show_warnings(job["kind"], {self.uid: ""})
-        # A volume may be missing; whatever else holds a pod up, list_troubles tells.
-        waiting = [pod for pod in pods if is_waiting(pod) and not list_troubles(pod)]
-        if waiting:
-            names = {p["metadata"]["uid"]: f"pod {p['metadata']['name']}: " for p in waiting}
-            self._show_warnings("Pod", names)
-
-    def _show_warnings(self, kind: str, names: dict[str, str]) -> None:
-        """The events of type Warning of objects of a kind; `names`, by their ids, come first."""
-        # FailedScheduling says what the pod's condition says, and stays when that has passed.
-        selector = f"involvedObject.kind={kind},type=Warning,reason!=FailedScheduling"
-        with contextlib.suppress(KubectlError):  # not everybody may read events
-            for event in self.kubectl.read("get", "events", f"--field-selector={selector}"):
-                name = names.get(event["involvedObject"].get("uid"))
-                if name is not None:
-                    self._say_once(f"{name}{event.get('reason')}: {event.get('message')}")
-
-    def _print_log(self, pods: list[Object]) -> bool:
-        """Lets one log go on, that of the oldest pod; whether there is one to go on."""
-        present = {pod["metadata"]["name"]: pod for pod in pods if has_log(pod)}
-        for name in present:  # oldest first
-            self.logs.setdefault(name, Log(self.kubectl, name))
-        for name, log in self.logs.items():
-            if not log.is_done:
-                log.go_on(present.get(name))
-                return True
-        return False
-
-    def _print_rest(self, pods: list[Object]) -> None:
-        deadline = time.monotonic() + LOG_END_SECONDS
-        while self._print_log(pods) and time.monotonic() < deadline:
-            time.sleep(self.poll_seconds / 10)
+            job = find_job(kubectl, target, uid)
+            uid = job["metadata"]["uid"]
+            pods = find_pods(kubectl, job)
+            explain(kubectl, job, pods)
+            answered = time.monotonic()
+        except KubectlError as error:
+            if time.monotonic() > answered + PATIENCE_SECONDS:
+                raise RunError(f"{error}; {target} may go on") from None
+            say(f"trying again: {error}")
+        else:
+            for pod in pods:
+                print_log(kubectl, pod, times)
+            if end := find_end(job, pods):
+                say(f"{target} {end[0]}")
+                return end[1]
+        time.sleep(poll_seconds)
 
 
-def list_owners(item: Object) -> list[str]:
-    """The ids of what an object belongs to."""
-    return [owner["uid"] for owner in item["metadata"].get("ownerReferences", [])]
+def find_job(kubectl: Kubectl, target: str, uid: str) -> Object:
+    """The job as it is now; `uid` is its id, once that is known."""
+    resource, name = target.split("/")
+    found = kubectl.find(resource, f"--field-selector=metadata.name={name}")
+    if not found:
+        raise RunError(f"{target} was deleted")
+    if uid not in ("", found[0]["metadata"]["uid"]):
+        raise RunError(f"{target} was replaced by another one")
+    return found[0]
 
 
-def is_pod_of(pod: Object, job: Object) -> bool:
-    """Whether a pod is a Job's; for a RayJob, whether it is its submitter's or its cluster's."""
-    if job["kind"] == "Job":
-        return job["metadata"]["uid"] in list_owners(pod)
-    labels = pod["metadata"].get("labels", {})
-    cluster = job.get("status", {}).get("rayClusterName")
-    is_submitter = labels.get(JOB_NAME_LABEL) == job["metadata"]["name"]
-    return is_submitter or bool(cluster and labels.get(RAY_CLUSTER_LABEL) == cluster)
+def find_pods(kubectl: Kubectl, job: Object) -> list[Object]:
+    """A Job's pods; for a RayJob, its submitter's and its cluster's. The oldest comes first."""
+    pods = kubectl.find("pods", f"--selector={JOB_NAME}={job['metadata']['name']}")
+    if cluster := job.get("status", {}).get("rayClusterName"):
+        pods += kubectl.find("pods", f"--selector=ray.io/cluster={cluster}")
+    return sorted(pods, key=lambda pod: pod["metadata"]["creationTimestamp"])
 
 
-def list_troubles(pod: Object) -> list[str]:
-    """What keeps a pod from running, and what its containers ended with, in the cluster's words."""
-    status = pod["status"]
-    troubles = [
-        f"{condition.get('reason')}: {condition.get('message')}"
-        for condition in status.get("conditions", [])
-        if (condition["type"], condition["status"])
-        in (("PodScheduled", "False"), ("DisruptionTarget", "True"))
-    ]
-    kinds = ("initContainerStatuses", "containerStatuses")
-    for container in [container for kind in kinds for container in status.get(kind, [])]:
-        state, last_state = container.get("state", {}), container.get("lastState", {})
-        for ended in (last_state.get("terminated", {}), state.get("terminated", {})):
+def explain(kubectl: Kubectl, job: Object, pods: list[Object]) -> None:
+    """Says what holds the job and its pods up, and how containers ended, in the cluster's words."""
+    if job["spec"].get("suspend"):
+        queue = job["metadata"]["labels"].get(QUEUE)
+        say(f"the job waits in Kueue's queue {queue}" if queue else "the job is suspended")
+    for item in pods or [job]:  # without a pod: a quota may refuse it
+        status, name = item.get("status", {}), f"{item['kind']} {item['metadata']['name']}"
+        troubles = list_troubles(status)
+        if not troubles and status.get("phase", "Pending") == "Pending":  # a volume may be missing
+            # FailedScheduling says what the pod's condition says, and stays when that has passed.
+            selector = "--field-selector=type=Warning,reason!=FailedScheduling,involvedObject.uid="
+            with contextlib.suppress(KubectlError):  # not everybody may read events
+                troubles = kubectl.find("events", selector + item["metadata"]["uid"])
+        for trouble in troubles:
+            say(f"{name}: {trouble.get('reason')}: {trouble.get('message')}")
+
+
+def list_troubles(status: Object) -> list[Object]:
+    """What a pod's status tells of trouble, each with `reason` and `message`."""
+    reasons = {("PodScheduled", "False"), ("DisruptionTarget", "True")}
+    conditions = status.get("conditions", [])
+    troubles = [c for c in conditions if (c["type"], c["status"]) in reasons]
+    for container in status.get("initContainerStatuses", []) + status.get("containerStatuses", []):
+        for state in (container.get("lastState", {}), container.get("state", {})):
+            ended = state.get("terminated", {})
             if ended.get("exitCode"):
-                troubles.append(f"{ended.get('reason', 'Error')}: exit code {ended['exitCode']}")
-        waiting = state.get("waiting", {})
-        if waiting.get("message"):  # without one: ContainerCreating and the like
-            troubles.append(f"{waiting['reason']}: {waiting['message']}")
+                troubles.append(ended | {"message": f"exit code {ended['exitCode']}"})
+            if "message" in state.get("waiting", {}):  # without one: ContainerCreating and the like
+                troubles.append(state["waiting"])
     return troubles
-
-
-def is_waiting(pod: Object) -> bool:
-    """Whether a pod has not begun to run."""
-    return pod["status"].get("phase") == "Pending"
-
-
-def has_log(pod: Object) -> bool:
-    """Whether a pod of a Job (the submitter's, for a RayJob) has begun to run."""
-    states = [c.get("state", {}) for c in pod["status"].get("containerStatuses", [])]
-    has_begun = any("running" in state or "terminated" in state for state in states)
-    return JOB_NAME_LABEL in pod["metadata"].get("labels", {}) and has_begun
-
-
-def is_over(pod: Object) -> bool:
-    """Whether a pod has ended."""
-    return pod["status"].get("phase") in ("Succeeded", "Failed")
 
 
 def find_end(job: Object, pods: list[Object]) -> tuple[str, int] | None:
@@ -287,98 +182,74 @@ def find_end(job: Object, pods: list[Object]) -> tuple[str, int] | None:
         message = status.get("message", "")
         code = re.search(r"exit code (\d+)", message)
         return f"failed: {message}", int(code[1]) if code else 1
-    for condition in status.get("conditions", []):
-        if condition["status"] == "True" and condition["type"] == "Complete":
-            return "is complete", 0
-        if condition["status"] == "True" and condition["type"] == "Failed":
-            reason = f"failed: {condition.get('reason')}: {condition.get('message')}"
-            return reason, find_exit_code(pods)
-    return None
+    ended = {c["type"]: c for c in status.get("conditions", []) if c["status"] == "True"}
+    if "Complete" in ended:
+        return "is complete", 0
+    if "Failed" not in ended:
+        return None
+    reason = f"failed: {ended['Failed'].get('reason')}: {ended['Failed'].get('message')}"
+    containers = [c for pod in pods for c in pod["status"].get("containerStatuses", [])]
+    codes = [c.get("state", {}).get("terminated", {}).get("exitCode") for c in containers]
+    # That of the last pod that failed; after a deadline, none is left.
+    return reason, next(filter(None, reversed(codes)), 1)
 
 
-def find_exit_code(pods: list[Object]) -> int:
-    """The exit code of the last pod that failed; 1 where none is left, as after a deadline."""
-    codes = [
-        container.get("state", {}).get("terminated", {}).get("exitCode", 0)
-        for pod in pods
-        for container in pod["status"].get("containerStatuses", [])
-    ]
-    return next((code for code in reversed(codes) if code), 1)
+def start(kubectl: Kubectl, job: str, overlay: str) -> str:
+    """Replaces the job of the last time; gives the new one, as kubectl names it."""
+    kubectl.read("version")  # tells by itself that there is no cluster
+    folder = f"--kustomize={OVERLAYS / overlay}"
+    manifest = render(kubectl, folder, job)
+    target = f"{KINDS[manifest['kind']]}/{manifest['metadata']['name']}"
+    delete(kubectl, job)
+    kubectl.run("apply", folder, f"--selector={COMPONENT} in (settings, {job})")
+    if manifest["spec"].get("suspend") and QUEUE not in manifest["metadata"]["labels"]:
+        kubectl.run("patch", target, "--type=merge", '--patch={"spec": {"suspend": false}}')
+    return target
 
 
-def list_jobs(kubectl: Kubectl, selector: str) -> list[str]:
-    """Jobs and RayJobs, as kubectl names them, without those that belong to another object."""
-    names: list[str] = []
-    for kind in KINDS.values():
+def render(kubectl: Kubectl, folder: str, job: str) -> Object:
+    """The manifest of a job in an overlay."""
+    lines = '--output=jsonpath={@}{"\\n"}'
+    text = kubectl.read("create", folder, "--dry-run=client", "--validate=false", lines)
+    manifests = [json.loads(line) for line in text.splitlines()]
+    jobs = {m["metadata"]["labels"].get(COMPONENT): m for m in manifests if m["kind"] in KINDS}
+    if "JobSet" in [manifest["kind"] for manifest in manifests]:
+        raise RunError(f"this overlay's JobSet runs all jobs: kubectl apply {folder}", 2)
+    if job not in jobs:
+        raise RunError(f"JOB is {job!r}, and should be one of {', '.join(sorted(jobs))}", 2)
+    return jobs[job]
+
+
+def delete(kubectl: Kubectl, job: str) -> None:
+    """Deletes the Job and the RayJob of a component: two of them would contend for one run."""
+    selector = f"--selector=app.kubernetes.io/name=distill,{COMPONENT}={job}"
+    for resource in KINDS.values():
         try:
-            found = kubectl.read("get", kind, f"--selector={selector}")
+            found = kubectl.find(resource, selector)
         except KubectlError as error:
             # There is no KubeRay, or this user has nothing to do with it.
             if not re.search(r"doesn't have a resource type|\(Forbidden\)", str(error)):
                 raise
             continue
-        names += [f"{kind}/{item['metadata']['name']}" for item in found if not list_owners(item)]
-    return names
-
-
-def start(kubectl: Kubectl, job: str, overlay: str, poll_seconds: float) -> Run:
-    """Replaces the job of the last time, of either kind: two of them would contend for one run."""
-    kubectl.read("version")  # tells by itself that there is no cluster
-    folder = ["--kustomize", str(OVERLAYS / overlay)]
-    rendered = kubectl.read("create", *folder, "--dry-run=client", "--validate=false")
-    found = [
-        manifest
-        for manifest in rendered
-        if manifest["kind"] in KINDS and manifest["metadata"]["labels"].get(COMPONENT) == job
-    ]
-    if len(found) != 1:
-        raise RunError(
-            f"overlay {overlay} has no job {job} of its own; if it has a JobSet, that runs all: "
-            f"kubectl apply -k k8s/overlays/{overlay}",
-            exit_code=2,
-        )
-    manifest = found[0]
-    target = f"{KINDS[manifest['kind']]}/{manifest['metadata']['name']}"
-    selector = f"app.kubernetes.io/name=distill,{COMPONENT}={job}"
-    earlier = sorted({target, *list_jobs(kubectl, selector)})
-    # Their pods first: they may still be at work, and save a checkpoint before they go.
-    kubectl.show("delete", *earlier, "--ignore-not-found", "--cascade=foreground", "--timeout=10m")
-    both = f"{COMPONENT} in (settings, {job})"
-    kubectl.show("apply", *folder, f"--selector={both}")
-    is_queued = QUEUE_LABEL in manifest["metadata"].get("labels", {})
-    if manifest["spec"].get("suspend") and not is_queued:
-        resume = '{"spec": {"suspend": false}}'
-        kubectl.show("patch", target, "--type=merge", f"--patch={resume}")
-    return Run(kubectl, target, selector, poll_seconds)
-
-
-def parse_arguments() -> argparse.Namespace:
-    """Raises RunError if the job or the overlay is unknown."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("job", help=", ".join(JOBS))
-    parser.add_argument("overlay", help="a folder in k8s/overlays")
-    parser.add_argument("--namespace", help="instead of the current context's")
-    parser.add_argument("--poll-seconds", type=float, default=2.0, help="default: %(default)s")
-    arguments = parser.parse_args()
-    overlays = sorted(path.parent.name for path in OVERLAYS.glob("*/kustomization.yaml"))
-    for name, given, valid in (
-        ("JOB", arguments.job, JOBS),
-        ("OVERLAY", arguments.overlay, overlays),
-    ):
-        if given not in valid:
-            is_or_not = f"is {given!r}, and should be" if given else "is not given; it should be"
-            raise RunError(f"{name} {is_or_not} one of {', '.join(valid)}", exit_code=2)
-    return arguments
+        for item in found:
+            name = f"{resource}/{item['metadata']['name']}"
+            # Its pods first: they may still be at work, and save a checkpoint before they go.
+            kubectl.run("delete", name, "--cascade=foreground", "--timeout=10m")
 
 
 def main() -> int:
     """Runs the command, and gives its exit code."""
-    run = None
+    overlays = sorted(path.parent.name for path in OVERLAYS.glob("*/kustomization.yaml"))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("job", metavar="JOB", help="one of the overlay's")
+    parser.add_argument("overlay", metavar="OVERLAY", choices=overlays, help=", ".join(overlays))
+    parser.add_argument("--namespace", help="instead of the current context's")
+    parser.add_argument("--poll-seconds", type=float, default=2.0, help="default: %(default)s")
+    arguments = parser.parse_args()
+    kubectl, target = Kubectl(arguments.namespace), ""
     try:
-        arguments = parse_arguments()
-        kubectl = Kubectl(arguments.namespace)
-        run = start(kubectl, arguments.job, arguments.overlay, arguments.poll_seconds)
-        return run.wait()
+        target = start(kubectl, arguments.job, arguments.overlay)
+        return wait(kubectl, target, arguments.poll_seconds)
     except FileNotFoundError:
         say("kubectl is not installed, or not on the PATH")
         return 2
@@ -386,10 +257,10 @@ def main() -> int:
         say(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        if run:
-            command, name = " ".join(run.kubectl.command), run.target.split("/")[1]
-            say(f"{run.target} goes on; `{command} logs -f job/{name}` shows its log, and")
-            say(f"`{command} delete {run.target}` ends it")
+        if target:
+            command, name = " ".join(kubectl.command), target.split("/")[1]
+            say(f"{target} goes on; `{command} logs -f job/{name}` shows its log, and")
+            say(f"`{command} delete {target}` ends it")
         return 130
 
 

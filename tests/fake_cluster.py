@@ -1,15 +1,10 @@
-"""An API server of Kubernetes on loopback, as far as kubectl needs one; tests play the controllers.
-
-It keeps Jobs immutable and deletes in the foreground, as the real one does. It checks no schemas.
-"""
+"""An API server of Kubernetes on loopback, as far as kubectl needs one; tests are controllers."""
 
 import itertools
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,145 +13,106 @@ from urllib.parse import parse_qs, urlsplit
 Object = dict[str, Any]
 
 GROUPS = {
-    "v1": {
-        "configmaps": "ConfigMap",
-        "events": "Event",
-        "persistentvolumeclaims": "PersistentVolumeClaim",
-        "pods": "Pod",
-        "serviceaccounts": "ServiceAccount",
-    },
-    "batch/v1": {"jobs": "Job"},
-    "jobset.x-k8s.io/v1alpha2": {"jobsets": "JobSet"},
-    "kueue.x-k8s.io/v1beta2": {"localqueues": "LocalQueue"},
-    "networking.k8s.io/v1": {"networkpolicies": "NetworkPolicy"},
-    "ray.io/v1": {"rayjobs": "RayJob"},
+    "v1": ["ConfigMap", "Event", "PersistentVolumeClaim", "Pod", "ServiceAccount"],
+    "batch/v1": ["Job"],
+    "jobset.x-k8s.io/v1alpha2": ["JobSet"],
+    "kueue.x-k8s.io/v1beta2": ["LocalQueue"],
+    "networking.k8s.io/v1": ["NetworkPolicy"],
+    "ray.io/v1": ["RayJob"],
 }
-DELETE_SECONDS = 1.0
 
 
 class FakeCluster:
-    """`control(job)` is called in a thread of its own when a Job or RayJob may run.
+    """`control(job)` is called in a thread of its own when a Job or RayJob may run."""
 
-    Attributes:
-        objects: by resource, namespace and name.
-        requests: method and path of all that came.
-        log_cuts: how many logs of a pod break off after their first line.
-        groups: what it serves; without ray.io/v1 there is no KubeRay.
-    """
-
-    def __init__(self, control: Callable[[Object], None]) -> None:
-        self.control = control
-        self.objects: dict[tuple[str, str, str], Object] = {}
-        self.logs: dict[str, list[str]] = {}
+    def __init__(self) -> None:
+        self.control: Callable[[Object], None] = self.complete
+        self.objects: dict[tuple[str, str, str], Object] = {}  # by resource, namespace and name
+        self.logs: dict[str, list[str]] = {}  # by pod
         self.requests: list[str] = []
-        self.log_cuts = 0
-        self.groups = dict(GROUPS)
+        self.groups = dict(GROUPS)  # without ray.io/v1 there is no KubeRay
+        self.unretrieved_logs = 0  # how many readings of a log the kubelet fails
         self.is_failing = False
-        self.changed = threading.Condition()
         self._numbers = itertools.count(1)
-        self._started: set[str] = set()
 
-    def put(self, resource: str, namespace: str, item: Object) -> Object:
+    def put(self, item: Object) -> Object:
         """Creates or changes an object."""
-        with self.changed:
-            key = (resource, namespace, item["metadata"]["name"])
-            metadata = item["metadata"]
-            number = next(self._numbers)
-            metadata |= {"namespace": namespace, "resourceVersion": str(number)}
-            metadata.setdefault("uid", f"uid-{number}")
-            metadata.setdefault("creationTimestamp", datetime.now(UTC).isoformat()[:19] + "Z")
-            self.objects[key] = item
-            self.changed.notify_all()
-        may_run = resource in ("jobs", "rayjobs") and not item["spec"].get("suspend")
-        if may_run and metadata["uid"] not in self._started:
-            self._started.add(metadata["uid"])
+        metadata = {"namespace": "default", "uid": self._tick(), "creationTimestamp": self._tick()}
+        item["metadata"] = metadata | item["metadata"]
+        before = self.objects.get(get_key(item))
+        self.objects[get_key(item)] = item
+        may_run = item["kind"] in ("Job", "RayJob") and not item["spec"].get("suspend")
+        if may_run and (before is None or before["spec"].get("suspend")):
             threading.Thread(target=self.control, args=(item,), daemon=True).start()
         return item
 
-    def delete(self, resource: str, namespace: str, name: str, policy: str = "Foreground") -> None:
-        """Deletes an object and, in a moment, its pods; `policy`: which of them goes first."""
-        item = self.objects[resource, namespace, name]
-        item["metadata"]["deletionTimestamp"] = datetime.now(UTC).isoformat()[:19] + "Z"
+    def delete(self, item: Object, policy: str = "Foreground") -> None:
+        """Deletes an object; its pods go with it only where `policy` is Foreground."""
+        for key, other in list(self.objects.items()):
+            is_owned = other["metadata"].get("owner") == item["metadata"]["uid"]
+            if key == get_key(item) or (is_owned and policy == "Foreground"):
+                del self.objects[key]
 
-        def remove() -> None:
-            time.sleep(DELETE_SECONDS)
-            with self.changed:
-                for key, pod in list(self.objects.items()):
-                    owners = pod["metadata"].get("ownerReferences", [])
-                    if item["metadata"]["uid"] in [owner["uid"] for owner in owners]:
-                        del self.objects[key]
-                if policy == "Foreground":
-                    del self.objects[resource, namespace, name]
-                self.changed.notify_all()
-
-        if policy != "Foreground":
-            del self.objects[resource, namespace, name]
-        threading.Thread(target=remove, daemon=True).start()
-
-    def start_pod(self, job: Object, name: str, ray_cluster: str = "", **status: Any) -> None:
-        """Makes a pod of a job, or of its `ray_cluster`; without a `status` it runs."""
-        metadata = job["metadata"]
-        labels = dict(metadata["labels"])
-        if ray_cluster:
-            labels["ray.io/cluster"] = ray_cluster
-        else:
-            labels["batch.kubernetes.io/job-name"] = metadata["name"]
-        pod = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "name": name,
-                "labels": labels,
-                "ownerReferences": [{"uid": metadata["uid"], "kind": job["kind"]}],
-            },
-            "spec": {"containers": [{"name": "job"}]},
-            "status": status or make_status("Running", running={}),
+    def start_pod(self, job: Object, name: str, ray_cluster: str = "") -> Object:
+        """Starts a pod of a job, or of its `ray_cluster`."""
+        self.logs[name] = []
+        label = {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
+        metadata = {
+            "name": name,
+            "labels": {"ray.io/cluster": ray_cluster} if ray_cluster else label,
         }
-        self.logs.setdefault(name, [])
-        self.put("pods", metadata["namespace"], pod)
+        metadata |= {"namespace": job["metadata"]["namespace"], "owner": job["metadata"]["uid"]}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
+        pod["spec"] = {"containers": [{"name": "job"}]}
+        return self.put(pod | {"status": make_status("Running", running={})})
 
-    def set_pod(self, job: Object, name: str, **status: Any) -> None:
-        """Changes a pod's status."""
-        namespace = job["metadata"]["namespace"]
-        pod = self.objects["pods", namespace, name]
-        self.put("pods", namespace, pod | {"status": status})
+    def print(self, pod: Object, *lines: str) -> None:
+        """A pod's container prints, all in one second."""
+        self.logs[pod["metadata"]["name"]] += [f"{self._tick()} {line}" for line in lines]
 
-    def print(self, name: str, *lines: str) -> None:
-        """A pod's container prints."""
-        with self.changed:
-            for line in lines:
-                second, number = datetime.now(UTC).isoformat()[:19], next(self._numbers)
-                self.logs[name].append(f"{second}.{number:09}Z {line}")
-            self.changed.notify_all()
+    def end(self, job: Object, *pods: Object, exit_code: int = 0) -> None:
+        """A Job and its pods end."""
+        for pod in pods:
+            phase = "Failed" if exit_code else "Succeeded"
+            self.set_status(pod, **make_status(phase, terminated={"exitCode": exit_code}))
+        end = {"type": "Failed" if exit_code else "Complete", "status": "True"}
+        end |= {"reason": "PodFailurePolicy", "message": "it failed"}
+        self.set_status(job, conditions=[end])
 
-    def end_pod(self, job: Object, name: str, exit_code: int, reason: str = "Error") -> None:
-        """A pod's container ends; `reason`: why, if its exit code is not 0."""
-        phase = "Failed" if exit_code else "Succeeded"
-        ended = {"exitCode": exit_code, "reason": reason if exit_code else "Completed"}
-        self.set_pod(job, name, **make_status(phase, terminated=ended))
+    def complete(self, job: Object) -> None:
+        """A Job's pod prints, and both end."""
+        pod = self.start_pod(job, "pod-a")
+        self.print(pod, "done")
+        self.end(job, pod)
 
-    def end_job(self, job: Object, kind: str, reason: str = "", message: str = "") -> None:
-        """A Job ends; `kind` is Complete or Failed."""
-        condition = {"type": kind, "status": "True", "reason": reason, "message": message}
-        self.set_status(job, conditions=[condition])
+    def set_status(self, item: Object, **status: Any) -> None:
+        """Changes the status of a pod or a job."""
+        self.put(self.objects[get_key(item)] | {"status": status})
 
-    def set_status(self, job: Object, **status: Any) -> None:
-        """Changes a job's status."""
-        resource = "jobs" if job["kind"] == "Job" else "rayjobs"
-        current = self.objects[resource, job["metadata"]["namespace"], job["metadata"]["name"]]
-        self.put(resource, job["metadata"]["namespace"], current | {"status": status})
+    def _tick(self) -> str:
+        """A time after all before, in the same second."""
+        return f"2026-01-01T00:00:00.{next(self._numbers):09}Z"
 
-    def find(self, resource: str, namespace: str, query: dict[str, list[str]]) -> list[Object]:
+    def find(self, resource: str, namespace: str, query: Object) -> list[Object]:
         """What a list's selectors select."""
-        wanted = [part.split("=") for part in query.get("labelSelector", [""])[0].split(",")]
-        fields = query.get("fieldSelector", [""])[0].split(",")
+        labels = [part.split("=") for part in query.get("labelSelector", "").split(",") if part]
+        fields = [part for part in query.get("fieldSelector", "").split(",") if part]
         return [
             item
             for (kind, space, _), item in sorted(self.objects.items())
             if (kind, space) == (resource, namespace)
-            and all(item["metadata"].get("labels", {}).get(k[0]) == k[-1] for k in wanted if k[0])
-            and all(has_field(item, field) for field in fields if field)
+            and all(item["metadata"].get("labels", {}).get(key) == value for key, value in labels)
+            and all(has_field(item, field) for field in fields)
         ]
+
+
+def get_resource(kind: str) -> str:
+    return f"{kind.lower()}s".replace("ys", "ies")
+
+
+def get_key(item: Object) -> tuple[str, str, str]:
+    metadata = item["metadata"]
+    return get_resource(item["kind"]), metadata["namespace"], metadata["name"]
 
 
 def make_status(phase: str, **state: Any) -> Object:
@@ -164,46 +120,25 @@ def make_status(phase: str, **state: Any) -> Object:
     return {"phase": phase, "containerStatuses": [{"name": "job", "state": state}]}
 
 
-def get_field(item: Any, path: str) -> Any:
-    """A field by its dotted path; None if it is not there."""
-    for part in path.split("."):
-        item = (item or {}).get(part)
-    return item
-
-
-def has_field(item: Object, selector: str) -> bool:
+def has_field(item: Any, selector: str) -> bool:
     """Whether a field is, or is not, what a selector says: `type=Warning`, `reason!=BackOff`."""
     path, _, value = selector.partition("=")
-    return (str(get_field(item, path.rstrip("!"))) == value) != path.endswith("!")
-
-
-def merge(item: Any, patch: Any) -> Any:
-    """A JSON merge patch; stands in for the strategic one, too."""
-    if not isinstance(patch, dict):
-        return patch
-    merged = dict(item) if isinstance(item, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = merge(merged.get(key), value)
-    return merged
+    for part in path.rstrip("!").split("."):
+        item = item.get(part, {})
+    return (item == value) != path.endswith("!")
 
 
 @contextmanager
-def serve(control: Callable[[FakeCluster, Object], None], folder: Path) -> Iterator[FakeCluster]:
+def serve(folder: Path) -> Iterator[FakeCluster]:
     """A cluster whose kubeconfig is `folder`/kubeconfig."""
-    cluster = FakeCluster(lambda job: control(cluster, job))
+    cluster = FakeCluster()
     handler = type("Handler", (_Handler,), {"cluster": cluster})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     url = f"http://127.0.0.1:{server.server_port}"
     config = {
-        "apiVersion": "v1",
-        "kind": "Config",
         "clusters": [{"name": "fake", "cluster": {"server": url}}],
-        "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake"}}],
-        "users": [{"name": "fake", "user": {"token": "t"}}],
+        "contexts": [{"name": "fake", "context": {"cluster": "fake"}}],
         "current-context": "fake",
     }
     (folder / "kubeconfig").write_text(json.dumps(config), "utf-8")
@@ -223,159 +158,80 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._dispatch()
+        url = urlsplit(self.path)
+        self.cluster.requests.append(f"{self.command} {url.path}")
+        length = int(self.headers.get("Content-Length") or 0)
+        body = json.loads(self.rfile.read(length)) if length else {}
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        if self.cluster.is_failing:
+            self._send({}, 503)
+        elif document := find_document(url.path, self.cluster.groups):
+            self._send(document)
+        elif "/namespaces/" in url.path:
+            self._serve_objects(url.path.partition("/namespaces/")[2].split("/"), query, body)
+        else:
+            self._send({}, 404)
 
     do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815
 
-    def _dispatch(self) -> None:
-        url = urlsplit(self.path)
-        length = int(self.headers.get("Content-Length") or 0)
-        body = json.loads(self.rfile.read(length)) if length else {}
-        self.cluster.requests.append(f"{self.command} {url.path}")
-        if self.cluster.is_failing:
-            self._fail(503, "ServiceUnavailable", "the server is starting")
-        elif document := find_document(url.path, self.cluster.groups):
-            self._send(document)
-        elif url.path.startswith("/api/v1/namespaces/") and url.path.count("/") == 4:
-            name = url.path.rsplit("/", 1)[1]  # all are there
-            self._send({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name}})
-        elif "/namespaces/" in url.path:
-            self._serve_objects(url.path, parse_qs(url.query), body)
-        else:
-            self._fail(404, "NotFound", f"there is no {url.path}")
-
-    def _serve_objects(self, path: str, query: dict[str, list[str]], body: Object) -> None:
-        group, _, rest = path.partition("/namespaces/")
-        api_version = group.removeprefix("/apis/").removeprefix("/api/")
-        namespace, resource, *names = rest.split("/")
-        kind = GROUPS[api_version][resource]
-        name = names[0] if names else ""
+    def _serve_objects(self, path: list[str], query: dict[str, str], body: Object) -> None:
+        namespace, resource, name, log = (*path, "", "")[:4]
         item = self.cluster.objects.get((resource, namespace, name))
         if self.command == "POST":
-            self._send(self.cluster.put(resource, namespace, body), 201)
-        elif "watch" in query:
-            self._watch(resource, namespace, query)
+            body["metadata"]["namespace"] = namespace
+            self._send(self.cluster.put(body), 201)
         elif not name:
             items = self.cluster.find(resource, namespace, query)
-            listed = {"kind": f"{kind}List", "apiVersion": api_version, "items": items}
-            self._send(listed | {"metadata": {"resourceVersion": "1"}})
+            self._send({"kind": "List", "apiVersion": "v1", "items": items})
         elif item is None:
-            self._fail(404, "NotFound", f'{resource} "{name}" not found')
-        elif names[1:] == ["log"]:
-            self._follow(name, namespace, query)
+            self._send({}, 404)
+        elif log and self.cluster.unretrieved_logs:
+            self.cluster.unretrieved_logs -= 1
+            self._send("unable to retrieve container logs for containerd://0")
+        elif log:  # with timestamps, since a second, that is, from its beginning
+            since = query.get("sinceTime", "").rstrip("Z")
+            self._send("".join(f"{line}\n" for line in self.cluster.logs[name] if line >= since))
         elif self.command == "DELETE":
-            policy = body.get("propagationPolicy", "Background")
-            self.cluster.delete(resource, namespace, name, policy)
+            self.cluster.delete(item, body.get("propagationPolicy", "Background"))
             self._send(item)
         elif self.command == "PATCH":
-            changed = merge(item, body)
-            is_other = changed.get("spec", {}).get("template") != item.get("spec", {}).get(
-                "template"
-            )
-            if kind == "Job" and is_other:
-                self._fail(422, "Invalid", f'Job "{name}" is invalid: field is immutable')
-            else:
-                self._send(self.cluster.put(resource, namespace, changed))
+            self._send(self.cluster.put(item | {"spec": item["spec"] | body["spec"]}))
         else:
             self._send(item)
 
-    def _watch(self, resource: str, namespace: str, query: dict[str, list[str]]) -> None:
-        before = {i["metadata"]["uid"]: i for i in self.cluster.find(resource, namespace, query)}
-        self._start_stream("application/json")
-        with self.cluster.changed:
-            while before:
-                self.cluster.changed.wait(0.1)
-                found = self.cluster.find(resource, namespace, query)
-                for uid in set(before) - {item["metadata"]["uid"] for item in found}:
-                    event = {"type": "DELETED", "object": before.pop(uid)}
-                    self._write(json.dumps(event) + "\n")
-        self._write("")
-
-    def _follow(self, name: str, namespace: str, query: dict[str, list[str]]) -> None:
-        """With timestamps, as k8s/run.py asks; since a second, that is, from its beginning."""
-        since = query.get("sinceTime", [""])[0].rstrip("Z")
-        self._start_stream("text/plain")
-        sent = 0
-        while True:
-            with self.cluster.changed:
-                lines = self.cluster.logs[name][sent:]
-                pod = self.cluster.objects.get(("pods", namespace, name))
-                if not lines and (pod is None or pod["status"]["phase"] in ("Succeeded", "Failed")):
-                    break
-                if not lines:
-                    self.cluster.changed.wait(0.1)
-                    continue
-            for line in lines:
-                sent += 1
-                if line >= since:
-                    self._write(line + "\n")
-                    if self.cluster.log_cuts:
-                        self.cluster.log_cuts -= 1
-                        self._write("")
-                        return
-        self._write("")
-
-    def _start_stream(self, content_type: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-
-    def _write(self, text: str) -> None:
-        data = text.encode()
-        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
-        self.wfile.flush()
-
-    def _fail(self, code: int, reason: str, message: str) -> None:
-        status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code}
-        self._send(status | {"reason": reason, "message": message}, code)
-
-    def _send(self, document: Object, code: int = 200) -> None:
-        data = json.dumps(document).encode()
+    def _send(self, document: Object | str, code: int = 200) -> None:
+        text = document if isinstance(document, str) else json.dumps(document)
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(text.encode())))
         self.end_headers()
-        self.wfile.write(data)
+        self.wfile.write(text.encode())
 
 
-def find_document(path: str, known: dict[str, dict[str, str]]) -> Object | None:
+def find_document(path: str, known: dict[str, list[str]]) -> Object | None:
     """What kubectl asks about the server itself: its version, and the groups `known` to it."""
-    named = {version: version.split("/")[0] for version in known if "/" in version}
-    groups = [
-        {"name": group, "versions": [{"groupVersion": both, "version": both.split("/")[1]}]}
-        for both, group in named.items()
-    ]
     documents: dict[str, Object] = {
         "/version": {"major": "1", "minor": "34", "gitVersion": "v1.34.0"},
         "/api": {"kind": "APIVersions", "versions": ["v1"]},
-        "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups},
-        "/openapi/v3": {"paths": {}},
-    }
-    for version, resources in known.items():
-        root = f"api{'s' if '/' in version else ''}/{version}"
-        group = {"group": named.get(version, ""), "version": version.split("/")[-1]}
-        documents[f"/{root}"] = {
-            "kind": "APIResourceList",
-            "groupVersion": version,
-            "resources": [
-                {"name": name, "singularName": kind.lower(), "namespaced": True, "kind": kind}
-                | {"verbs": ["create", "delete", "get", "list", "patch", "watch"]}
-                for name, kind in resources.items()
-            ],
-        }
+        "/apis": {"kind": "APIGroupList", "groups": []},
         # That the server checks the fields itself, so that kubectl asks for no schema.
-        documents[f"/openapi/v3/{root}"] = {
-            "openapi": "3.0.0",
-            "paths": {
-                f"/{root}/namespaces/{{namespace}}/{name}/{{name}}": {
-                    "patch": {
-                        "parameters": [{"name": "fieldValidation", "in": "query"}],
-                        "x-kubernetes-group-version-kind": {**group, "kind": kind},
-                    }
-                }
-                for name, kind in resources.items()
-            },
-        }
-        documents["/openapi/v3"]["paths"][root] = {"serverRelativeURL": f"/openapi/v3/{root}"}
+        "/openapi/v3": {"paths": {}},
+        "/openapi/v3/all": {"openapi": "3.0.0", "paths": {}},
+    }
+    for group_version, kinds in known.items():
+        group, _, version = group_version.rpartition("/")
+        root = f"apis/{group_version}" if group else "api/v1"
+        if group:
+            versions = [{"groupVersion": group_version, "version": version}]
+            documents["/apis"]["groups"].append({"name": group, "versions": versions})
+        documents["/openapi/v3"]["paths"][root] = {"serverRelativeURL": "/openapi/v3/all"}
+        more = {"namespaced": True, "verbs": ["create", "delete", "get", "list", "patch"]}
+        resources = [{"name": get_resource(kind), "kind": kind} | more for kind in kinds]
+        listed = {"kind": "APIResourceList", "groupVersion": group_version}
+        documents[f"/{root}"] = listed | {"resources": resources}
+        for kind in kinds:
+            gvk = {"group": group, "version": version, "kind": kind}
+            patch = {"parameters": [{"name": "fieldValidation", "in": "query"}]}
+            patch["x-kubernetes-group-version-kind"] = gvk
+            documents["/openapi/v3/all"]["paths"][f"/{kind}"] = {"patch": patch}
     return documents.get(path)
