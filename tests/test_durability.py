@@ -1,4 +1,4 @@
-"""What the label job survives, and what that costs. `python tests/chaos.py` is the long form."""
+"""What the label job survives, and what that costs; support/chaos.py is the long form."""
 
 import json
 import os
@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
 
-from chaos import Chaos, Faults
-from commands import ROOT, Job, run_job, start_job
-from fake_teacher import FakeTeacher, make_body, refuse, running_teacher
+from support.chaos import Chaos, Faults
+from support.commands import ROOT, Job, run_job, start_job
+from support.fake_teacher import FakeTeacher, make_body, refuse, running_teacher
 
 CONCURRENCY = 32
 

@@ -9,7 +9,7 @@ from common.run.steps import ADAPTER
 from common.run.storage import RunStorage
 from common.student.prompt import load_tokenizer
 from common.training.publishing import push
-from fake_hub import running_hub
+from support.fake_hub import running_hub
 
 
 def set_endpoint(monkeypatch, url):

@@ -14,7 +14,7 @@ from common.teacher.journal import (
     iterate_journal,
 )
 from common.teacher.replies import Reply
-from failing_store import running_failing_store
+from support.failing_store import running_failing_store
 
 
 def make_reply(key, body="{}"):

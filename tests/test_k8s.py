@@ -12,7 +12,7 @@ import yaml
 
 from common import errors
 from common.environment import list_settings
-from manifests import (
+from support.manifests import (
     COMPONENTS,
     JOBS,
     K8S,

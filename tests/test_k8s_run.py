@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fake_cluster import make_status, serve
+from support.fake_kubernetes import make_status, serve
 
 ROOT = Path(__file__).parent.parent
 TRAIN = ("jobs", "default", "distill-train")

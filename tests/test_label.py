@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
 
-from commands import run_job
-from fake_teacher import make_body, refuse, running_teacher
+from support.commands import run_job
+from support.fake_teacher import make_body, refuse, running_teacher
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from common.errors import CostCapError, DistillError, TeacherRefusedError
 from common.quota.leases import Leases, Outcome
 from common.quota.protocol import Headers, Totals
-from simulation import join, make_quota, now, run
+from support.simulation import join, make_quota, now, run
 
 REFUSED = TeacherRefusedError("401: no such key")
 

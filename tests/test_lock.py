@@ -12,7 +12,7 @@ import pytest
 from common.errors import DistillError, StoppedError
 from common.run.lock import RunLock, hold_run
 from common.run.storage import RunStorage
-from failing_store import running_failing_store
+from support.failing_store import running_failing_store
 
 
 class FakeTime:

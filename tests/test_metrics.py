@@ -68,7 +68,7 @@ def test_every_metric_scores_the_references_best_and_takes_any_row(name):
 
 
 @pytest.mark.parametrize(
-    "case", json.loads(Path(__file__).with_name("gleu_cases.json").read_text())
+    "case", json.loads((Path(__file__).with_name("support") / "gleu_cases.json").read_text())
 )
 def test_gleu_is_that_of_the_published_program(case):
     """Whose results on random sentences, with one to four references, are in the file."""

@@ -13,7 +13,7 @@ from common.settings import TeacherSettings
 from common.tasks.model import Task, load_task
 from common.teacher.replies import Reply
 from common.teacher.requests import make_key, make_request
-from fake_teacher import refuse, running_teacher
+from support.fake_teacher import refuse, running_teacher
 
 TEXT = "She go to school every days."
 LABEL = "She goes to school every day."

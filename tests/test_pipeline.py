@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from commands import run_job
 from common.errors import InputError
-from fake_teacher import running_teacher
 from jobs import evaluate, pipeline
+from support.commands import run_job
+from support.fake_teacher import running_teacher
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data" / "multilingual_gec"
 

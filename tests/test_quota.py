@@ -6,7 +6,7 @@ import pytest
 from common.errors import CostCapError, DistillError, TeacherRefusedError
 from common.quota.protocol import Headers, Lease, Tally, Totals
 from common.quota.quota import Quota
-from simulation import Bucket, Server, Window, run, work
+from support.simulation import Bucket, Server, Window, run, work
 
 RATE = 1200
 """Of the simulated servers, in requests a minute."""

@@ -17,7 +17,7 @@ from common.report.server import make_server
 from common.report.text import escape, render_text
 from common.run.storage import RunStorage
 from jobs import report
-from report_parts import HISTORY, MANIFESTS, SYSTEMS, make_metrics, make_tables, render
+from support.report_parts import HISTORY, MANIFESTS, SYSTEMS, make_metrics, make_tables, render
 
 NASTY = [
     "</script><script>alert(1)</script>",

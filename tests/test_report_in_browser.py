@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from common.report.page import render_report
-from report_parts import HISTORY, MANIFESTS, make_metrics, make_tables
+from support.report_parts import HISTORY, MANIFESTS, make_metrics, make_tables
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -19,7 +19,7 @@ from common.teacher.client import Teacher
 from common.teacher.headers import parse_retry_after, parse_seconds, read_headers
 from common.teacher.replies import Reply, read_answer
 from common.teacher.requests import bound_prompt_tokens, make_key, make_request
-from fake_teacher import make_body, refuse, running_teacher
+from support.fake_teacher import make_body, refuse, running_teacher
 
 TASK = Task(name="echo")
 

@@ -13,7 +13,6 @@ from peft import get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from commands import run_job, start_job
 from common.errors import InputError, SettingsError, StoppedError
 from common.records import LabelRow, hash_text, make_label_table
 from common.run.manifest import read_manifest, write_manifest
@@ -34,6 +33,7 @@ from common.training.schedule import Schedule
 from common.training.train_set import hold_out, load_train_set, read_labels
 from common.training.trainer import LabelTrainer, make_trainer
 from jobs.train import main
+from support.commands import run_job, start_job
 
 
 def make_rows(pairs, status="ok"):

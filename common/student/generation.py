@@ -64,10 +64,13 @@ def generate(
         order = order[len(batch) :]
         if time.monotonic() - logged > _LINE_SECONDS:
             logged = time.monotonic()
-            rate = len(responses) / (logged - started)
-            done = f"{len(responses)} of {len(prompts)}, {rate:.1f} rows/s"
-            log.info("evaluate: %s, %.0f s left", done, len(order) / rate)
+            _log_progress(len(responses), len(prompts), logged - started)
     return [responses[i] for i in range(len(prompts))]
+
+
+def _log_progress(done: int, rows: int, seconds: float) -> None:
+    rate = done / seconds
+    log.info("evaluate: %d of %d, %.1f rows/s, %.0f s left", done, rows, rate, (rows - done) / rate)
 
 
 def sort_by_length(lengths: Sequence[int]) -> list[int]:

@@ -122,7 +122,7 @@ def measure_case(case: QuotaCase, options: argparse.Namespace) -> dict[str, Any]
 def running_cluster(options: argparse.Namespace) -> Iterator[dict[str, str]]:
     """Two nodes of one CPU; the environment that leads a job there."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.benchmarks.cluster"],
+        [sys.executable, "-m", "tests.benchmarks.two_nodes"],
         cwd=ROOT,
         env=inherit() | {"PYTHONPATH": str(options.tree)},
         stdin=subprocess.PIPE,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from docker_engine import IMAGE, ROOT, S3_IMAGE, docker
+from support.docker_engine import IMAGE, ROOT, S3_IMAGE, docker
 
 DOCKER_UP = ROOT.parent / "shared/tools/docker-up"
 

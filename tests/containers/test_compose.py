@@ -13,7 +13,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from docker_engine import ROOT, docker
+from support.docker_engine import ROOT, docker
 
 SETTINGS = """
 OMP_NUM_THREADS=1

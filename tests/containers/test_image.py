@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from docker_engine import HARDENED, SMALL, docker, give
+from support.docker_engine import HARDENED, SMALL, docker, give
 
 BUILTIN = SMALL | {"DISTILL_TEACHER__BASE_URL": "builtin"}
 

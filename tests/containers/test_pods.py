@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from docker_engine import HARDENED, SMALL, docker, give
-from pods import Cluster, render_with, wait
+from support.docker_engine import HARDENED, SMALL, docker, give
+from support.pods import Cluster, render_with, wait
 
 pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="there is no kubectl")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from docker_engine import HARDENED, docker, give
-from pods import Cluster, render_with, wait
+from support.docker_engine import HARDENED, docker, give
+from support.pods import Cluster, render_with, wait
 
 pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="there is no kubectl")
 

@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 IMAGE, S3_IMAGE = "distill:test", "distill-s3:test"
 HARDENED = (
     "--read-only",

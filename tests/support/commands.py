@@ -8,7 +8,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 _MARK = "TEST_JOB"
 """The variable by which all processes of a job are found, also those whose parent has died."""
 

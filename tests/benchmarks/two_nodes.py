@@ -1,6 +1,6 @@
 """A Ray cluster of two nodes with one CPU each, on this machine: prints its address, then waits.
 
-`python -m tests.benchmarks.cluster` ends when its standard input does.
+`python -m tests.benchmarks.two_nodes` ends when its standard input does.
 """
 
 import sys

@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from docker_engine import docker, give
-from manifests import K8S, Manifest, Pods, find, kustomize, list_pods
+from support.docker_engine import docker, give
+from support.manifests import K8S, Manifest, Pods, find, kustomize, list_pods
 
 
 def render_with(overlay: str, settings: dict[str, str], image: str, folder: Path) -> list[Manifest]:

@@ -1,9 +1,9 @@
 """Kills the label job at random moments, and counts what that costs.
 
-    python tests/chaos.py --moments 20 --root local
-    python tests/chaos.py --moments 20 --root s3             a mock of S3, on loopback
-    python tests/chaos.py --moments 20 --root s3://bucket/a  what the AWS_* variables name
-    python tests/chaos.py --kinds driver tree --seed 7
+    python tests/support/chaos.py --moments 20 --root local
+    python tests/support/chaos.py --moments 20 --root s3             a mock of S3, on loopback
+    python tests/support/chaos.py --moments 20 --root s3://bucket/a  what the AWS_* variables name
+    python tests/support/chaos.py --kinds driver tree --seed 7
 
 The teacher mixes in 5 % 5xx, 2 % resets, 1 % broken JSON, 1 % hangs, and a quota. Whenever the job
 has died it is started again at once, until it is done. Then every input has one row, every answer
@@ -34,16 +34,16 @@ from unittest import mock
 from aiohttp import web
 
 if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+    sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
-from commands import Job, start_job
 from common.environment import load_settings
 from common.labels.known import make_keys, read_answered
 from common.run.storage import RunStorage
 from common.settings import Settings
 from common.tasks.model import load_task
 from common.teacher.requests import make_request
-from fake_teacher import FakeTeacher, make_body, refuse, running_teacher
+from support.commands import Job, start_job
+from support.fake_teacher import FakeTeacher, make_body, refuse, running_teacher
 
 KINDS = ("driver", "actor", "keeper", "raylet", "tree", "term", "int")
 """`term` and `int` are no kills: SIGTERM to the driver, Ctrl-C to all in its process group."""

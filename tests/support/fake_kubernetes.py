@@ -22,7 +22,7 @@ GROUPS = {
 }
 
 
-class FakeCluster:
+class FakeKubernetes:
     """`control(job)` is called in a thread of its own when a Job or RayJob may run."""
 
     def __init__(self) -> None:
@@ -129,9 +129,9 @@ def has_field(item: Any, selector: str) -> bool:
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[FakeCluster]:
+def serve(folder: Path) -> Iterator[FakeKubernetes]:
     """A cluster whose kubeconfig is `folder`/kubeconfig."""
-    cluster = FakeCluster()
+    cluster = FakeKubernetes()
     handler = type("Handler", (_Handler,), {"cluster": cluster})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
@@ -151,7 +151,7 @@ def serve(folder: Path) -> Iterator[FakeCluster]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    cluster: FakeCluster
+    cluster: FakeKubernetes
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *arguments: object) -> None:

@@ -1,0 +1,1 @@
+"""What tests use: stand-ins for servers, and jobs as commands."""

@@ -1,0 +1,146 @@
+"""A run folder that version 0.1 made goes on: nothing is paid for, trained or asked again.
+
+support/run_of_version_0_1 was made by `jobs.pipeline` of that version with the settings below.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from common.errors import InputError
+from common.run.manifest import read_manifest
+from common.run.steps import ADAPTER, LABELS, PREDICTIONS
+from common.run.storage import RunStorage
+from common.settings import Settings, TrainSettings
+from jobs import evaluate, label, pipeline, train
+
+MADE = Path(__file__).parent / "support" / "run_of_version_0_1"
+SETTINGS = {
+    "RUN": "old",
+    "DATA__SOURCE": "builtin",
+    "DATA__TRAIN_LIMIT": 80,
+    "DATA__TEST_LIMIT": 40,
+    "TEACHER__BASE_URL": "builtin",
+    "STUDENT__MODEL": "builtin",
+    "TRAIN__EPOCHS": 1,
+    "EVALUATE__MAX_NEW_TOKENS": 64,
+}
+
+
+@pytest.fixture
+def old(settings, tmp_path):
+    shutil.copytree(MADE, tmp_path / "runs/old")
+    return settings(**SETTINGS)
+
+
+def count_calls(monkeypatch):
+    calls = []
+
+    def refuse(*arguments):
+        calls.append(arguments)
+        raise AssertionError("the teacher is asked, or the student trained, again")
+
+    monkeypatch.setattr(label.Session, "ask", refuse)
+    monkeypatch.setattr(train, "train", refuse)
+    monkeypatch.setattr(evaluate.Bench, "ask", refuse)
+    return calls
+
+
+def test_every_step_is_found_done_and_reported_on(old, tmp_path, monkeypatch, capsys):
+    calls = count_calls(monkeypatch)
+    pipeline.main(old)
+    assert not calls
+    assert "| Teacher                | 90.0%" in capsys.readouterr().out
+    page = (tmp_path / "runs/old/report.html").read_text("utf-8")
+    assert all(fact in page for fact in ("stand-in", "116,736", "80 ok", "distill 0.1.0"))
+
+
+def test_labels_are_made_again_from_the_journal_and_the_rest_stays_done(old, tmp_path, monkeypatch):
+    storage = RunStorage(old)
+    before = [(row["id"], row["label"]) for row in read_labels(storage)]
+    shutil.rmtree(tmp_path / "runs/old/labels")
+    monkeypatch.setattr(train, "train", lambda *arguments: pytest.fail("trained again"))
+    monkeypatch.setattr(label, "make_lane", lambda settings: pytest.fail("asked again"))
+    pipeline.main(old)
+    assert [(row["id"], row["label"]) for row in read_labels(storage)] == before
+
+
+def read_labels(storage):
+    return storage.read_table("labels/part-00000.parquet").to_pylist()
+
+
+def test_another_setting_is_still_an_error(old, settings):
+    with pytest.raises(InputError, match=r"train\.lora_rank was 8 and is 4"):
+        pipeline.main(settings(TRAIN__LORA_RANK=4))
+    with pytest.raises(InputError, match=r"teacher\.max_tokens was 512 and is 100"):
+        pipeline.main(settings(TRAIN__LORA_RANK=8, TEACHER__MAX_TOKENS=100))
+
+
+def test_a_setting_that_is_added_leaves_finished_runs_done(old, monkeypatch):
+    """As issue after issue does: a field with a default, in a section that results depend on."""
+
+    class More(TrainSettings):
+        objective: str = "supervised"
+
+    with_more = old.model_copy(update={"train": More(**old.train.model_dump())})
+    calls = count_calls(monkeypatch)
+    pipeline.main(with_more)
+    assert not calls
+    other = More(**old.train.model_dump() | {"objective": "another"})
+    with pytest.raises(InputError, match=r"train\.objective was None and is 'another'"):
+        train.main(old.model_copy(update={"train": other}))
+
+
+def test_manifests_of_later_versions_are_read_too(old):
+    storage = RunStorage(old)
+    content = storage.read_json("labels/manifest.json")
+    storage.write_json("labels/manifest.json", content | {"more": [1], "counts": {"ok": 80}})
+    assert read_manifest(storage, LABELS).counts == {"ok": 80}
+    assert read_manifest(storage, ADAPTER).summary["updates"] == 5
+    assert read_manifest(storage, PREDICTIONS).scored["systems"][0] == "copy"
+
+
+def test_the_defaults_that_fingerprints_leave_out_are_those_of_version_0_1():
+    """A default that changes makes older fingerprints mean something else.
+
+    Whoever changes one raises `DEFAULTS_VERSION`, and says so in the changelog.
+    """
+    defaults = Settings().model_dump(mode="json")
+    pinned = {
+        "teacher": {
+            "endpoint": "chat",
+            "max_tokens": 512,
+            "temperature": 0.0,
+            "logprobs": 0,
+        },
+        "label": {"samples": 1},
+        "student": {
+            "model": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+            "quantization": "nf4",
+            "max_tokens": 512,
+        },
+        "train": {
+            "epochs": 3.0,
+            "seed": 0,
+            "batch_size": 8,
+            "learning_rate": 2e-4,
+            "warmup_steps": 20,
+            "weight_decay": 0.0,
+            "max_grad_norm": 1.0,
+            "lora_rank": 8,
+            "lora_alpha": 32,
+            "lora_dropout": 0.0,
+            "target_modules": ["all-linear"],
+            "held_out": 200,
+            "evaluations": 6,
+            "patience": 3,
+        },
+        "evaluate": {"max_new_tokens": 256},
+    }
+    for section, values in pinned.items():
+        assert {name: defaults[section][name] for name in values} == values
+    fingerprinted = json.loads((MADE / "adapter/manifest.json").read_text())["fingerprint"]
+    names = {name.removeprefix("train.") for name in fingerprinted if name.startswith("train.")}
+    assert names == set(pinned["train"])
