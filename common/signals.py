@@ -15,7 +15,6 @@ class NotedSignals:
     """Whether a signal has asked the job to stop."""
 
     def __init__(self) -> None:
-        """None has yet."""
         self._number: int | None = None
 
     @property

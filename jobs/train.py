@@ -33,10 +33,9 @@ from common.student.prompt import load_tokenizer
 from common.student.weights import check_device, fingerprint_student
 from common.training.agreement import make_measure
 from common.training.checkpoints import Checkpoints
-from common.training.merging import merge
+from common.training.export import merge, push
 from common.training.model_card import render_card
 from common.training.objectives.supervised import Supervised
-from common.training.publishing import push
 from common.training.schedule import Schedule, find_best
 from common.training.train_set import fingerprint_labels, load_train_set
 from common.training.trainer import LabelTrainer, make_trainer

@@ -33,7 +33,7 @@ said: set[str] = set()
 class RunError(Exception):
     """Ends the command; `exit_code` is the command's."""
 
-    def __init__(self, message: str, exit_code: int = 1) -> None:  # noqa: D107
+    def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
 
@@ -52,7 +52,7 @@ def say(text: str) -> None:
 class Kubectl:
     """kubectl, in one namespace: `namespace`, or the current context's."""
 
-    def __init__(self, namespace: str | None) -> None:  # noqa: D107
+    def __init__(self, namespace: str | None) -> None:
         self.command = ["kubectl", *(["--namespace", namespace] if namespace else [])]
 
     def run(self, *arguments: str, **options: Any) -> str:

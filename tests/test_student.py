@@ -6,7 +6,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 
 from common.errors import InputError, SettingsError
-from common.student.generation import generate, sort_by_length, take_batch
+from common.student.generation import TransformersRuntime, sort_by_length, take_batch
 from common.student.prompt import (
     encode_example,
     encode_few_shot_prompt,
@@ -18,6 +18,10 @@ from common.student.weights import check_device, find_student, load_weights
 from common.tasks.model import FewShot, StudentPrompt, Task
 
 TASK = Task(name="copy", student=StudentPrompt(prompt="Say:\n{text}"))
+
+
+def generate(model, tokenizer, prompts, **limits):
+    return TransformersRuntime(model, tokenizer).generate(prompts, **limits)
 
 
 @pytest.fixture

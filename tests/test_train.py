@@ -21,7 +21,7 @@ from common.run.steps import ADAPTER, LABELS, MERGED
 from common.run.storage import RunStorage
 from common.settings import PRESETS
 from common.student.adapter import HISTORY_FILE
-from common.student.generation import generate
+from common.student.generation import TransformersRuntime
 from common.student.prompt import encode_example, encode_prompt, load_tokenizer
 from common.student.weights import find_student, load_weights
 from common.tasks.model import load_task
@@ -361,9 +361,8 @@ def test_agreement_is_the_share_of_labels_that_the_student_gives_exactly(tiny):
     model = load_weights(tiny)
     texts = ["The old man sees a book.", "Le chat dort."]
     prompts = [encode_prompt(tokenizer, task, text) for text in texts]
-    answers = [
-        r.text for r in generate(model, tokenizer, prompts, max_new_tokens=60, batch_tokens=4096)
-    ]
+    runtime = TransformersRuntime(model, tokenizer)
+    answers = [response.text for response in runtime.generate(prompts, 60, 4096)]
     pairs = list(zip(texts, [answers[0], answers[1] + "x"], strict=True))
     run, objective = open_run(tiny), Supervised(task, tokenizer)
     measured = make_measure(run, tokenizer, objective, make_rows(pairs))(model)

@@ -6,5 +6,6 @@ The three are small but real, and speak through the same seams as the parts they
   from a seed;
 * `teacher`: an HTTP server on loopback that corrects by the rules of `correction`, from the input
   alone;
-* `student/`: a Llama-architecture model of 2 M parameters that `pretrain` made from scratch.
+* `student/`: a Llama-architecture model of 2 M parameters made from scratch by
+  `python -m tests.benchmarks.pretrain`.
 """

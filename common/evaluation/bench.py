@@ -40,7 +40,6 @@ class Bench:
     """Asks systems, all with the same rows, the students with the same prompt and precision."""
 
     def __init__(self, run: Run, adapter: Manifest[Any], merged: Manifest[Any] | None) -> None:
-        """Loads nothing yet."""
         self._run, self._adapter, self._merged = run, adapter, merged
         self._student: Student | None = None
 

@@ -30,7 +30,6 @@ class InFlightRecord:
     """A session's own file."""
 
     def __init__(self, storage: RunStorage) -> None:
-        """Writes nothing yet."""
         self._storage, self._name = storage, f"{_PREFIX}{uuid.uuid4().hex[:12]}.json"
 
     def write(self, in_flight: int, lost: int = 0) -> None:

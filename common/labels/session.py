@@ -9,10 +9,11 @@ import os
 import queue
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Protocol
+from threading import Thread
 
 import pyarrow as pa
 
@@ -54,29 +55,56 @@ class Work:
     quota: Quota
 
 
-class Lane(Protocol):
+class Lane(ABC):
     """A way in which a session's requests travel to the teacher.
 
     Every method but `close` may raise a DistillError if the lane itself has failed.
     """
 
+    def __init__(self) -> None:
+        self._arrived: queue.Queue[pa.Table | BaseException | None] = queue.Queue()
+
+    @abstractmethod
     def open(self) -> None:
         """Gets ready; no call starts yet."""
 
+    @abstractmethod
     def start(self, work: Work) -> None:
         """Starts to label, and returns at once."""
 
-    def take(self, seconds: float) -> pa.Table | None:
-        """The next finished rows; None after the last. Raises queue.Empty if none come in time."""
-
+    @abstractmethod
     def snapshot(self, may_start: bool) -> Snapshot | None:
         """The state of the quota, if it answers in time; no call starts unless it `may_start`."""
 
+    @abstractmethod
     def stop(self, reason: DistillError) -> None:
         """Starts no more calls; those in flight go on to their end."""
 
+    @abstractmethod
     def close(self) -> None:
         """Ends what `open` and `start` have started, however far they came; never raises."""
+
+    def take(self, seconds: float) -> pa.Table | None:
+        """The next finished rows; None after the last. Raises queue.Empty if none come in time."""
+        arrived = self._arrived.get(timeout=seconds)
+        if isinstance(arrived, BaseException):
+            raise arrived
+        return arrived
+
+    def deliver(self, tables: Callable[[], Iterable[pa.Table]]) -> Thread:
+        """Makes tables for `take` in a thread: signals and refusals reach the main one at once."""
+
+        def work() -> None:
+            try:
+                for table in tables():
+                    self._arrived.put(table)
+                self._arrived.put(None)
+            except BaseException as error:
+                self._arrived.put(error)
+
+        thread = Thread(target=work, daemon=True)
+        thread.start()
+        return thread
 
 
 class Session:

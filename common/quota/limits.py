@@ -159,7 +159,6 @@ class LearnedRate:
     """A request rate learned from 429s, see the third point of `common.quota.quota`."""
 
     def __init__(self) -> None:
-        """Nothing is known yet."""
         self._anchor: float | None = None
         self._accepted = self._granted = 0.0
         self._first_at: float | None = None

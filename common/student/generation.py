@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,55 +18,82 @@ _LINE_SECONDS = 10.0
 log = logging.getLogger(__name__)
 
 
-def generate(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[list[int]],
-    *,
-    max_new_tokens: int,
-    batch_tokens: int,
-    check: Callable[[], None] = lambda: None,
-) -> list[Response]:
-    """Greedy responses of a base student or one with an adapter, in the order of the prompts.
+class TransformersRuntime:
+    """A model of transformers, on the GPU if there is one."""
 
-    Prompts are batched by length, the longest first, so that too large a batch shows at once; a
-    batch holds at most `batch_tokens` tokens of prompts and responses, and half as many from there
-    on where the memory does not suffice. What is longer than the model's positions is cut off (such
-    prompts are batched with their like only, for they end together), or, where not even the prompt
-    fits, has no response. `check` is called before each batch, and may
-    raise.
-    """
-    model.eval()
-    most = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
-    lengths = [min(len(prompt) + max_new_tokens, most) for prompt in prompts]
-    too_long = [i for i, prompt in enumerate(prompts) if len(prompt) >= most]
-    responses = dict.fromkeys(too_long, Response("", 0, 0.0, error="too_long"))
-    if too_long:
-        log.warning("evaluate: %d prompts are too long for the student", len(too_long))
-    order = [i for i in sort_by_length([len(p) for p in prompts]) if i not in responses]
-    started = logged = time.monotonic()
-    while order:
-        check()
-        batch = take_batch(order, lengths, batch_tokens)
-        longest = len(prompts[batch[0]])
-        if longest + max_new_tokens > most:
-            batch = [i for i in batch if len(prompts[i]) == longest]
-        try:
-            answers = _answer(model, tokenizer, [prompts[i] for i in batch], max_new_tokens, most)
-        except (MemoryError, RuntimeError) as error:
-            if len(batch) == 1 or not is_memory_error(error):
-                raise
-            answers, batch_tokens = None, len(batch) * lengths[batch[0]] // 2
-        if answers is None:  # after the handler, for the error holds on to what was allocated
-            torch.cuda.empty_cache()
-            log.warning("evaluate: too little memory, going on with %d tokens", batch_tokens)
-            continue
-        responses |= zip(batch, answers, strict=True)
-        order = order[len(batch) :]
-        if time.monotonic() - logged > _LINE_SECONDS:
-            logged = time.monotonic()
-            _log_progress(len(responses), len(prompts), logged - started)
-    return [responses[i] for i in range(len(prompts))]
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+        """`model` may have a LoRA adapter of PEFT's."""
+        self._model, self._tokenizer = model, tokenizer
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """While it lasts, the base student answers."""
+        has_adapter = hasattr(self._model, "disable_adapter")
+        return self._model.disable_adapter() if has_adapter else nullcontext()
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        batch_tokens: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> list[Response]:
+        """Greedy responses of a base student or one with an adapter, in the order of the prompts.
+
+        Prompts are batched by length, the longest first, so that too large a batch fails at once; a
+        batch holds at most `batch_tokens` tokens of prompts and responses, and half as many once
+        the memory does not suffice. What is longer than the model's positions is cut off (such
+        prompts are batched with their like only: they end together); where not even the prompt
+        fits, there is no response. `check` is called before each batch, and may raise.
+        """
+        self._model.eval()
+        most = getattr(self._model.config, "max_position_embeddings", None) or sys.maxsize
+        lengths = [min(len(prompt) + max_new_tokens, most) for prompt in prompts]
+        too_long = [i for i, prompt in enumerate(prompts) if len(prompt) >= most]
+        responses = dict.fromkeys(too_long, Response("", 0, 0.0, error="too_long"))
+        if too_long:
+            log.warning("evaluate: %d prompts are too long for the student", len(too_long))
+        order = [i for i in sort_by_length([len(p) for p in prompts]) if i not in responses]
+        started = logged = time.monotonic()
+        while order:
+            check()
+            batch = take_batch(order, lengths, batch_tokens)
+            longest = len(prompts[batch[0]])
+            if longest + max_new_tokens > most:
+                batch = [i for i in batch if len(prompts[i]) == longest]
+            try:
+                answers = self._answer([prompts[i] for i in batch], max_new_tokens, most)
+            except (MemoryError, RuntimeError) as error:
+                if len(batch) == 1 or not is_memory_error(error):
+                    raise
+                answers, batch_tokens = None, len(batch) * lengths[batch[0]] // 2
+            if answers is None:  # after the handler, for the error holds on to what was allocated
+                torch.cuda.empty_cache()
+                log.warning("evaluate: too little memory, going on with %d tokens", batch_tokens)
+                continue
+            responses |= zip(batch, answers, strict=True)
+            order = order[len(batch) :]
+            if time.monotonic() - logged > _LINE_SECONDS:
+                logged = time.monotonic()
+                _log_progress(len(responses), len(prompts), logged - started)
+        return [responses[i] for i in range(len(prompts))]
+
+    def _answer(self, prompts: list[list[int]], max_new_tokens: int, most: int) -> list[Response]:
+        model, tokenizer = self._model, self._tokenizer
+        started = time.monotonic()
+        padded = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
+        config = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=min(max_new_tokens, most - padded["input_ids"].shape[1]),
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=_end_tokens(model, tokenizer),
+        )
+        with torch.inference_mode():
+            output = model.generate(**padded, generation_config=config)
+        answers = output[:, padded["input_ids"].shape[1] :].cpu()
+        seconds = (time.monotonic() - started) / len(prompts)
+        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+        counts = (answers != tokenizer.pad_token_id).sum(1).tolist()
+        return [Response(t.strip(), count, seconds) for t, count in zip(texts, counts, strict=True)]
 
 
 def _log_progress(done: int, rows: int, seconds: float) -> None:
@@ -81,26 +109,6 @@ def sort_by_length(lengths: Sequence[int]) -> list[int]:
 def take_batch(order: list[int], lengths: Sequence[int], batch_tokens: int) -> list[int]:
     """The first indices, so many that their number times the longest is within the limit."""
     return order[: max(1, batch_tokens // lengths[order[0]])]
-
-
-def _answer(
-    model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int, most: int
-) -> list[Response]:
-    started = time.monotonic()
-    padded = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
-    config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=min(max_new_tokens, most - padded["input_ids"].shape[1]),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=_end_tokens(model, tokenizer),
-    )
-    with torch.inference_mode():
-        output = model.generate(**padded, generation_config=config)
-    answers = output[:, padded["input_ids"].shape[1] :].cpu()
-    seconds = (time.monotonic() - started) / len(prompts)
-    texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-    counts = (answers != tokenizer.pad_token_id).sum(1).tolist()
-    return [Response(t.strip(), count, seconds) for t, count in zip(texts, counts, strict=True)]
 
 
 def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:

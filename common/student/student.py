@@ -1,65 +1,18 @@
 """The student as one object: it answers texts of a task, with or without its adapter."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from common.records import Response
 from common.settings import EvaluateSettings, Settings
-from common.student.generation import generate
+from common.student.generation import TransformersRuntime
 from common.student.prompt import encode_few_shot_prompt, encode_prompt, load_tokenizer
 from common.student.weights import check_weights, load_adapter, load_weights
 from common.tasks.model import Task
-
-
-class Runtime(Protocol):
-    """What computes a student's answers: tokens in, text out."""
-
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        max_new_tokens: int,
-        batch_tokens: int,
-        check: Callable[[], None],
-    ) -> list[Response]:
-        """Greedy responses, in the order of the prompts; `check` is called now and then."""
-
-    def without_adapter(self) -> AbstractContextManager[None]:
-        """While it lasts, the base student answers."""
-
-
-class TransformersRuntime:
-    """A model of transformers, on the GPU if there is one; see `common.student.generation`."""
-
-    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-        """`model` may have a LoRA adapter of PEFT's."""
-        self._model, self._tokenizer = model, tokenizer
-
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        max_new_tokens: int,
-        batch_tokens: int,
-        check: Callable[[], None],
-    ) -> list[Response]:
-        """See `Runtime`."""
-        return generate(
-            self._model,
-            self._tokenizer,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            batch_tokens=batch_tokens,
-            check=check,
-        )
-
-    def without_adapter(self) -> AbstractContextManager[None]:
-        """See `Runtime`."""
-        has_adapter = hasattr(self._model, "disable_adapter")
-        return self._model.disable_adapter() if has_adapter else nullcontext()
 
 
 class Student:
@@ -67,7 +20,7 @@ class Student:
 
     def __init__(
         self,
-        runtime: Runtime,
+        runtime: TransformersRuntime,
         tokenizer: PreTrainedTokenizerBase,
         task: Task,
         limits: EvaluateSettings,

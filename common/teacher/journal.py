@@ -45,7 +45,6 @@ class JournalWriter:
     """
 
     def __init__(self, storage: RunStorage, patience_seconds: float = _PATIENCE_SECONDS) -> None:
-        """Opens nothing: the first reply makes the first part."""
         self.storage_error: str | None = None
         self._storage = storage
         self._patience_seconds = patience_seconds

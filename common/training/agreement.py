@@ -7,8 +7,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from common.run.run import Run
-from common.student.generation import sort_by_length, take_batch
-from common.student.student import Student, TransformersRuntime
+from common.student.generation import TransformersRuntime, sort_by_length, take_batch
+from common.student.student import Student
 from common.training.objectives.objective import Encoded, Objective
 from common.training.train_set import Labels
 from common.training.trainer import Measure

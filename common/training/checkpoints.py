@@ -20,7 +20,6 @@ class Checkpoints:
     """The checkpoints of one training."""
 
     def __init__(self, storage: RunStorage, fingerprint: Fingerprint) -> None:
-        """`fingerprint` is what the training depends on."""
         self._storage, self._fingerprint = storage, fingerprint
 
     def save(self, local: Path, update: int, best: int) -> None:

@@ -33,7 +33,7 @@ from common.metrics.metrics import exact_match
 from common.metrics.statistics import wilson_interval
 from common.records import LabelRow
 from common.settings import Settings
-from common.student.generation import generate
+from common.student.generation import TransformersRuntime
 from common.student.prompt import encode_prompt, load_tokenizer
 from common.tasks.model import load_task
 from common.tasks.rules import apply_rules
@@ -105,8 +105,8 @@ def measure(case: Case, seed: int, options: argparse.Namespace) -> dict[str, Any
         trainer = make_trainer(settings, tokenizer, objective, dataset, Path(folder))
         trainer.train()
     seconds = time.monotonic() - started
-    responses = generate(
-        trainer.model, tokenizer, prompts, max_new_tokens=options.max_new_tokens, batch_tokens=8192
+    responses = TransformersRuntime(trainer.model, tokenizer).generate(
+        prompts, max_new_tokens=options.max_new_tokens, batch_tokens=8192
     )
     hits = [
         exact_match(row.text, r.text, row.references)

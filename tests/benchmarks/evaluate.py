@@ -18,7 +18,7 @@ from transformers import pipeline
 from transformers.utils import logging as transformers_logging
 
 from common.data.examples import load_test_rows
-from common.student.generation import generate
+from common.student.generation import TransformersRuntime
 from common.student.prompt import encode_prompt, load_tokenizer
 from common.student.weights import load_weights
 from common.tasks.model import load_task
@@ -56,7 +56,9 @@ def main() -> None:
 
     def answer_together(chosen: list[list[int]]) -> list[str]:
         tokens = settings.evaluate.batch_tokens
-        found = generate(model, tokenizer, chosen, max_new_tokens=limit, batch_tokens=tokens)
+        found = TransformersRuntime(model, tokenizer).generate(
+            chosen, max_new_tokens=limit, batch_tokens=tokens
+        )
         return [response.text for response in found]
 
     figures: list[dict[str, float]] = []

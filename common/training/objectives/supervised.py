@@ -18,7 +18,6 @@ class Supervised:
     """See `Objective`."""
 
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
-        """`tokenizer` is the student's, with a padding token."""
         self._task, self._tokenizer = task, tokenizer
         self._pad = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
 

@@ -15,7 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from common.errors import DistillError
 from common.labels.lanes.ray.actors import LabelActor, QuotaKeeper
 from common.labels.lanes.ray.cluster import check_ray, end_ray, start_ray
-from common.labels.session import Work
+from common.labels.session import Lane, Work
 from common.quota.protocol import Snapshot
 from common.quota.quota import Quota
 from common.records import EXAMPLE_SCHEMA, Example
@@ -31,35 +31,37 @@ _END_SECONDS = 3.0
 _ACTOR_CPUS = 0.1
 
 
-class RayLane:
-    """See `Lane`."""
+class RayLane(Lane):
+    """Rows arrive block by block, in no order."""
 
     def __init__(self, dashboard_host: str | None = None) -> None:
         """`dashboard_host` is where a Ray that this lane starts shows its dashboard."""
+        super().__init__()
         self._dashboard_host = dashboard_host
-        self._keeper: Any = None
-        self._rows: _Rows | None = None
+        self._thread: threading.Thread | None = None
         self._coming: Any = None
 
     def open(self) -> None:
-        """See `Lane.open`."""
         start_ray(self._dashboard_host)
 
     def start(self, work: Work) -> None:
-        """See `Lane.start`."""
         with _explaining():
             self._keeper = _start_keeper(work.quota)
-            self._rows = _Rows(_make_dataset(work, self._keeper))
+            batches = _make_dataset(work, self._keeper).iter_batches
+        options = {"batch_size": None, "batch_format": "pyarrow"}
+        self._thread = self.deliver(lambda: batches(**options))
         self._answered = self._worker_seen = time.monotonic()
 
     def take(self, seconds: float) -> pa.Table | None:
-        """See `Lane.take`."""
-        assert self._rows is not None
-        with _explaining():
-            return self._rows.get(seconds)
+        try:
+            with _explaining():
+                return super().take(seconds)
+        except (DistillError, queue.Empty):
+            raise
+        except Exception as error:
+            raise DistillError(f"Ray Data: {type(error).__name__}: {error}") from error
 
     def snapshot(self, may_start: bool) -> Snapshot | None:
-        """See `Lane.snapshot`."""
         check_ray()
         with _explaining():
             self._coming = self._coming or self._keeper.snapshot.remote(may_start)
@@ -86,13 +88,13 @@ class RayLane:
             self._worker_seen = now  # they wait for a CPU
 
     def stop(self, reason: DistillError) -> None:
-        """See `Lane.stop`."""
         with _explaining():
             ray.get(self._keeper.stop.remote(reason), timeout=_END_SECONDS)
 
     def close(self) -> None:
-        """See `Lane.close`."""
-        end_ray(can_shut_down=self._rows is None or self._rows.end(_END_SECONDS))
+        if self._thread:
+            self._thread.join(_END_SECONDS)
+        end_ray(can_shut_down=not (self._thread and self._thread.is_alive()))
 
 
 @contextlib.contextmanager
@@ -143,35 +145,3 @@ def _make_blocks(examples: Sequence[Example]) -> list[pa.Table]:
     """Small blocks, for Ray works on one block at a time and would make only one of few rows."""
     table = pa.Table.from_pylist([vars(e) for e in examples], schema=EXAMPLE_SCHEMA)
     return [table.slice(at, _BLOCK_ROWS) for at in range(0, len(examples), _BLOCK_ROWS)]
-
-
-class _Rows:
-    """Runs a data set in a thread, so that the main one hears of signals and refusals at once."""
-
-    def __init__(self, dataset: "ray.data.Dataset") -> None:
-        self._dataset = dataset
-        self._arrived: queue.Queue[pa.Table | BaseException | None] = queue.Queue()
-        self._thread = threading.Thread(target=self._iterate, daemon=True)
-        self._thread.start()
-
-    def _iterate(self) -> None:
-        try:
-            for batch in self._dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                self._arrived.put(batch)
-            self._arrived.put(None)
-        except BaseException as error:
-            self._arrived.put(error)
-
-    def get(self, seconds: float) -> pa.Table | None:
-        """The next rows; None after the last. Raises queue.Empty if none come in time."""
-        batch = self._arrived.get(timeout=seconds)
-        if isinstance(batch, ray.exceptions.RayError):
-            raise batch
-        if isinstance(batch, BaseException):
-            raise DistillError(f"Ray Data: {type(batch).__name__}: {batch}") from batch
-        return batch
-
-    def end(self, seconds: float) -> bool:
-        """Waits until the data set has ended; whether it has."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()

@@ -1,4 +1,4 @@
-"""Merges an adapter into its student, for servers that take no adapters."""
+"""What leaves a run: the student with its adapter merged in, and the adapter on the hub."""
 
 import gc
 import logging
@@ -7,16 +7,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi
 from peft import PeftModel
 from transformers import AutoConfig, GenerationConfig
 
-from common.errors import InputError
+from common.errors import DistillError, InputError
+from common.hub import is_passing
 from common.run.manifest import Fingerprint, Manifest, require_manifest, write_manifest
 from common.run.run import Run
 from common.run.steps import ADAPTER, MERGED, LabelSummary, MergeSummary
+from common.student.generation import TransformersRuntime
 from common.student.memory import explaining_memory
 from common.student.prompt import load_tokenizer
-from common.student.student import Student, TransformersRuntime
+from common.student.student import Student
 from common.student.weights import choose_dtype, find_student, load_weights
 from common.training.train_set import read_labels
 
@@ -74,3 +77,28 @@ def merge_adapter(run: Run, adapter: Path, target: Path, texts: list[str]) -> Me
     model.to(AutoConfig.from_pretrained(source).dtype or choose_dtype()).save_pretrained(target)
     tokenizer.save_pretrained(target)
     return {"compared_prompts": len(texts), "equal_answers": equal}
+
+
+def push(run: Run) -> None:
+    """Publishes the adapter, as HF_TOKEN allows, in a private repository if it makes one.
+
+    Raises:
+        InputError: the hub refuses.
+        DistillError: it cannot be reached.
+    """
+    adapter = require_manifest(run.storage, ADAPTER)
+    name = str(run.settings.train.push_to)
+    with tempfile.TemporaryDirectory() as folder:
+        run.storage.download(adapter.files, ADAPTER.folder, Path(folder))
+        try:
+            HfApi().create_repo(name, private=True, exist_ok=True)
+            HfApi().upload_folder(repo_id=name, folder_path=folder)
+        except Exception as error:  # the hub's client has errors of many kinds
+            reason = " ".join(str(error).split())[:300]
+            message = f"DISTILL_TRAIN__PUSH_TO={name!r}: {type(error).__name__}: {reason}"
+            if is_passing(error):
+                raise DistillError(f"{message}; run again when the hub can be reached") from None
+            raise InputError(
+                f"{message}; check the name and HF_TOKEN; the adapter itself is done"
+            ) from None
+    log.info("train: published as %s", name)

@@ -1,4 +1,4 @@
-"""Makes the built-in student from scratch: `python -m common.builtin.pretrain [FOLDER]`.
+"""Makes the built-in student from scratch: `python -m tests.benchmarks.pretrain [FOLDER]`.
 
 A 2 M-parameter Llama reads correct sentences of the built-in grammar and learns to copy what it is
 given, mistakes included, under the chat template and the prompt of the grammar task. So the base
@@ -157,4 +157,4 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("student"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "common/builtin/student"))
