@@ -45,6 +45,24 @@ def test_the_exit_code_survives_a_crash_of_the_interpreters_end(tmp_path, what, 
     assert message in done.stderr
 
 
+def test_a_warning_about_a_call_of_ours_is_shown_and_libraries_remarks_are_not(tmp_path):
+    script = """
+import warnings
+from common.command import run_job
+
+def main(settings):
+    for module in ("common.labels.session", "ray.data"):
+        warnings.warn_explicit(f"{module} is old", DeprecationWarning, "file.py", 1, module)
+
+run_job(main, "A job.", ())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert "DeprecationWarning: common.labels.session is old" in done.stderr
+    assert "ray.data" not in done.stderr
+
+
 LOG_SCRIPT = """
 import logging
 from common.command import run_job

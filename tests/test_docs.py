@@ -39,3 +39,15 @@ def test_commands_are_there(page):
     assert set(re.findall(r"\bmake ([a-z][a-z0-9-]*)(?=[`:]|  | [A-Z]+=)", text)) <= set(targets)
     for module in re.findall(r"python -m ((?:jobs|tests)\.[\w.]+)", text):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_rooms_and_files_are_there(page):
+    """`common/tasks/gec.toml`, or short `quota/leases`; <name> and {a,b} stand for any."""
+    rooms = {path.name for path in (ROOT / "common").iterdir() if path.is_dir()}
+    for path in re.findall(r"`([a-z_]+/[\w./]+)`", page.read_text("utf-8")):
+        top, _, rest = path.partition("/")
+        is_of_a_run = re.match(r"labels/(part|manifest)|predictions/", path)
+        if top == "common" or (top in rooms and rest and not is_of_a_run):
+            place = ROOT / (path if top == "common" else f"common/{path}")
+            assert place.exists() or place.with_suffix(".py").exists(), path

@@ -30,6 +30,7 @@ def test_the_built_in_parts_distil(tmp_path, settings):
     }
     done = run_job("pipeline", tmp_path, **variables)
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     run = tmp_path / "runs/default"
     metrics = json.loads((run / "metrics.json").read_text())
     scores = {name: system["exact_match"] for name, system in metrics["systems"].items()}

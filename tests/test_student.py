@@ -6,6 +6,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 
 from common.errors import InputError, SettingsError
+from common.settings import EvaluateSettings
 from common.student.generation import TransformersRuntime, sort_by_length, take_batch
 from common.student.prompt import (
     encode_example,
@@ -13,7 +14,7 @@ from common.student.prompt import (
     encode_prompt,
     load_tokenizer,
 )
-from common.student.student import check_student
+from common.student.student import check_student, open_student
 from common.student.weights import check_device, find_student, load_weights
 from common.tasks.model import FewShot, StudentPrompt, Task
 
@@ -182,6 +183,15 @@ def test_prompts_near_the_last_position_answer_in_a_batch_as_alone(builtin, toke
     together = generate(model, tokenizer, prompts, batch_tokens=10_000, **limits)
     alone = generate(model, tokenizer, prompts, batch_tokens=1, **limits)
     assert [r.text for r in together] == [r.text for r in alone]
+
+
+def test_a_setting_that_is_added_to_the_evaluation_is_no_argument_of_the_student(builtin):
+    class More(EvaluateSettings):
+        something_new: int = 7
+
+    limits = More(max_new_tokens=5)
+    student = open_student(builtin.model_copy(update={"evaluate": limits}), TASK)
+    assert student.answer(["one", "two"])[1].tokens <= 5
 
 
 @pytest.mark.parametrize("template", [True, False])
