@@ -329,13 +329,18 @@ class Settings(BaseSettings):
     ) -> dict[str, Any]:
         """A section's settings as `section.field`, but for those that have their default.
 
-        A setting that is added later so leaves the fingerprints of finished runs as they are.
+        A setting that is added later so leaves the fingerprints of finished runs as they are. One
+        whose default comes from elsewhere, such as OPENAI_BASE_URL, is never left out.
         """
         group: Section = getattr(self, section)
         fields = set(type(group).model_fields if names is None else names) - set(exclude)
-        values = group.model_dump(mode="json", include=fields, exclude_defaults=True)
-        version = {} if DEFAULTS_VERSION == 1 else {"defaults": DEFAULTS_VERSION}
-        return version | {f"{section}.{name}": value for name, value in values.items()}
+        known = type(group).model_fields
+        values = {
+            f"{section}.{name}": value
+            for name, value in group.model_dump(mode="json", include=fields).items()
+            if known[name].default_factory or value != known[name].default
+        }
+        return values if DEFAULTS_VERSION == 1 else {"defaults": DEFAULTS_VERSION} | values
 
     def for_workers(self) -> "Settings":
         """A copy for other processes and machines: with an absolute root, and without secrets."""
@@ -369,4 +374,5 @@ def find_default(name: str) -> Any:
     if not isinstance(kind, type) or not issubclass(kind, Section):
         return None
     field = kind.model_fields.get(field_name)
-    return None if field is None or field.is_required() else field.default
+    has_default = field is not None and not field.is_required() and not field.default_factory
+    return field.default if field is not None and has_default else None

@@ -46,7 +46,7 @@ def main(settings: Settings) -> None:
         TeacherRefusedError: see `common.errors`.
     """
     check_device(settings)
-    run = open_run(settings, with_price=True)
+    run = open_run(settings)
     storage = run.storage
     adapter = require_manifest(storage, ADAPTER)
     wait_for_release(storage, "evaluate")  # the train job may still be merging
@@ -101,7 +101,8 @@ def is_scored(run: Run, fingerprint: Fingerprint, scored: dict[str, list[str]]) 
         return False
     place = f"{run.storage.url}/{PREDICTIONS.folder}"
     check_same(place, done.fingerprint, fingerprint)
-    is_same = all(set(done.scored.get(kind, [])) == set(names) for kind, names in scored.items())
+    has_systems = set(done.scored.get("systems", [])) == set(scored["systems"])
+    is_same = has_systems and done.scored.get("metrics") == scored["metrics"]
     return is_same and run.storage.exists(METRICS_FILE)
 
 
@@ -136,7 +137,7 @@ def make_fingerprint(run: Run, test: TestRows, adapter: Manifest[TrainSummary]) 
         "test_rows": f"{len(test.rows)}, {hash_content(rows)}",
         "few_shot": hash_content([shot.model_dump() for shot in run.task.few_shot]),
         **fingerprint_teacher(run.settings, run.task),
-        **run.settings.fingerprint("evaluate", ["max_new_tokens"]),
+        **run.settings.fingerprint("evaluate", exclude=["batch_tokens"]),
     }
 
 

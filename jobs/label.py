@@ -14,7 +14,8 @@ from common.data.examples import Examples, load_examples, warn_without_test_rows
 from common.labels.files import arrange_rows, check_failures, write_parts
 from common.labels.forecast import format_forecast, make_forecast
 from common.labels.known import Known, read_known
-from common.labels.session import Lane, Session, make_quota
+from common.labels.lane import Lane
+from common.labels.session import Session, make_quota
 from common.records import count_by_status, hash_content, make_label_table
 from common.run.lock import RunLock, hold_run
 from common.run.manifest import Fingerprint, is_done, write_manifest
@@ -40,7 +41,7 @@ def main(settings: Settings) -> None:
     """
     started = time.monotonic()
     require_model(settings.teacher)
-    run = open_run(settings, with_price=True)
+    run = open_run(settings)
     examples = load_examples(settings, run.task)
     fingerprint = make_fingerprint(run, examples)
     if is_done(run.storage, LABELS, fingerprint):

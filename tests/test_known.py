@@ -6,21 +6,16 @@ import pytest
 from common.labels.in_flight import InFlightRecord
 from common.labels.known import make_keys, read_known, resume
 from common.records import Example, hash_text
+from common.run.lock import RunLock
 from common.run.run import open_run
 from common.tasks.model import Task
 from common.teacher.replies import Reply
 from common.teacher.requests import bound_prompt_tokens, make_request
+from support.clock import FakeTime
 
 TASK = Task(name="echo")
 TEXTS = ["one", "two", "a longer one", "and four"]
 EXAMPLES = [Example(hash_text(text), text) for text in TEXTS]
-
-
-class FakeLock:
-    """What `resume` needs of a lock; `owner` is what that of a crashed job of version 0.1 said."""
-
-    def __init__(self, owner=None):
-        self.crashed_owner = owner
 
 
 @pytest.fixture
@@ -28,7 +23,7 @@ def run(settings, tmp_path):
     prices = tmp_path / "prices.toml"
     prices.write_text('[[price]]\nmodel = "big"\ninput = 1.0\noutput = 10.0\n', "utf-8")
     own = settings(TEACHER__MODEL="big", TEACHER__PRICES=str(prices), TEACHER__MAX_TOKENS="100")
-    return replace(open_run(own, with_price=True), task=TASK)
+    return replace(open_run(own), task=TASK)
 
 
 def make_reply(run, text, answer="fine", status=200, usage=(50, 20), seconds=0.5):
@@ -69,25 +64,33 @@ def test_every_answer_costs_its_usage_and_a_call_without_one_its_worst(run):
 def test_without_a_crashed_session_nothing_is_added(run):
     write(run, "a", make_reply(run, "one"))
     InFlightRecord(run.storage).write(0)
-    assert resume(run, EXAMPLES, FakeLock()).cost_usd == pytest.approx(USED)
+    assert resume(run, EXAMPLES).cost_usd == pytest.approx(USED)
     assert run.storage.list_files("") == ["journal/a.jsonl"]
 
 
-@pytest.mark.parametrize("is_old", [False, True], ids=["own file", "lock of version 0.1"])
-def test_a_crashed_session_is_charged_once_for_the_dearest_that_are_missing(run, caplog, is_old):
+def test_a_crashed_session_is_charged_once_for_the_dearest_that_are_missing(run, caplog):
     write(run, "a", make_reply(run, "one"))
-    owner = {"owner": "0123", "pid": 7, "in_flight": 2, "lost": 0} if is_old else None
-    if not is_old:
-        InFlightRecord(run.storage).write(2)
-    known = resume(run, EXAMPLES, FakeLock(owner))
+    InFlightRecord(run.storage).write(2)
+    known = resume(run, EXAMPLES)
     expected = USED + worst(run, "a longer one", "and four")
     assert known.cost_usd == pytest.approx(expected)
     assert list(known.rows) == [EXAMPLES[0].id]
     assert "up to 2 calls may be paid for and lost" in caplog.text
     assert not any("in-flight" in name for name in run.storage.list_files(""))
-    again = resume(run, EXAMPLES, FakeLock(owner))  # killed before it let go of the lock
-    assert again.cost_usd == pytest.approx(expected)
-    assert read_known(run, EXAMPLES).cost_usd == pytest.approx(expected)
+    assert resume(run, EXAMPLES).cost_usd == pytest.approx(expected)
+
+
+def test_the_calls_of_a_crashed_job_of_version_0_1_are_charged_whoever_takes_its_lock(run):
+    """It kept them in its lock, which may be taken by a job that labels nothing."""
+    content = {"owner": "0123", "pid": 7, "in_flight": 2, "lost": 0}
+    run.storage.write_json("lock/1.json", content)
+    time = FakeTime()
+    for job in ("train", "evaluate"):
+        lock = RunLock(run.storage, job, time.clock, time.sleep)
+        lock.acquire()
+        lock.release()
+    known = resume(run, EXAMPLES)
+    assert known.cost_usd == pytest.approx(worst(run, "a longer one", "and four"))
 
 
 def test_a_session_that_is_killed_while_it_charges_another_charges_it_once(run, monkeypatch):
@@ -98,15 +101,15 @@ def test_a_session_that_is_killed_while_it_charges_another_charges_it_once(run, 
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("common.labels.known.forget_crashed", crash)
-        resume(run, EXAMPLES, FakeLock())
-    known = resume(run, EXAMPLES, FakeLock())
+        resume(run, EXAMPLES)
+    known = resume(run, EXAMPLES)
     assert known.cost_usd == pytest.approx(worst(run, "a longer one", "and four"))
 
 
 def test_no_more_calls_can_be_lost_in_flight_than_are_missing(run):
     write(run, "a", *(make_reply(run, text) for text in TEXTS[1:]))
     InFlightRecord(run.storage).write(64)
-    known = resume(run, EXAMPLES, FakeLock())
+    known = resume(run, EXAMPLES)
     assert known.cost_usd == pytest.approx(3 * USED + worst(run, "one"))
 
 
@@ -114,25 +117,28 @@ def test_all_samples_of_the_dearest_example_may_have_been_in_flight(run):
     label = run.settings.label.model_copy(update={"samples": 3})
     run = replace(run, settings=run.settings.model_copy(update={"label": label}))
     InFlightRecord(run.storage).write(4)
-    known = resume(run, EXAMPLES, FakeLock())
+    known = resume(run, EXAMPLES)
     assert known.cost_usd == pytest.approx(3 * worst(run, "a longer one") + worst(run, "and four"))
 
 
 def test_calls_of_a_dead_worker_were_asked_again_and_count_also_when_none_is_missing(run):
     write(run, "a", *(make_reply(run, text) for text in TEXTS))
     InFlightRecord(run.storage).write(0, lost=3)
-    known = resume(run, EXAMPLES, FakeLock())
+    known = resume(run, EXAMPLES)
     assert known.cost_usd == pytest.approx(4 * USED + 3 * worst(run, "a longer one"))
     assert len(known.rows) == 4
 
 
 def test_without_a_price_dollars_are_0_and_lost_calls_are_kept_for_later(run):
     InFlightRecord(run.storage).write(1)
-    assert resume(replace(run, price=None), EXAMPLES, FakeLock()).cost_usd == 0
+    unpriced = replace(run)
+    vars(unpriced)["price"] = None
+    assert resume(unpriced, EXAMPLES).cost_usd == 0
     assert read_known(run, EXAMPLES).cost_usd == pytest.approx(worst(run, "a longer one"))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"in_flight": "x", "lost": -1}'])
 def test_a_record_that_cannot_be_read_charges_nothing(run, content):
     run.storage.write_bytes("journal/in-flight-1.json", content)
-    assert resume(run, EXAMPLES, FakeLock()).cost_usd == 0
+    assert resume(run, EXAMPLES).cost_usd == 0
+    assert run.storage.list_files("") == []

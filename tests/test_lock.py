@@ -12,21 +12,8 @@ import pytest
 from common.errors import DistillError, StoppedError
 from common.run.lock import RunLock, hold_run
 from common.run.storage import RunStorage
+from support.clock import FakeTime
 from support.failing_store import running_failing_store
-
-
-class FakeTime:
-    """A clock that runs when somebody sleeps; `at_sleep` is what others do meanwhile."""
-
-    def __init__(self, at_sleep=lambda: None):
-        self.seconds, self.at_sleep = 1000.0, at_sleep
-
-    def clock(self):
-        return self.seconds
-
-    def sleep(self, seconds):
-        self.seconds += seconds
-        self.at_sleep()
 
 
 def make_lock(storage, time=None):
@@ -208,14 +195,14 @@ def test_a_job_that_looks_while_another_takes_over_does_not_take_the_run_too(sto
     assert storage.list_files("") == ["lock/2.json"]
 
 
-def test_what_the_lock_of_a_killed_job_said_is_known_to_the_next(storage):
-    storage.write_bytes("lock/1.json", b'{"owner": "0123", "in_flight": 32}')
+@pytest.mark.parametrize("owner", [{"in_flight": 32, "lost": 0}, {"in_flight": 0, "lost": 2}])
+def test_what_a_lock_of_version_0_1_says_of_calls_in_flight_is_kept(storage, owner):
+    storage.write_json("lock/1.json", {"owner": "0123"} | owner)
     lock = make_lock(storage)
-    assert lock.crashed_owner is None
     lock.acquire()
-    assert lock.crashed_owner == {"owner": "0123", "in_flight": 32}
     lock.release()
-    assert storage.list_files("") == []
+    assert storage.list_files("") == ["journal/in-flight-0123.json"]
+    assert storage.read_json("journal/in-flight-0123.json") == {"owner": "0123"} | owner
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "x", "machine": 3}'])

@@ -93,6 +93,41 @@ def test_a_setting_that_is_added_leaves_finished_runs_done(old, monkeypatch):
         train.main(old.model_copy(update={"train": other}))
 
 
+@pytest.mark.parametrize("name", ["TEACHER__BASE_URL", "OPENAI_BASE_URL", None])
+def test_a_default_url_of_the_teacher_counts(old, settings, monkeypatch, name):
+    """Wherever it comes from: it is what the labels depend on most."""
+    url, other = "https://one.example/v1", "https://two.example/v1"
+    monkeypatch.delenv("DISTILL_TEACHER__BASE_URL")
+    if name == "OPENAI_BASE_URL":
+        monkeypatch.setenv(name, url)
+    own = settings(**{name: url} if name == "TEACHER__BASE_URL" else {}, TEACHER__MODEL="big")
+    expected = url if name else "https://api.openai.com/v1"
+    assert own.fingerprint("teacher")["teacher.base_url"] == expected
+    storage = RunStorage(own)
+    content = storage.read_json("labels/manifest.json")
+    content["fingerprint"] |= {"teacher.base_url": expected, "teacher.model": "big"}
+    storage.write_json("labels/manifest.json", content)
+    label.main(own)  # is found done
+    with pytest.raises(InputError, match=rf"teacher\.base_url was '{expected}' and is '{other}'"):
+        label.main(settings(TEACHER__BASE_URL=other))
+
+
+def test_a_finished_run_needs_no_price_file(old, settings):
+    label.main(settings(TEACHER__PRICES="/nowhere.toml"))
+    evaluate.main(settings(TEACHER__PRICES="/nowhere.toml"))
+
+
+def test_the_order_of_the_metrics_counts(old, tmp_path, settings):
+    """The first one is the main one; predictions are kept."""
+    text = (Path(__file__).parents[1] / "common/tasks/gec.toml").read_text("utf-8")
+    first, second = '    "exact_match",\n', '    "exact_match_normalized",\n'
+    assert first + second in text
+    (tmp_path / "gec.toml").write_text(text.replace(first + second, second + first), "utf-8")
+    evaluate.main(settings(TASK="./gec.toml"))
+    metrics = json.loads((tmp_path / "runs/old/metrics.json").read_text())
+    assert metrics["main_metric"] == "exact_match_normalized"
+
+
 def test_manifests_of_later_versions_are_read_too(old):
     storage = RunStorage(old)
     content = storage.read_json("labels/manifest.json")

@@ -40,6 +40,7 @@ def make_snapshot(answered=0, **values) -> Snapshot:
         "storage_error": None,
         "active_seconds": 0.0,
         "lost_calls": 0,
+        "lost_workers": 0,
     }
     return Snapshot(**{**state, **values})
 

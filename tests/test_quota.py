@@ -528,6 +528,19 @@ def test_a_worker_s_failure_stops_the_job():
     assert quota.snapshot().failure is refusal
 
 
+def test_workers_that_die_are_counted():
+    quota = make_quota()
+    for name in "abc":
+        renew(quota, name, calls=2)
+        clock.now += 30
+    snapshot = quota.snapshot()
+    assert (snapshot.workers, snapshot.lost_workers) == (0, 3)
+    quota.dead_seconds = float("inf")
+    renew(quota, "d", calls=2)
+    clock.now += 1000
+    assert (quota.snapshot().workers, quota.snapshot().lost_workers) == (1, 3)
+
+
 def test_nothing_starts_while_the_owner_is_silent():
     quota = make_quota()
     quota.expect_owner(5.0)

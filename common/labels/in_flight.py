@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import InputError
-from common.run.lock import RunLock
 from common.run.storage import RunStorage
 from common.teacher.journal import FOLDER
 
@@ -44,20 +43,13 @@ class InFlightRecord:
             self._storage.remove(self._name)
 
 
-def list_crashed(storage: RunStorage, lock: RunLock) -> list[CrashedSession]:
-    """The sessions that crashed and have not been charged yet, while the lock keeps others away.
-
-    Until version 0.1 the lock itself told of them.
-    """
-    found = [
+def list_crashed(storage: RunStorage) -> list[CrashedSession]:
+    """The sessions that crashed and have not been charged yet, while the lock keeps others away."""
+    return [
         _read(name.removeprefix(_PREFIX).removesuffix(".json"), _read_counts(storage, name))
         for name in storage.list_files(FOLDER)
         if name.startswith(_PREFIX)
     ]
-    owner = lock.crashed_owner or {}
-    if "in_flight" in owner:
-        found.append(_read(str(owner.get("owner")), owner))
-    return [crashed for crashed in found if crashed.in_flight or crashed.lost]
 
 
 def forget_crashed(storage: RunStorage, sessions: list[CrashedSession]) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from common.labels.in_flight import CrashedSession, forget_crashed, list_crashed
 from common.labels.outcome import make_label
 from common.records import Example, LabelRow
-from common.run.lock import RunLock
 from common.run.run import Run
 from common.run.storage import RunStorage
 from common.settings import Settings
@@ -50,20 +49,20 @@ def read_known(run: Run, examples: Sequence[Example]) -> Known:
     return Known(rows, replies, cost_usd)
 
 
-def resume(run: Run, examples: Sequence[Example], lock: RunLock) -> Known:
+def resume(run: Run, examples: Sequence[Example]) -> Known:
     """The same, after the calls that crashed sessions have lost are charged."""
     known = read_known(run, examples)
-    crashed = list_crashed(run.storage, lock)
+    crashed = list_crashed(run.storage)
     if not crashed:
         return known
     missing = [e for e in examples if e.id not in known.rows and e.text.strip()]
     lost = sum(_charge(run, session, missing, missing or examples) for session in crashed)
     _, cost_usd = _read_paid(run)
-    log.warning(
-        "the job before was killed: up to %d calls may be paid for and lost%s",
-        lost,
-        f", ${cost_usd - known.cost_usd:.4f} at most" if cost_usd else "",
-    )
+    dollars = f", ${cost_usd - known.cost_usd:.4f} at most" if cost_usd else ""
+    if lost:
+        log.warning(
+            "the job before was killed: up to %d calls may be paid for and lost%s", lost, dollars
+        )
     forget_crashed(run.storage, crashed)
     return replace(known, cost_usd=cost_usd)
 
@@ -82,7 +81,8 @@ def _charge(
     lost = in_flight[: session.in_flight] + dearest[:1] * session.lost
     reason = f"lost: job {name} was killed"
     replies = [Reply(f"{i} of {name}", 0, reason, 0, 0.0, n) for i, n in enumerate(lost)]
-    write_lost(run.storage, name, replies)
+    if replies:
+        write_lost(run.storage, name, replies)
     return len(lost)
 
 

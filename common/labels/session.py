@@ -9,18 +9,16 @@ import os
 import queue
 import socket
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
-from threading import Thread
 
 import pyarrow as pa
 
 from common.builtin.teacher import running_stand_in
-from common.errors import DistillError, StoppedError, StorageError
+from common.errors import DistillError, StoppedError
 from common.labels.in_flight import InFlightRecord
 from common.labels.known import resume
+from common.labels.lane import Lane, Work
 from common.labels.outcome import make_label
 from common.labels.progress import Progress, summarize_calls
 from common.prices.prices import require_price
@@ -35,76 +33,12 @@ from common.settings import BUILTIN, Settings
 from common.signals import noting_signals
 from common.teacher.client import Teacher
 from common.teacher.journal import FOLDER as JOURNAL
-from common.teacher.replies import Reply
 
 _POLL_SECONDS = 0.25
-_REFUSED_DRAIN_SECONDS = 3.0
-"""After a refusal, how long the calls in flight may take to end."""
+_BLIND_DRAIN_SECONDS = 3.0
+"""How long the calls in flight may take to end where the quota does not answer."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a lane is given: `replies` are known, by key, and not to be asked for."""
-
-    run: Run
-    url: str
-    examples: Sequence[Example]
-    replies: Mapping[str, Reply]
-    quota: Quota
-
-
-class Lane(ABC):
-    """A way in which a session's requests travel to the teacher.
-
-    Every method but `close` may raise a DistillError if the lane itself has failed.
-    """
-
-    def __init__(self) -> None:
-        self._arrived: queue.Queue[pa.Table | BaseException | None] = queue.Queue()
-
-    @abstractmethod
-    def open(self) -> None:
-        """Gets ready; no call starts yet."""
-
-    @abstractmethod
-    def start(self, work: Work) -> None:
-        """Starts to label, and returns at once."""
-
-    @abstractmethod
-    def snapshot(self, may_start: bool) -> Snapshot | None:
-        """The state of the quota, if it answers in time; no call starts unless it `may_start`."""
-
-    @abstractmethod
-    def stop(self, reason: DistillError) -> None:
-        """Starts no more calls; those in flight go on to their end."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Ends what `open` and `start` have started, however far they came; never raises."""
-
-    def take(self, seconds: float) -> pa.Table | None:
-        """The next finished rows; None after the last. Raises queue.Empty if none come in time."""
-        arrived = self._arrived.get(timeout=seconds)
-        if isinstance(arrived, BaseException):
-            raise arrived
-        return arrived
-
-    def deliver(self, tables: Callable[[], Iterable[pa.Table]]) -> Thread:
-        """Makes tables for `take` in a thread: signals and refusals reach the main one at once."""
-
-        def work() -> None:
-            try:
-                for table in tables():
-                    self._arrived.put(table)
-                self._arrived.put(None)
-            except BaseException as error:
-                self._arrived.put(error)
-
-        thread = Thread(target=work, daemon=True)
-        thread.start()
-        return thread
 
 
 class Session:
@@ -122,7 +56,7 @@ class Session:
             SettingsError: dollars are capped, and the model's price is not known.
         """
         self._run, self._lock = run, lock
-        self.known = resume(run, examples, lock)
+        self.known = resume(run, examples)
         self.missing = [e for e in examples if e.id not in self.known.rows]
         self._quota = make_quota(run, self.known.cost_usd)
         self._in_flight = InFlightRecord(run.storage)
@@ -161,6 +95,10 @@ class Session:
         self._in_flight.write(in_flight)
         try:
             lane.start(work)
+        except BaseException:
+            self._in_flight.write(0)
+            raise
+        try:
             labelled = self._collect(lane, check, progress)
             in_flight = 0
             return labelled
@@ -168,11 +106,13 @@ class Session:
             in_flight = self._drain(lane, self._run.settings.label.drain_seconds)
             raise
         except DistillError:
-            in_flight = self._drain(lane, _REFUSED_DRAIN_SECONDS)
+            seconds = lane.refusal_drain_seconds or self._run.settings.teacher.timeout_seconds
+            in_flight = self._drain(lane, seconds)
             raise
         finally:
-            # If that fails, the file tells of more calls than there are.
-            with suppress(StorageError):
+            # If that fails, the file says more calls than there are; so it may after a takeover.
+            with suppress(DistillError):
+                self._lock.check()
                 self._in_flight.write(in_flight, self._lost)
 
     def _collect(
@@ -222,7 +162,7 @@ class Session:
                 time.sleep(_POLL_SECONDS / 5)
             log.warning("labels: calls were still in flight after %g s, and are lost", seconds)
         except DistillError:  # without the quota, workers end what they have in flight
-            time.sleep(max(0.0, min(deadline - time.monotonic(), _REFUSED_DRAIN_SECONDS)))
+            time.sleep(max(0.0, min(deadline - time.monotonic(), _BLIND_DRAIN_SECONDS)))
         return in_flight
 
 

@@ -120,6 +120,7 @@ class Snapshot:
     """From the first worker's first tally to the last answer."""
     lost_calls: int
     """Those of dead workers: nobody knows what became of them."""
+    lost_workers: int
 
 
 def add(one: Amount, other: Amount) -> Amount:

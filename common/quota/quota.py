@@ -93,6 +93,7 @@ class Quota:
         """
         self._clock = clock
         self._epoch = clock()
+        self.dead_seconds = _DEAD_SECONDS
         self._requests = Limit(requests_per_minute, reserve_calls=0.5, now=0.0)
         self._tokens = Limit(tokens_per_minute, reserve_calls=1.0, now=0.0)
         self._learned = LearnedRate()
@@ -106,7 +107,8 @@ class Quota:
         self._answered_in_episode = self._refusals_in_a_row = self._strikes = 0
         self._room = 0
         self._failure: DistillError | None = None
-        self._is_on_hold, self._lost_calls = False, 0
+        self._is_on_hold = False
+        self._lost_calls = self._lost_workers = 0
         self._started = 0.0, 0.0
         self._estimate: TokenEstimate | None = None
         self._estimated_from = 0
@@ -200,6 +202,7 @@ class Quota:
             next(storage_errors, None),
             max(0.0, self._answered_at - self._joined_at) if self._joined_at is not None else 0.0,
             self._lost_calls,
+            self._lost_workers,
         )
 
     @property
@@ -362,7 +365,8 @@ class Quota:
 
     def _expire_workers(self, now: float) -> None:
         for name, worker in list(self._workers.items()):
-            if now - worker.last_seen > _DEAD_SECONDS:
+            if now - worker.last_seen > self.dead_seconds:
                 self._spent_usd += worker.reserved_usd  # its calls may have been paid for
                 self._lost_calls += worker.held
+                self._lost_workers += 1
                 del self._workers[name]

@@ -43,7 +43,6 @@ class RunLock:
 
     Attributes:
         storage_error: what is wrong with the storage at the moment, if anything.
-        crashed_owner: what the lock of the killed job said whose place this one took, if it did.
     """
 
     def __init__(
@@ -55,7 +54,6 @@ class RunLock:
     ) -> None:
         """Takes nothing yet. `clock` and `sleep` count seconds."""
         self.storage_error: str | None = None
-        self.crashed_owner: dict[str, Any] | None = None
         self._storage, self._clock, self._sleep = storage, clock, sleep
         self._owner: dict[str, Any] = {
             "owner": uuid.uuid4().hex,
@@ -98,8 +96,8 @@ class RunLock:
                     "another DISTILL_RUN"
                 )
             elif self._clock() - since >= _time_to_watch(content) and self._take(number + 1):
-                self.crashed_owner = _read_owner(content)
                 log.info("it is not; going on in its place")
+                self._keep_counts(below=number + 1)
                 self._remove(below=number + 1)
                 return
             self._sleep(_LOOK_SECONDS)
@@ -186,6 +184,15 @@ class RunLock:
 
     def _remove(self, below: int) -> None:
         self._storage.remove(*(_name_file(n) for n in self._list_numbers() if n < below))
+
+    def _keep_counts(self, below: int) -> None:
+        """Writes what locks of version 0.1 say of calls in flight where sessions look for it."""
+        for name in (_name_file(n) for n in self._list_numbers() if n < below):
+            with suppress(FileNotFoundError):
+                owner = _read_owner(self._storage.read_bytes(name))
+                if owner.get("in_flight") or owner.get("lost"):
+                    kept = f"journal/in-flight-{owner.get('owner')}.json"
+                    self._storage.write_json(kept, owner)
 
     def _make_content(self) -> bytes:
         return json.dumps(self._owner, indent=2).encode()

@@ -1,6 +1,7 @@
 """A run as one value: what a job opens at its start and hands on."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 from pydantic import SecretStr
 
@@ -12,21 +13,20 @@ from common.tasks.model import Task, load_task
 
 @dataclass(frozen=True)
 class Run:
-    """Settings, task and storage of a run.
-
-    Attributes:
-        price: the teacher's; None where it is unknown, and in jobs that call no teacher.
-    """
+    """Settings, task and storage of a run."""
 
     settings: Settings
     task: Task
     storage: RunStorage
-    price: Price | None = None
 
-    def with_key(self, key: SecretStr) -> "Run":
-        """The same run with a key for the teacher."""
-        teacher = self.settings.teacher.model_copy(update={"api_key": key})
-        return replace(self, settings=self.settings.model_copy(update={"teacher": teacher}))
+    @cached_property
+    def price(self) -> Price | None:
+        """The teacher's; None where it is unknown. Its file is read once, by who first asks.
+
+        Raises:
+            InputError: the price file cannot be used.
+        """
+        return find_price(self.settings.teacher)
 
     def pack(self) -> "PackedRun":
         """What another process or machine needs to open the same run."""
@@ -44,18 +44,21 @@ class PackedRun:
     task: Task
     price: Price | None
 
-    def open(self) -> Run:
-        """Opens the run on this machine."""
-        return Run(self.settings, self.task, RunStorage(self.settings), self.price)
+    def open(self, api_key: SecretStr) -> Run:
+        """Opens the run on this machine, with its own key for the teacher."""
+        teacher = self.settings.teacher.model_copy(update={"api_key": api_key})
+        settings = self.settings.model_copy(update={"teacher": teacher})
+        run = Run(settings, self.task, RunStorage(settings))
+        vars(run)["price"] = self.price  # this machine may lack the price file
+        return run
 
 
-def open_run(settings: Settings, with_price: bool = False) -> Run:
-    """Opens a run; jobs that call the teacher ask for its price, too.
+def open_run(settings: Settings) -> Run:
+    """Opens a run.
 
     Raises:
         SettingsError: there is no such built-in task.
-        InputError: the storage root, the task file or the price file cannot be used.
+        InputError: the storage root or the task file cannot be used.
     """
     storage = RunStorage(settings)
-    price = find_price(settings.teacher) if with_price else None
-    return Run(settings, load_task(settings.task), storage, price)
+    return Run(settings, load_task(settings.task), storage)

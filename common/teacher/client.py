@@ -185,6 +185,8 @@ class Teacher:
         text = response.content.decode("utf-8", "replace")  # JSON is UTF-8
         headers = read_headers(response.headers.raw)
         action = judge(status, text).action
+        if action is Action.ANSWER:
+            return _Sent(status, text, action, headers)
         stop_if_told(action, self._settings, self._path, status, text)
         wait = parse_retry_after(response.headers.get("retry-after"))
         if action is Action.THROTTLE and wait is not None and wait > _MAX_WAIT_SECONDS:

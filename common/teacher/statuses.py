@@ -110,17 +110,18 @@ def stop_if_told(
     action: Action, settings: TeacherSettings, request: str, status: int, body: str
 ) -> None:
     """Raises the error that stops the job, if an answer to a request says that it must stop."""
+    if action not in (Action.STOP_URL, *_ADVICE):
+        return
     message = read_provider_message(body)
     if action is Action.STOP_URL:
         raise InputError(
             f"DISTILL_TEACHER__BASE_URL={settings.base_url!r}: what answers there does not speak "
             f"the OpenAI API ({request}: {status} {message}); such a URL mostly ends in /v1"
         )
-    if action in _ADVICE:
-        raise TeacherRefusedError(
-            f"the teacher at {settings.base_url} (model {settings.model!r}) refuses: {status} "
-            f"{message}; {_ADVICE[action]}"
-        )
+    raise TeacherRefusedError(
+        f"the teacher at {settings.base_url} (model {settings.model!r}) refuses: {status} "
+        f"{message}; {_ADVICE[action]}"
+    )
 
 
 def name_error(status: int, body: str) -> str:

@@ -23,6 +23,7 @@ class FakeTeacher:
         bodies: of all calls, in the order of `began`, when they came.
         answered: when and to which text each response text was given: what is paid for.
         in_flight: calls that have not got their answer yet.
+        seconds: how long a call takes, or a function of its text that says so.
     """
 
     def __init__(self, answer: Answer) -> None:
@@ -32,7 +33,7 @@ class FakeTeacher:
         self.answered: list[tuple[float, str]] = []
         self.url = ""
         self.in_flight = self.most_in_flight = 0
-        self.seconds = 0.0
+        self.seconds: float | Callable[[str], float] = 0.0
 
     @property
     def paid(self) -> Counter[str]:
@@ -51,9 +52,9 @@ class FakeTeacher:
         number = len(self.bodies)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        await asyncio.sleep(self.seconds)
-        self.in_flight -= 1
         text = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+        await asyncio.sleep(self.seconds(text) if callable(self.seconds) else self.seconds)
+        self.in_flight -= 1
         result = self.answer(text, number)
         if isinstance(result, str):
             self.answered.append((time.monotonic(), text))

@@ -6,7 +6,7 @@ import threading
 import pyarrow as pa
 
 from common.errors import DistillError
-from common.labels.session import Lane, Work
+from common.labels.lane import Lane, Work
 from common.labels.worker import Worker
 from common.quota.protocol import Lease, Snapshot, Tally
 from common.records import make_label_table
@@ -20,7 +20,9 @@ class LocalLane(Lane):
 
     def start(self, work: Work) -> None:
         self._work, self._quota = work, work.quota
-        self.deliver(lambda: [asyncio.run(self._label())])
+        self._quota.dead_seconds = float("inf")  # its one worker lives and dies with it
+        self._is_stopping = False
+        self._thread = self.deliver(lambda: [asyncio.run(self._label())])
 
     async def _label(self) -> pa.Table:
         worker = Worker(self._work.run, self._work.url, self._renew, self._work.replies)
@@ -35,11 +37,15 @@ class LocalLane(Lane):
 
     def snapshot(self, may_start: bool) -> Snapshot:
         with self._guard:
-            return self._quota.snapshot(may_start)
+            snapshot = self._quota.snapshot(may_start)
+        if self._is_stopping and self._thread.is_alive():  # a call may have started since
+            snapshot.in_flight = max(1, snapshot.in_flight)
+        return snapshot
 
     def stop(self, reason: DistillError) -> None:
         with self._guard:
             self._quota.stop(reason)
+        self._is_stopping = True
 
     def close(self) -> None:
         """The thread ends with its last call, or with this process."""

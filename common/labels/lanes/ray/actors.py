@@ -1,10 +1,12 @@
 """A session's actors on Ray: the keeper of its quota, and its workers."""
 
 import asyncio
+import time
 from socket import gethostname
 from typing import Any
 
 import pyarrow as pa
+from pydantic import SecretStr
 from ray.util.metrics import Counter, Gauge
 
 from common.environment import load_environment, read_api_key
@@ -17,6 +19,8 @@ from common.records import Example, make_label_table
 from common.run.lock import is_locked
 from common.run.run import PackedRun, Run
 
+_READING_SECONDS = 300.0
+"""How long a worker that has begun a block may read the journal before its first call."""
 _OWNER_SILENCE_SECONDS = 5.0
 """A driver that is not heard of for so long is dead; calls without it would be lost on the next."""
 
@@ -29,6 +33,7 @@ class QuotaKeeper:
         quota.expect_owner(_OWNER_SILENCE_SECONDS)
         self._quota = quota
         self._begun: set[str] = set()
+        self._begun_at = float("-inf")
         self._counters = {
             name: Counter(f"distill_label_{name}", f"{name} of the label job")
             for name in Totals.__slots__
@@ -43,6 +48,7 @@ class QuotaKeeper:
     def snapshot(self, may_start: bool = True) -> Snapshot:
         """See `Quota.snapshot`."""
         snapshot = self._quota.snapshot(may_start)
+        snapshot.workers += time.monotonic() < self._begun_at + _READING_SECONDS
         for name, counter in self._counters.items():
             if (more := getattr(snapshot.totals, name) - getattr(self._reported, name)) > 0:
                 counter.inc(more)
@@ -56,7 +62,7 @@ class QuotaKeeper:
 
     def begin(self, block: str) -> bool:
         """Notes that a block is begun; whether it was begun before, by a worker that is gone."""
-        was_begun = block in self._begun
+        was_begun, self._begun_at = block in self._begun, time.monotonic()
         self._begun.add(block)
         return was_begun
 
@@ -94,20 +100,18 @@ class LabelActor:
     async def _open(self) -> tuple[Run, Worker]:
         """Raises a DistillError if this node lacks what the job's own has."""
         load_environment()  # this node's own secret files may hold the keys of the object store
-        run = self._packed.open()
+        key = read_api_key() if self._needs_key else SecretStr("")
+        run = self._packed.open(key)
         if not is_locked(run.storage):
             raise InputError(
                 f"DISTILL_STORAGE__ROOT: {run.storage.url} is not the job's folder on this node of "
                 "the Ray cluster; name a root that all nodes share, such as s3://bucket/prefix"
             )
-        if self._needs_key:
-            key = read_api_key()
-            if not key.get_secret_value():
-                raise SettingsError(
-                    "DISTILL_TEACHER__API_KEY is not set on this node of the Ray cluster; put it "
-                    "into the environment of its containers: keys are not sent along with a job"
-                )
-            run = run.with_key(key)
+        if self._needs_key and not key.get_secret_value():
+            raise SettingsError(
+                "DISTILL_TEACHER__API_KEY is not set on this node of the Ray cluster; put it into "
+                "the environment of its containers: keys are not sent along with a job"
+            )
 
         async def renew(name: str, tally: Tally) -> Lease:
             lease: Lease = await self._keeper.renew.remote(name, tally)

@@ -13,9 +13,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.errors import DistillError
+from common.labels.lane import Lane, Work
 from common.labels.lanes.ray.actors import LabelActor, QuotaKeeper
 from common.labels.lanes.ray.cluster import check_ray, end_ray, start_ray
-from common.labels.session import Lane, Work
 from common.quota.protocol import Snapshot
 from common.quota.quota import Quota
 from common.records import EXAMPLE_SCHEMA, Example
@@ -24,8 +24,9 @@ _BLOCK_ROWS = 256
 _POLL_SECONDS = 0.25
 _QUOTA_SECONDS = 30.0
 """When the quota's actor does not answer for so long, Ray has died without saying so."""
-_WORKER_SECONDS = 60.0
-"""When no actor lives for so long although a CPU is free, their processes die again and again."""
+_LOOK_SECONDS, _WORKER_SECONDS = 5.0, 60.0
+"""How often free CPUs are looked for; how long one may be free without an actor that lives."""
+_DEATHS_PER_ACTOR = 10
 _END_SECONDS = 3.0
 """How long the data set may take to end."""
 _ACTOR_CPUS = 0.1
@@ -34,12 +35,15 @@ _ACTOR_CPUS = 0.1
 class RayLane(Lane):
     """Rows arrive block by block, in no order."""
 
+    refusal_drain_seconds = 3.0
+
     def __init__(self, dashboard_host: str | None = None) -> None:
         """`dashboard_host` is where a Ray that this lane starts shows its dashboard."""
         super().__init__()
         self._dashboard_host = dashboard_host
         self._thread: threading.Thread | None = None
         self._coming: Any = None
+        self._asked_at = self._worker_at = self._looked_at = time.monotonic()
 
     def open(self) -> None:
         start_ray(self._dashboard_host)
@@ -49,8 +53,9 @@ class RayLane(Lane):
             self._keeper = _start_keeper(work.quota)
             batches = _make_dataset(work, self._keeper).iter_batches
         options = {"batch_size": None, "batch_format": "pyarrow"}
+        self._most_deaths = _DEATHS_PER_ACTOR * work.run.settings.label.actors
+        self._worker_at = time.monotonic()
         self._thread = self.deliver(lambda: batches(**options))
-        self._answered = self._worker_seen = time.monotonic()
 
     def take(self, seconds: float) -> pa.Table | None:
         try:
@@ -64,28 +69,35 @@ class RayLane(Lane):
     def snapshot(self, may_start: bool) -> Snapshot | None:
         check_ray()
         with _explaining():
-            self._coming = self._coming or self._keeper.snapshot.remote(may_start)
+            if self._coming is None:
+                self._coming = self._keeper.snapshot.remote(may_start)
+                self._asked_at = time.monotonic()
             try:
                 snapshot: Snapshot = ray.get(self._coming, timeout=_POLL_SECONDS)
             except ray.exceptions.GetTimeoutError:
-                if time.monotonic() > self._answered + _QUOTA_SECONDS:
+                if time.monotonic() > self._asked_at + _QUOTA_SECONDS:
                     raise
                 return None
-            self._coming, self._answered = None, time.monotonic()
+            self._coming = None
             self._check_workers(snapshot)
             return snapshot
 
     def _check_workers(self, snapshot: Snapshot) -> None:
+        """Raises a DistillError if actors die again and again: Ray restarts them without end."""
         now = time.monotonic()
         if snapshot.workers:
-            self._worker_seen = now
-        elif now > self._worker_seen + _WORKER_SECONDS:
-            if ray.available_resources().get("CPU", 0) >= _ACTOR_CPUS:
-                raise DistillError(
-                    f"Ray: no label actor has lived for {_WORKER_SECONDS:.0f} s, their processes "
-                    "die again and again; see Ray's logs, look at the memory, and run again"
-                )
-            self._worker_seen = now  # they wait for a CPU
+            self._worker_at = now
+        elif now > self._looked_at + _LOOK_SECONDS:
+            self._looked_at = now
+            if ray.available_resources().get("CPU", 0) < _ACTOR_CPUS:
+                self._worker_at = now  # they wait for a CPU
+        is_without = now > self._worker_at + _WORKER_SECONDS
+        if is_without or snapshot.lost_workers > self._most_deaths:
+            seen = f"none has lived for {_WORKER_SECONDS:.0f} s" if is_without else "so far"
+            raise DistillError(
+                f"Ray: the processes of label actors die again and again ({snapshot.lost_workers} "
+                f"in mid-work, {seen}); see Ray's logs, look at the memory, and run again"
+            )
 
     def stop(self, reason: DistillError) -> None:
         with _explaining():
