@@ -31,7 +31,7 @@ def look(lane, seconds, workers=0, lost_workers=0):
 
 def test_actors_that_never_come_up_end_the_job(lane):
     look(lane, 59)
-    with pytest.raises(DistillError, match="die again and again .*none has lived for 60 s"):
+    with pytest.raises(DistillError, match=r"die again and again .*none has lived for 60 s"):
         look(lane, 10)
 
 
