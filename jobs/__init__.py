@@ -9,7 +9,7 @@ import sys
 from common.environment import load_environment
 from common.errors import SettingsError
 
-# Without a GPU it logs on import an advert of a package for 4-bit inference on CPUs.
+# Without a GPU, its import logs a hint about a package for faster 4-bit inference on CPUs.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 if sys.argv[0] == "-m":  # python -m jobs.<job>, whose imports take seconds

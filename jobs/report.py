@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def main(settings: Settings) -> None:
-    """Renders the report of a run; prints its main table and its place.
+    """Renders the report of a run; prints its main table and its path.
 
     Raises:
         InputError: the run has not been evaluated.

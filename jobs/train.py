@@ -53,7 +53,7 @@ def main(settings: Settings) -> None:
     fingerprint = make_fingerprint(run, labels)
     with hold_run(storage, "train") as lock:
         if is_done(storage, ADAPTER, fingerprint):
-            Checkpoints(storage, fingerprint).remove_all()  # if it was killed before it could
+            Checkpoints(storage, fingerprint).remove_all()  # left if the last job was killed
             log.info("train: already done, see %s/%s", storage.url, ADAPTER.folder)
         else:
             train(run, labels, fingerprint, lock)

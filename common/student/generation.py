@@ -25,7 +25,7 @@ class TransformersRuntime:
         self._model, self._tokenizer = model, tokenizer
 
     def without_adapter(self) -> AbstractContextManager[None]:
-        """Switches the adapter off for a while."""
+        """A context in which the base student answers."""
         has_adapter = hasattr(self._model, "disable_adapter")
         return self._model.disable_adapter() if has_adapter else nullcontext()
 

@@ -46,7 +46,7 @@ def check_device(settings: Settings) -> None:
     try:
         torch.cuda.init()
         reason = "none is visible"
-    except (RuntimeError, AssertionError) as error:  # no or an old driver, torch for CPUs
+    except (RuntimeError, AssertionError) as error:  # no driver, an old one, or a CPU build
         reason = str(error).split(". ")[0].splitlines()[0]
     if settings.student.require_gpu:
         raise SettingsError(
