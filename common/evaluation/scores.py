@@ -199,7 +199,7 @@ def _compare(name: str, first: str, second: str, one: Array, other: Array) -> Co
 
     For shares the p-value is McNemar's exact test's, and `smallest` the least significant
     difference, given the number of discordant rows. For other metrics the p-value is the paired
-    bootstrap's, and `smallest` is half the width of its interval.
+    bootstrap's, and `smallest` is half the width of its interval (None if 0).
     """
     metric = METRICS[name]
     interval, p_value = paired_bootstrap(metric.thin(one), metric.thin(other), metric.combine)
