@@ -34,27 +34,27 @@ def run_job(
     _parse_arguments(doc or "", sections, flags or {})
     _start_logging()
     if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # libraries' remarks on each other
-        warnings.filterwarnings("default", module=r"(common|jobs)\.")  # and on our own calls
+        warnings.simplefilter("ignore")  # those of libraries about each other
+        warnings.filterwarnings("default", module=r"(common|jobs)\.")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     _leave(_run(main))
 
 
 def _start_logging() -> None:
-    """Lines for people; JSON lines in a pod, where a log collector reads them."""
+    """Logs plain lines; in a pod JSON lines, for a log collector."""
     handler = logging.StreamHandler()
     in_pod = "KUBERNETES_SERVICE_HOST" in os.environ
     handler.setFormatter(_JsonLines() if in_pod else logging.Formatter(_FORMAT, "%H:%M:%S"))
     logging.basicConfig(handlers=[handler], level=logging.INFO)
     for noisy in ("httpx2", "httpx", "aiobotocore", "botocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # at each training: which special tokens of the tokenizer the model's configuration lacks
+    # it lists in each training the special tokens that the model's configuration lacks
     logging.getLogger("transformers.trainer_utils").setLevel(logging.ERROR)
 
 
 class _JsonLines(logging.Formatter):
-    """A record as a JSON object: time, level, message, and the record's `figures`, if any."""
+    """A record as a JSON object: time, level, message and the record's `figures`."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
@@ -69,7 +69,7 @@ def _run(main: Callable[[Settings], None]) -> int:
     except (DistillError, StoppedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:  # a disk, a store or a cluster that fails in the middle
+    except OSError as error:  # a disk, a store or a cluster fails
         reason = (str(error).splitlines() or [""])[0]
         print(f"error: {type(error).__name__}: {reason}; run again", file=sys.stderr)
         return DistillError.exit_code
@@ -80,16 +80,16 @@ def _run(main: Callable[[Settings], None]) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    """Ends the process with this very code.
+    """Ends the process with this exit code.
 
-    The interpreter's own end tears down the native libraries (torch, Arrow, Ray), whose threads now
-    and then abort then ("terminate called without an active exception"), and the code would be -6.
+    The interpreter's shutdown may abort in threads of torch, Arrow or Ray ("terminate called
+    without an active exception"), with exit code -6.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # a pipe whose reader has left
+        with contextlib.suppress(OSError):  # a closed pipe
             stream.flush()
     os._exit(code)
 
@@ -103,10 +103,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
 def _parse_arguments(doc: str, sections: Sequence[str], flags: Mapping[str, str]) -> None:
     rows = []
     for name, field, _ in list_settings(sections):
-        default = describe_default(field)
-        rows.append(
-            f"  {name}{f' [{default}]' if default else ''}\n      {describe_choices(field)}"
-        )
+        default = f" [{value}]" if (value := describe_default(field)) else ""
+        rows.append(f"  {name}{default}\n      {describe_choices(field)}")
     parser = argparse.ArgumentParser(
         prog=f"python -m {getattr(sys.modules['__main__'].__spec__, 'name', 'jobs')}",
         description=doc,

@@ -2,10 +2,8 @@
 
 Precedence: the environment, `.env` in the working folder, secret files (one value a file, named
 like the variable, in /run/secrets or $DISTILL_SECRETS_DIR), the defaults in `common.settings`. The
-names that other software knows (OPENAI_API_KEY, OPENAI_BASE_URL, AWS_*, HF_*, RAY_ADDRESS) may
-stand in the same places and mean what they always mean.
-
-`python -m common.environment` puts the table of settings into docs/settings.md.
+same places may set variables of other software: OPENAI_API_KEY, OPENAI_BASE_URL, AWS_*, HF_*,
+RAY_ADDRESS. `python -m common.environment` writes the tables in docs/settings.md.
 """
 
 import difflib
@@ -45,10 +43,7 @@ def load_settings() -> Settings:
 
 
 def load_environment() -> None:
-    """Puts `.env` and the secret files into the environment, where it lacks them.
-
-    And AWS_REGION under the name that botocore knows: AWS's other libraries, and what EKS sets in
-    its pods, say AWS_REGION.
+    """Adds `.env` and the secret files to the environment, and botocore's name of AWS_REGION.
 
     Raises:
         SettingsError: one of them cannot be read.
@@ -62,14 +57,14 @@ def load_environment() -> None:
 
 
 def read_api_key() -> SecretStr:
-    """The teacher's key on this machine: a Ray worker's own, for none is sent to it."""
+    """The teacher's key from this machine's environment: no key is sent to a Ray worker."""
     load_environment()
     name = f"{PREFIX}TEACHER__API_KEY"
     return SecretStr((os.environ.get(name) or os.environ.get("OPENAI_API_KEY") or "").strip())
 
 
 def _set_missing(values: dict[str, str]) -> None:
-    """Sets what the environment lacks; an empty variable counts as not set."""
+    """Sets the variables that are missing or empty."""
     os.environ.update({n: value for n, value in values.items() if value and not os.environ.get(n)})
 
 
@@ -94,7 +89,7 @@ def _explain(error: Any) -> str:
 
 
 def list_settings(sections: Sequence[str] = ()) -> Iterator[tuple[str, FieldInfo, str]]:
-    """Variable name, field and section of every setting (of the named sections, if any)."""
+    """Variable name, field and section of every setting, or of those in some sections."""
     for name, field in Settings.model_fields.items():
         if sections and name not in sections:
             continue
@@ -107,22 +102,22 @@ def list_settings(sections: Sequence[str] = ()) -> Iterator[tuple[str, FieldInfo
 
 
 def describe_default(field: FieldInfo) -> str:
-    """The default as it would stand in the environment; empty where there is none."""
-    if field.default_factory is not None or field.default is None:
-        return ""
+    """The default as an environment variable's value; empty if none."""
     value = field.default
+    if field.default_factory is not None or value is None:
+        return ""
     return ",".join(value) if isinstance(value, list) else str(value)
 
 
 def describe_choices(field: FieldInfo) -> str:
-    """The description, and the values to choose from where there are few."""
+    """The description, and the values of a Literal."""
     choices = [str(c) for c in get_args(field.annotation) if isinstance(c, str)]
     suffix = f" One of {', '.join(choices)}." if choices else ""
     return (field.description or "") + suffix
 
 
 def make_table() -> str:
-    """The settings in Markdown: a table for each section."""
+    """The settings in Markdown, a table for each section."""
     lines: list[str] = []
     for section, settings in itertools.groupby(list_settings(), key=lambda setting: setting[2]):
         lines += [f"\n## {section.capitalize() or 'Run'}", "", "| variable | default | meaning |"]
@@ -135,7 +130,7 @@ def make_table() -> str:
 
 
 def put_table(page: Path) -> None:
-    """Replaces what stands between a page's two `settings` marks by the table."""
+    """Replaces the text between a page's two `settings` marks by the tables."""
     start, end = "<!-- settings -->", "<!-- /settings -->"
     before, rest = page.read_text("utf-8").split(start)
     after = rest.split(end)[1]

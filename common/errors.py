@@ -1,15 +1,15 @@
-"""What can go wrong, and the exit code that says so.
+"""The errors that a job raises, and their exit codes.
 
-DistillError               1    may be retried
+DistillError               1    a retry may help
 ├── SettingsError          2    a wrong or missing setting
 ├── InputError             3    missing or bad input: data, labels, a model, storage
-├── TeacherRefusedError    4    the teacher refuses for good: key, permission, model, credit
+├── TeacherRefusedError    4    the teacher refuses every call: key, permission, model, credit
 ├── CostCapError           5    label.max_cost_usd is reached
 └── StorageError           1    the disk or the object store fails
 
-StoppedError             143    SIGTERM (130: Ctrl-C); outside the tree, as KeyboardInterrupt is
+StoppedError             143    SIGTERM (130: Ctrl-C); a BaseException, as KeyboardInterrupt is
 
-A message is one line, and says what was wrong, the value, where it stands, and the fix.
+A message is one line: what is wrong, the value, the place, and the fix.
 """
 
 
@@ -26,13 +26,13 @@ class SettingsError(DistillError):
 
 
 class InputError(DistillError):
-    """What a job reads is missing, unreadable, or not what the run was started with."""
+    """An input is missing, unreadable, or not what the run was started with."""
 
     exit_code = 3
 
 
 class TeacherRefusedError(DistillError):
-    """The teacher refuses every call for a reason that no retry mends."""
+    """The teacher refuses every call, and a retry does not help."""
 
     exit_code = 4
 
@@ -44,18 +44,16 @@ class CostCapError(DistillError):
 
 
 class StorageError(DistillError):
-    """The disk or the object store fails. `is_passing` is whether trying again may help."""
+    """The disk or the object store fails; a retry may help if `is_transient`."""
 
-    def __init__(self, message: str, is_passing: bool = True) -> None:
-        """`message` is one line, with the place, the reason and the fix."""
+    def __init__(self, message: str, is_transient: bool = True) -> None:
         super().__init__(message)
-        self.is_passing = is_passing
+        self.is_transient = is_transient
 
 
 class StoppedError(BaseException):
-    """A signal asked the job to stop. No `except Exception` of a library may hold it up."""
+    """A signal asks the job to stop; no `except Exception` of a library catches it."""
 
     def __init__(self, signal_number: int) -> None:
-        """`signal_number` as the operating system counts (2 SIGINT, 15 SIGTERM)."""
-        super().__init__(f"stopped by signal {signal_number}; run the same command to go on")
+        super().__init__(f"stopped by signal {signal_number}; run the same command to resume")
         self.exit_code = 128 + signal_number

@@ -1,4 +1,4 @@
-"""The rows that jobs pass to each other, and their Arrow schemas."""
+"""The rows that jobs exchange, and their Arrow schemas."""
 
 import hashlib
 import json
@@ -22,13 +22,13 @@ class Example:
 
 @dataclass(frozen=True)
 class LabelRow:
-    """What became of an example.
+    """The outcome of an example.
 
-    `status` is ok (then `label` is set), failed (no usable response: `error` says why) or filtered
-    (a response that a label rule rejects: `error` names the rule). `message` is for people.
-    `agreement` is the share of the samples that gave this label. The last four columns are kept
-    where log-probabilities were asked for and offered, one item a token of the response.
-    `cached_tokens` are those of `prompt_tokens` that the provider had in its cache.
+    `status` is ok (`label` is set), failed (no usable response: `error` says why) or filtered (a
+    label rule rejects the response: `error` names the rule). `message` is for people. `agreement`
+    is the share of the samples that gave this label. `cached_tokens` are the prompt tokens that the
+    provider's cache held. The last four columns are log-probabilities, an item per response token;
+    None unless requested and offered.
     """
 
     id: str
@@ -64,12 +64,8 @@ class Response:
 
 def make_schema(row_type: type) -> pa.Schema:
     """The Arrow schema of a row type's fields; every column may be null."""
-    return pa.schema(
-        {
-            name: _find_arrow_type(kind)
-            for name, kind in get_type_hints(row_type, None, None, True).items()
-        }
-    )
+    kinds = get_type_hints(row_type, include_extras=True)
+    return pa.schema({name: _find_arrow_type(kind) for name, kind in kinds.items()})
 
 
 def _find_arrow_type(kind: Any) -> pa.DataType:
@@ -78,7 +74,7 @@ def _find_arrow_type(kind: Any) -> pa.DataType:
     inner = [argument for argument in get_args(kind) if argument is not NoneType]
     if get_origin(kind) is list:
         return pa.list_(_find_arrow_type(inner[0]))
-    if inner:  # an optional one
+    if inner:  # optional
         return _find_arrow_type(inner[0])
     return {str: pa.string(), int: pa.int64(), float: pa.float64()}[kind]
 
@@ -100,8 +96,7 @@ PREDICTION_SCHEMA = pa.schema(
     }
 )
 """`edits`: tokens `start` to `end` of the text became `tokens`, see `common.metrics.edits`. The
-column `tokens` is the response's; `seconds` is the row's share of its batch. A task's group columns
-stand beside these."""
+columns `tokens` and `seconds` are the `Response`'s. The task's group columns follow."""
 
 
 def hash_text(text: str) -> str:
@@ -110,18 +105,18 @@ def hash_text(text: str) -> str:
 
 
 def hash_content(content: Any) -> str:
-    """A short content hash of anything that JSON can hold."""
+    """The first half of the SHA-256 of a value as JSON."""
     text = json.dumps(content, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def make_label_table(rows: list[LabelRow]) -> pa.Table:
-    """Rows as a table of `LABEL_SCHEMA`."""
+    """A table of `LABEL_SCHEMA`."""
     return pa.Table.from_pylist([vars(row) for row in rows], schema=LABEL_SCHEMA)
 
 
 def count_by_status(table: pa.Table) -> dict[str, int]:
-    """Rows of a label table by status; all three are there, also at 0."""
+    """A label table's rows by status: ok, failed and filtered, also where 0."""
     counts = Counter(table["status"].to_pylist())
     return {status: counts[status] for status in ("ok", "failed", "filtered")}
 

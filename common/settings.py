@@ -1,4 +1,4 @@
-"""All settings, in one model: the environment variable DISTILL_<SECTION>__<FIELD> sets a field.
+"""All settings: the environment variable DISTILL_<SECTION>__<FIELD> sets a field.
 
 `common.environment` reads them.
 """
@@ -23,14 +23,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "DISTILL_"
 BUILTIN = "builtin"
-"""The value of a setting that asks for the part which comes with the project."""
+"""The value of a setting that selects the project's own data, teacher or student."""
 DEFAULTS_VERSION = 1
-"""Raised with a default that changes results: fingerprints leave defaults out."""
-
+"""Goes up when a new default changes results, since fingerprints omit defaults."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    # The published reference experiment. Its number of epochs was not published.
+    # The published reference experiment; its number of epochs is unpublished.
     "reference": {
         "held_out": 0,
         "lora_rank": 8,
@@ -43,9 +42,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 8,
         "max_grad_norm": 0.3,
     },
-    # For a GPU with little memory: activations are computed twice instead of kept.
+    # For a GPU with little memory: recomputes activations.
     "lean": {"gradient_checkpointing": True},
-    # For the built-in student: 2 M parameters learn at a far higher rate than 1 B do.
+    # For the built-in student: 2 M parameters take a far higher learning rate than 1 B.
     "builtin": {"learning_rate": 3e-3, "epochs": 4, "batch_size": 16},
 }
 
@@ -60,13 +59,11 @@ class StorageSettings(Section):
     """Where runs are kept."""
 
     root: str = Field("runs", description="Folder or s3://bucket/prefix that holds all runs.")
-    wait_seconds: float = Field(
-        0, ge=0, description="How long a job waits for the one before it, where it is not done yet."
-    )
+    wait_seconds: float = Field(0, ge=0, description="Time to wait for the previous job to end.")
 
     @property
     def absolute_root(self) -> str:
-        """The root as every process finds it, wherever it was started."""
+        """The root for a process in any working folder."""
         return self.root if "://" in self.root else str(Path(self.root).expanduser().absolute())
 
 
@@ -78,35 +75,28 @@ class DataSettings(Section):
         description="`builtin`, a Hugging Face data set, or a file, folder or s3 URL of parquet, "
         "jsonl or csv. A folder's files belong to a split by name: train*, test*.",
     )
-    test_source: str | None = Field(
-        None, description="The same for the test split, where `source` has none."
-    )
-    train_limit: int = Field(
-        5000, ge=0, description="Examples to label, chosen by content hash; 0: all."
-    )
-    test_limit: int = Field(
-        0, ge=0, description="Test rows to evaluate on, chosen likewise; 0: all."
-    )
+    test_source: str | None = Field(None, description="Source of the test split, if not `source`.")
+    train_limit: int = Field(5000, ge=0, description="Examples to label, by content hash; 0: all.")
+    test_limit: int = Field(0, ge=0, description="Test rows, chosen by content hash; 0: all.")
     text_column: str | None = Field(None, description="Column of the text; empty: the task's.")
     reference_column: str | None = Field(
-        None,
-        description="Column of the reference answer, read only to evaluate; empty: the task's.",
+        None, description="Column of the reference, used only to evaluate; empty: the task's."
     )
     text_prefix: Annotated[str, StringConstraints(strip_whitespace=False)] | None = Field(
-        None, description="Prefix to take off every text; empty: the task's."
+        None, description="Prefix to remove from every text; empty: the task's."
     )
 
 
 class TeacherSettings(Section):
-    """The big model, and how it may be called."""
+    """The big model, and the limits of its calls."""
 
     base_url: str = Field(
         default_factory=lambda: os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1",
         validate_default=True,
-        description="OpenAI-compatible API, with its /v1, or `builtin`: a rule-based stand-in. "
+        description="OpenAI-compatible API, with its /v1; `builtin`: a rule-based stand-in. "
         "Default: OPENAI_BASE_URL, else OpenAI's.",
     )
-    model: str = Field("", description="Model name, as the API knows it.")
+    model: str = Field("", description="Name of the model in the API.")
     api_key: SecretStr = Field(
         default_factory=lambda: SecretStr(os.environ.get("OPENAI_API_KEY", "")),
         validate_default=True,
@@ -116,24 +106,19 @@ class TeacherSettings(Section):
         "chat", description="/chat/completions, or the legacy /completions."
     )
     requests_per_minute: int | None = Field(
-        None, ge=1, description="Request quota of the whole job; empty: none known."
+        None, ge=1, description="Request quota of the whole job; empty: unknown."
     )
     tokens_per_minute: int | None = Field(
-        None, ge=1, description="Token quota of the whole job; empty: none known."
+        None, ge=1, description="Token quota of the whole job; empty: unknown."
     )
     max_concurrency: int = Field(64, ge=1, description="Calls in flight, over all actors.")
     timeout_seconds: float = Field(60, gt=0, description="Time limit of one call.")
-    max_attempts: int = Field(
-        6, ge=1, description="Calls for one example before it fails; a 429 does not count."
-    )
+    max_attempts: int = Field(6, ge=1, description="Calls per example, 429s aside, until it fails.")
     max_tokens: int = Field(512, ge=1, description="Length limit of a response, in tokens.")
     temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature.")
-    logprobs: int = Field(
-        0, ge=0, le=20, description="Alternatives whose log-probabilities to keep; 0: none."
-    )
+    logprobs: int = Field(0, ge=0, le=20, description="Top log-probabilities per token to keep.")
     prices: str | None = Field(
-        None,
-        description="TOML file with prices of models, beside the built-in ones: path or s3 URL.",
+        None, description="Path or s3 URL of a TOML file with more model prices."
     )
 
     @field_validator("base_url")
@@ -166,25 +151,15 @@ class LabelSettings(Section):
     """The label job."""
 
     actors: int = Field(2, ge=1, description="Ray actors that share the calls.")
-    samples: int = Field(
-        1, ge=1, description="Responses for each example; the majority's becomes the label."
-    )
-    max_cost_usd: float | None = Field(
-        None, gt=0, description="Dollars that the run may cost in all; empty: no cap."
-    )
-    drain_seconds: float = Field(
-        25, ge=0, description="At SIGTERM, how long calls in flight may take to end."
-    )
+    samples: int = Field(1, ge=1, description="Responses per example; the majority wins.")
+    max_cost_usd: float | None = Field(None, gt=0, description="Cost cap of the run; empty: none.")
+    drain_seconds: float = Field(25, ge=0, description="Time for calls in flight after SIGTERM.")
     dry_run: bool = Field(
-        False, description="Print the forecast and stop; as `python -m jobs.label --dry-run`."
+        False, description="Only print the forecast, as the flag `--dry-run` does."
     )
-    max_failure_rate: float = Field(
-        0.1, ge=0, le=1, description="Share of failed rows above which the job fails."
-    )
+    max_failure_rate: float = Field(0.1, ge=0, le=1, description="Share of rows that may fail.")
     dashboard_host: str | None = Field(
-        None,
-        description="Address where a Ray that the job starts shows its dashboard, at port 8265; "
-        "empty: none.",
+        None, description="Listening address of the job's Ray dashboard, port 8265; empty: none."
     )
 
 
@@ -196,24 +171,20 @@ class StudentSettings(Section):
         description="`builtin`, a Hugging Face model, or a local folder.",
     )
     quantization: Literal["nf4", "none"] = Field(
-        "nf4", description="Of the base weights, in training and in evaluation alike."
+        "nf4", description="Quantization of the base weights, in training and evaluation."
     )
-    max_tokens: int = Field(
-        512, ge=8, description="Prompt and label together; longer rows are dropped, and counted."
-    )
-    require_gpu: bool = Field(
-        False, description="Fail where no GPU can be used, instead of computing on the CPU."
-    )
+    max_tokens: int = Field(512, ge=8, description="Prompt and label; longer rows are dropped.")
+    require_gpu: bool = Field(False, description="Fail without a GPU instead of using the CPU.")
 
 
 class TrainSettings(Section):
-    """The train job. A preset sets the fields below it; any of them can be set on top."""
+    """The train job. A preset sets some of the fields below it; a field that is set wins."""
 
     preset: Literal["default", "reference", "lean", "builtin"] = Field(
-        "default", description="`builtin` is taken by itself for the built-in student."
+        "default", description="For the built-in student the default is `builtin`."
     )
     epochs: float = Field(3, gt=0, allow_inf_nan=False, description="Passes over the labels.")
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the order, dropout and LoRA's start.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of batches, dropout and LoRA's weights.")
     batch_size: int = Field(8, ge=1, description="Examples per update.")
     learning_rate: float = Field(2e-4, gt=0, description="Peak of the cosine schedule.")
     warmup_steps: int = Field(20, ge=0, description="Updates of linear warm-up.")
@@ -221,40 +192,26 @@ class TrainSettings(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
     lora_rank: int = Field(8, ge=1, description="LoRA's rank r.")
     lora_alpha: int = Field(32, ge=1, description="LoRA's alpha; its scale is alpha / r.")
-    lora_dropout: float = Field(
-        0.0, ge=0, lt=1, description="LoRA's dropout; without it training is far quicker."
-    )
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="LoRA's dropout; 0 is much faster.")
     target_modules: Annotated[list[str], NoDecode] = Field(
-        ["all-linear"],
-        min_length=1,
-        description="Modules that LoRA adapts, by comma; `all-linear`: all.",
+        ["all-linear"], min_length=1, description="Modules to adapt, by comma; `all-linear`: all."
     )
     gradient_checkpointing: bool = Field(
-        False, description="Compute activations twice instead of keeping them: slower, less memory."
+        False, description="Recompute activations instead of keeping them: slower, less memory."
     )
     held_out: int = Field(
-        200,
-        ge=0,
-        description="Labels kept from training, to choose the checkpoint by; at most a tenth.",
+        200, ge=0, description="Labels held out to choose the checkpoint; at most 10 % of all."
     )
     evaluations: int = Field(
-        6, ge=1, description="Times that agreement on those is measured, at equal distances."
+        6, ge=1, description="Evaluations on the held-out labels, evenly spaced."
     )
-    patience: int = Field(
-        3, ge=0, description="Evaluations without a gain after which training ends; 0: never."
-    )
-    checkpoint_seconds: float = Field(
-        300, gt=0, description="Seconds from one checkpoint to the next, beside the evaluations'."
-    )
+    patience: int = Field(3, ge=0, description="Early stopping: evaluations without gain; 0: off.")
+    checkpoint_seconds: float = Field(300, gt=0, description="Longest time between checkpoints.")
     report_to: Annotated[list[str], NoDecode] = Field(
-        [],
-        description="Trackers of the Trainer to report to, by comma: tensorboard, mlflow, wandb …; "
-        "their packages must be installed.",
+        [], description="Installed trackers to use, by comma: tensorboard, mlflow, wandb …"
     )
     merge: bool = Field(False, description="Also write the student with the adapter merged in.")
-    push_to: str | None = Field(
-        None, description="Hub repository to publish the adapter in, as HF_TOKEN allows."
-    )
+    push_to: str | None = Field(None, description="Hub repository for the adapter; uses HF_TOKEN.")
 
     @model_validator(mode="before")
     @classmethod
@@ -264,17 +221,15 @@ class TrainSettings(Section):
     @field_validator("target_modules", "report_to", mode="before")
     @classmethod
     def _split_names(cls, names: str | list[str]) -> list[str]:
-        return (
-            names if isinstance(names, list) else [n.strip() for n in names.split(",") if n.strip()]
-        )
+        if isinstance(names, list):
+            return names
+        return [name.strip() for name in names.split(",") if name.strip()]
 
 
 class EvaluateSettings(Section):
     """The evaluate job."""
 
-    batch_tokens: int = Field(
-        16_384, ge=64, description="Prompt and response tokens of one generation batch."
-    )
+    batch_tokens: int = Field(16_384, ge=64, description="Prompt and response tokens per batch.")
     max_new_tokens: int = Field(256, ge=1, description="Length limit of a student's response.")
 
 
@@ -282,8 +237,7 @@ class ReportSettings(Section):
     """The report job."""
 
     serve: str = Field(
-        "",
-        description="host:port to serve the report at until stopped; `--serve`: localhost:8080.",
+        "", description="host:port to serve the report at until stopped; `--serve`: localhost:8080."
     )
 
     @field_validator("serve")
@@ -297,7 +251,7 @@ class ReportSettings(Section):
 
 
 class Settings(BaseSettings):
-    """Everything that can be set, by section."""
+    """All settings, by section."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -327,10 +281,10 @@ class Settings(BaseSettings):
     def fingerprint(
         self, section: str, names: Iterable[str] | None = None, exclude: Iterable[str] = ()
     ) -> dict[str, Any]:
-        """A section's settings as `section.field`, but for those that have their default.
+        """A section's settings as `section.field`, without those at their default.
 
-        A setting that is added later so leaves the fingerprints of finished runs as they are. One
-        whose default comes from elsewhere, such as OPENAI_BASE_URL, is never left out.
+        A new setting thus leaves the fingerprints of finished runs unchanged. A setting whose
+        default comes from elsewhere, such as OPENAI_BASE_URL, is never left out.
         """
         group: Section = getattr(self, section)
         fields = set(type(group).model_fields if names is None else names) - set(exclude)
@@ -343,7 +297,7 @@ class Settings(BaseSettings):
         return values if DEFAULTS_VERSION == 1 else {"defaults": DEFAULTS_VERSION} | values
 
     def for_workers(self) -> "Settings":
-        """A copy for other processes and machines: with an absolute root, and without secrets."""
+        """A copy for other processes and machines: an absolute root, no secrets."""
         teacher = self.teacher.model_copy(update={"api_key": SecretStr("")})
         storage = self.storage.model_copy(update={"root": self.storage.absolute_root})
         return self.model_copy(update={"teacher": teacher, "storage": storage})
@@ -365,7 +319,7 @@ class Settings(BaseSettings):
 
 
 def find_default(name: str) -> Any:
-    """What a fingerprint means that lacks `section.field`; None where there is no default."""
+    """The value of a `section.field` that a fingerprint omits; None without a default."""
     if name == "defaults":
         return 1
     section, _, field_name = name.partition(".")

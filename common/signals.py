@@ -1,4 +1,4 @@
-"""Signals for code that must not be interrupted anywhere."""
+"""SIGTERM and SIGINT, deferred in code that may stop at some places only."""
 
 import contextlib
 import os
@@ -11,24 +11,24 @@ from common.errors import StoppedError
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class NotedSignals:
-    """Whether a signal has asked the job to stop."""
+class DeferredSignals:
+    """The signal that asked the job to stop, if any."""
 
     def __init__(self) -> None:
         self._number: int | None = None
 
     @property
     def received(self) -> bool:
-        """Whether one came."""
+        """Whether a signal came."""
         return self._number is not None
 
     def check(self) -> None:
-        """Raises a StoppedError if one came."""
+        """Raises a StoppedError if a signal came."""
         if self._number is not None:
             raise StoppedError(self._number)
 
-    def note(self, number: int, frame: FrameType | None) -> None:
-        """The handler. A second signal ends the process."""
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Stores the signal; a second one ends the process."""
         del frame
         if self._number is not None:
             signal.signal(number, signal.SIG_DFL)
@@ -37,17 +37,17 @@ class NotedSignals:
 
 
 @contextlib.contextmanager
-def noting_signals() -> Iterator[NotedSignals]:
-    """SIGTERM and SIGINT are noted meanwhile, and raised at the end.
+def deferring_signals() -> Iterator[DeferredSignals]:
+    """Defers SIGTERM and SIGINT to the end of the block, or to its `check`.
 
-    What a handler raises within compiled code becomes a SystemError, or is lost; and a training
-    step that is left in its middle cannot be gone on with.
+    An exception of a handler is lost in compiled code, or becomes a SystemError; and an interrupted
+    training step cannot be resumed.
     """
-    noted = NotedSignals()
-    handlers = {number: signal.signal(number, noted.note) for number in STOP_SIGNALS}
+    signals = DeferredSignals()
+    handlers = {number: signal.signal(number, signals.handle) for number in STOP_SIGNALS}
     try:
-        yield noted
-        noted.check()
+        yield signals
+        signals.check()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

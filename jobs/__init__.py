@@ -9,13 +9,13 @@ import sys
 from common.environment import load_environment
 from common.errors import SettingsError
 
-# On import, where there is no GPU, it recommends a package for faster 4-bit inference on CPUs.
+# Without a GPU, its import logs a hint about a package for faster 4-bit inference on CPUs.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-if sys.argv[0] == "-m":  # python -m jobs.<job>: what follows are imports of many seconds
-    # Stops at once and quietly, also as a container's first process; `run_job` takes over.
+if sys.argv[0] == "-m":  # python -m jobs.<job>, whose imports take seconds
+    # Until `run_job` takes over, a signal ends the process at once, also as a container's PID 1.
     for _number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(_number, lambda number, _: os._exit(128 + number))
-    # Libraries read HF_HOME and the like when they are imported. `load_settings` tells the error.
+    # Libraries read HF_HOME and the like on import. `load_settings` reports the error.
     with contextlib.suppress(SettingsError):
         load_environment()

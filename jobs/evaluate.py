@@ -1,9 +1,9 @@
 """Compares teacher, base and distilled student, and copying: `python -m jobs.evaluate`.
 
-All systems get the same test rows; the students the same prompt, precision and decoding (greedy);
-the base student also gets the task's few-shot examples, as a system of its own. Writes
-<root>/<run>/predictions/<system>.parquet, <root>/<run>/metrics.json, and results as
-lm-evaluation-harness names them. Predictions that are there are not made again.
+All systems answer the same test rows, the students with the same prompt, precision and greedy
+decoding; the base student with few-shot examples is one more system. Writes predictions/,
+metrics.json and result files as lm-evaluation-harness names them to <root>/<run>. A rerun keeps the
+predictions that match.
 """
 
 import logging
@@ -41,8 +41,8 @@ def main(settings: Settings) -> None:
     """Makes and scores the predictions of all systems.
 
     Raises:
-        InputError: there is no adapter, or no test row.
-        SettingsError: there is no GPU, or the memory does not suffice.
+        InputError: the adapter or the test rows are missing.
+        SettingsError: no GPU can be used, or memory is too small.
         TeacherRefusedError: see `common.errors`.
     """
     check_device(settings)
@@ -79,7 +79,7 @@ def main(settings: Settings) -> None:
 
 
 def check_inputs(run: Run, labels: Manifest[LabelSummary], adapter: Manifest[TrainSummary]) -> None:
-    """Raises an InputError if labels or adapter were made by other settings, or from each other."""
+    """Raises an InputError unless labels and adapter match the settings and each other."""
     student = fingerprint_student(run.settings, run.task)
     expected = {"labels": fingerprint_labels(labels), **student}
     place = f"{run.storage.url}/{ADAPTER.folder}"
@@ -90,7 +90,7 @@ def check_inputs(run: Run, labels: Manifest[LabelSummary], adapter: Manifest[Tra
 
 
 def is_scored(run: Run, fingerprint: Fingerprint, scored: dict[str, list[str]]) -> bool:
-    """Whether metrics.json holds these systems and metrics; of other predictions it is removed.
+    """Whether metrics.json has these systems and metrics; removes one without a manifest.
 
     Raises:
         InputError: the run was evaluated on other rows or with other settings.
@@ -113,15 +113,14 @@ def score(
     fingerprint: Fingerprint,
     labels: Manifest[LabelSummary],
 ) -> Metrics:
-    """Scores the predictions that are there, and writes metrics.json and the harness's files."""
+    """Scores the predictions on storage; writes metrics.json and the harness's files."""
     found = {s.key: read_predictions(run.storage, s.key, fingerprint) for s in systems}
     tables = {key: table for key, table in found.items() if table is not None}
     predictions = {key: table["prediction"].to_pylist() for key, table in tables.items()}
     log.info("evaluate: scoring %d systems", len(tables))
     metrics = score_systems(run.task, test, predictions)
     for system in systems:
-        facts = describe_system(run, system, tables[system.key], labels)
-        metrics["systems"][system.key] |= facts
+        metrics["systems"][system.key] |= describe_system(run, system, tables[system.key], labels)
     run.storage.write_json(METRICS_FILE, metrics)
     described = run.settings.describe(SECTIONS)
     write_results(run.storage, run.task, metrics, test.rows, predictions, described)
@@ -132,7 +131,7 @@ def make_fingerprint(run: Run, test: TestRows, adapter: Manifest[TrainSummary]) 
     """What the predictions depend on."""
     rows = [[row.id, row.references, row.groups] for row in test.rows]
     return {
-        # a second training by the same settings need not give the same weights
+        # retraining with the same settings may give other weights
         "adapter": hash_content([adapter.fingerprint, adapter.finished_at]),
         "test_rows": f"{len(test.rows)}, {hash_content(rows)}",
         "few_shot": hash_content([shot.model_dump() for shot in run.task.few_shot]),

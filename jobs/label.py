@@ -1,9 +1,8 @@
-"""Lets the teacher label the examples: `python -m jobs.label`.
+"""Labels the examples with the teacher: `python -m jobs.label`.
 
-Ray Data fans the examples out to actors, which call the teacher and journal every reply before it
-is parsed. A rerun asks only for what the journal lacks; a finished run is left as it is. Writes
-<root>/<run>/labels (one row for each distinct example) and <root>/<run>/journal. `--dry-run` prints
-what it would take, and spends nothing.
+Ray Data fans the examples out to actors, which call the teacher and journal every reply before
+parsing it. A rerun asks only for replies that the journal lacks. Writes <root>/<run>/labels (one
+row per distinct example) and <root>/<run>/journal. `--dry-run` prints a forecast and calls nothing.
 """
 
 import logging
@@ -31,13 +30,12 @@ log = logging.getLogger(__name__)
 
 
 def main(settings: Settings) -> None:
-    """Labels what is not labelled yet.
+    """Labels the examples that have no label yet.
 
     Raises:
         SettingsError, InputError, TeacherRefusedError, CostCapError: see `common.errors`.
-        DistillError: another job is at work on this run; or more rows failed than
-            `label.max_failure_rate` allows; all is written. An InputError, if asking again would
-            not help.
+        DistillError: another job holds the run; or, after all is written, more rows failed than
+            `label.max_failure_rate` allows (an InputError if asking again would not help).
     """
     started = time.monotonic()
     require_model(settings.teacher)
@@ -56,7 +54,7 @@ def main(settings: Settings) -> None:
 def label(
     run: Run, examples: Examples, fingerprint: Fingerprint, lock: RunLock, started: float
 ) -> None:
-    """Asks for what the journal lacks, and writes all rows; `started` is when the job did."""
+    """Asks for what the journal lacks, and writes all rows; `started` is the job's start."""
     session = Session(run, lock, examples.rows)
     known = session.known
     forecast(run, examples, known)
@@ -88,9 +86,9 @@ def label(
 
 
 def forecast(run: Run, examples: Examples, known: Known) -> None:
-    """Says what the examples will take that are not known yet."""
+    """Prints or logs the expected cost and time of the examples without a label."""
     settings = run.settings
-    make_quota(run, known.cost_usd)  # raises where there is a cap and no price
+    make_quota(run, known.cost_usd)  # raises for a cost cap without a price
     texts = [e.text for e in examples.rows if e.id not in known.rows and e.text.strip()]
     if texts or settings.label.dry_run:
         expected = make_forecast(settings, run.task, texts, run.price)
@@ -111,14 +109,14 @@ def make_fingerprint(run: Run, examples: Examples) -> Fingerprint:
 
 
 def make_lane(settings: Settings) -> Lane:
-    """The way in which the requests travel."""
-    from common.labels.lanes.ray.lane import RayLane  # Ray takes seconds to import
+    """The lane that carries the requests."""
+    from common.labels.lanes.ray.lane import RayLane  # its import takes seconds
 
     return RayLane(settings.label.dashboard_host)
 
 
 def sum_cost(run: Run, known: Known, figures: LabelSummary) -> float | None:
-    """What the run has cost in all, this job's calls included; None without a price."""
+    """Dollars of the whole run, with this job's calls; None without a price."""
     return round(known.cost_usd + (figures.get("cost_usd") or 0.0), 6) if run.price else None
 
 

@@ -1,7 +1,6 @@
 """Runs everything in order: `python -m jobs.pipeline` (label, train, evaluate, report).
 
-Whatever can be wrong with the input is looked for first, before the teacher is paid for anything.
-A rerun goes on where the last one stopped.
+Checks the inputs of all jobs before the first call to the teacher. A rerun resumes.
 """
 
 import logging
@@ -22,11 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def main(settings: Settings) -> None:
-    """Distils.
-
-    Raises:
-        DistillError: the first that a job raises.
-    """
+    """Distils; raises the first DistillError of a job."""
     if read_manifest(RunStorage(settings), LABELS) is None:
         check_inputs(settings)
     for job in (label, train, evaluate, report):
@@ -35,11 +30,7 @@ def main(settings: Settings) -> None:
 
 
 def check_inputs(settings: Settings) -> None:
-    """Looks for what the later jobs would miss.
-
-    Raises:
-        InputError: there is no test split, no reference column, or no such student.
-    """
+    """Raises an InputError if the test split, the reference column or the student is missing."""
     task = load_task(settings.task)
     examples, test = load_examples(settings, task), load_test_rows(settings, task)
     check_student(settings, task)

@@ -1,8 +1,8 @@
-"""Writes the report that a person looks at: `python -m jobs.report`.
+"""Writes the report of a run: `python -m jobs.report`.
 
-Reads metrics, predictions and manifests of a run. Writes <root>/<run>/report.html, a single file
-that needs no network, and report.md beside it: the same figures for a terminal or a pull request.
-`--serve` shows it to a browser until stopped.
+Reads metrics, predictions and manifests. Writes <root>/<run>/report.html, a single file that needs
+no network, and report.md: the same figures for a terminal or a pull request. `--serve` serves both
+over HTTP until stopped.
 """
 
 import json
@@ -28,13 +28,13 @@ from common.student.adapter import HISTORY_FILE
 
 SECTIONS = ("run", "storage", "report")
 REPORT_FILE, TEXT_FILE = "report.html", "report.md"
-_MEND = "delete the run's predictions/ and metrics.json and run python -m jobs.evaluate"
+_FIX = "delete the run's predictions/ and metrics.json and run python -m jobs.evaluate"
 
 log = logging.getLogger(__name__)
 
 
 def main(settings: Settings) -> None:
-    """Renders the report of a run, and prints its main table and where it is.
+    """Renders the report of a run; prints its main table and its path.
 
     Raises:
         InputError: the run has not been evaluated.
@@ -63,23 +63,23 @@ def main(settings: Settings) -> None:
 def _read_metrics(storage: RunStorage) -> Metrics:
     content = storage.read_json(METRICS_FILE)
     if not isinstance(content, dict) or "systems" not in content:
-        raise InputError(f"{storage.url}/{METRICS_FILE} holds no metrics; {_MEND}")
+        raise InputError(f"{storage.url}/{METRICS_FILE} holds no metrics; {_FIX}")
     return cast(Metrics, content)
 
 
 def _read_rows(
     storage: RunStorage, system: str, evaluated: Manifest[Any], metrics: Metrics
 ) -> list[dict[str, Any]]:
-    """A system's predictions, which must be those that were scored."""
+    """The scored predictions of a system."""
     table = read_predictions(storage, system, evaluated.fingerprint)
     if table is None or len(table) != metrics["rows"]["test"]:
         place = f"{storage.url}/{PREDICTIONS.folder}/{system}.parquet"
-        raise InputError(f"{place} is not what was scored; {_MEND}")
+        raise InputError(f"{place} is not what was scored; {_FIX}")
     return get_rows(table)
 
 
 def _read_history(storage: RunStorage) -> list[dict[str, Any]]:
-    """The training's log; a line that cannot be read is left out."""
+    """The training's log, without lines that are not JSON."""
     entries: list[dict[str, Any]] = []
     lines = storage.read_bytes(HISTORY_FILE).splitlines() if storage.exists(HISTORY_FILE) else []
     for line in lines:

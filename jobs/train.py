@@ -1,9 +1,8 @@
 """Fine-tunes the student on the labels with QLoRA: `python -m jobs.train`.
 
-NF4 base weights, a LoRA adapter in fp32, loss on the label's tokens only. Some labels are held
-out; the checkpoint that agrees best with the teacher on them is the result. Reads
-<root>/<run>/labels and writes <root>/<run>/adapter; on the way <root>/<run>/checkpoints, from
-which a rerun goes on to the same weights.
+NF4 base weights, a LoRA adapter in fp32, loss on the label's tokens only. The checkpoint that
+agrees best with the teacher on held-out labels is the result. Reads <root>/<run>/labels and writes
+<root>/<run>/adapter. Resuming from <root>/<run>/checkpoints gives the same weights.
 """
 
 import logging
@@ -16,17 +15,11 @@ from transformers import set_seed
 
 from common.command import run_job
 from common.run.lock import RunLock, hold_run
-from common.run.manifest import (
-    Fingerprint,
-    Manifest,
-    is_done,
-    require_manifest,
-    write_manifest,
-)
+from common.run.manifest import Fingerprint, Manifest, is_done, require_manifest, write_manifest
 from common.run.run import Run, open_run
 from common.run.steps import ADAPTER, LABELS, MERGED, LabelSummary, TrainSummary
 from common.settings import Settings
-from common.signals import noting_signals
+from common.signals import deferring_signals
 from common.student.adapter import write_adapter
 from common.student.memory import describe_memory, explaining_memory
 from common.student.prompt import load_tokenizer
@@ -41,26 +34,18 @@ from common.training.train_set import fingerprint_labels, load_train_set
 from common.training.trainer import LabelTrainer, make_trainer
 
 SECTIONS = ("run", "task", "storage", "student", "train", "evaluate")
-_NO_RESULT = {
-    "preset",  # its values count
-    "gradient_checkpointing",
-    "checkpoint_seconds",
-    "report_to",
-    "merge",
-    "push_to",
-}
-"""Settings that do not change what is learned."""
+_NO_EFFECT = {"gradient_checkpointing", "checkpoint_seconds", "report_to", "merge", "push_to"}
+"""Settings that do not change the weights."""
 
 log = logging.getLogger(__name__)
 
 
 def main(settings: Settings) -> None:
-    """Trains one adapter, and merges and publishes it if asked to.
+    """Trains one adapter; merges and publishes it if the settings ask for it.
 
     Raises:
-        InputError: there are no finished labels, none is usable, or the student is not there.
-        SettingsError: there is no GPU, or too little memory; or the loss is no finite number any
-            more.
+        InputError: the labels are unfinished or unusable, or the student is missing.
+        SettingsError: no GPU can be used, memory is too small, or the loss is NaN or infinite.
     """
     check_device(settings)
     run = open_run(settings)
@@ -68,7 +53,7 @@ def main(settings: Settings) -> None:
     fingerprint = make_fingerprint(run, labels)
     with hold_run(storage, "train") as lock:
         if is_done(storage, ADAPTER, fingerprint):
-            Checkpoints(storage, fingerprint).remove_all()  # if it was killed in its last moment
+            Checkpoints(storage, fingerprint).remove_all()  # left if the last job was killed
             log.info("train: already done, see %s/%s", storage.url, ADAPTER.folder)
         else:
             train(run, labels, fingerprint, lock)
@@ -81,10 +66,7 @@ def main(settings: Settings) -> None:
 def train(
     run: Run, labels: Manifest[LabelSummary], fingerprint: Fingerprint, lock: RunLock
 ) -> None:
-    """Trains, from the latest checkpoint if there is one, and writes the best adapter.
-
-    `fingerprint` says what the adapter depends on.
-    """
+    """Trains, from the latest checkpoint if any, and writes the best adapter."""
     started = time.monotonic()
     settings, storage = run.settings, run.storage
     checkpoints = Checkpoints(storage, fingerprint)
@@ -93,7 +75,7 @@ def train(
     data = load_train_set(settings, storage, labels.files, objective)
     log.info("train: %s", ", ".join(f"{n} {name}" for name, n in data.counts.items()))
     set_seed(settings.train.seed)
-    with tempfile.TemporaryDirectory() as name, noting_signals() as signals:
+    with tempfile.TemporaryDirectory() as name, deferring_signals() as signals:
         folder = Path(name)
 
         def check() -> None:
@@ -124,7 +106,7 @@ def train(
 
 
 def summarize(trainer: LabelTrainer, best: int) -> TrainSummary:
-    """What came out; `best` is the update whose weights are kept."""
+    """The manifest's summary; `best` is the update whose weights are kept."""
     on_gpu, history = torch.cuda.is_available(), trainer.state.log_history
     measured = [entry for entry in history if "eval_agreement" in entry]
     agreements = {entry["step"]: entry["eval_agreement"] for entry in measured}
@@ -143,7 +125,7 @@ def make_fingerprint(run: Run, labels: Manifest[LabelSummary]) -> Fingerprint:
     return {
         "labels": fingerprint_labels(labels),
         **fingerprint_student(run.settings, run.task),
-        **run.settings.fingerprint("train", exclude=_NO_RESULT),
+        **run.settings.fingerprint("train", exclude=_NO_EFFECT | {"preset"}),  # its values count
     }
 
 

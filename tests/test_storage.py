@@ -215,7 +215,7 @@ def test_a_store_that_fails_for_long_is_named_in_one_line(failing_store, setting
         ) as caught:
             use()
         assert "\n" not in str(caught.value)
-        assert caught.value.is_passing
+        assert caught.value.is_transient
 
 
 def test_what_no_patience_mends_is_not_asked_again(failing_store, settings):
@@ -224,7 +224,7 @@ def test_what_no_patience_mends_is_not_asked_again(failing_store, settings):
     failing_store.requests.clear()
     with pytest.raises(StorageError, match=r"AccessDenied.*check the bucket") as caught:
         storage.write_bytes("labels/a", b"x")
-    assert not caught.value.is_passing
+    assert not caught.value.is_transient
     assert len(failing_store.requests) == 1
     with pytest.raises(InputError, match=r"cannot be read .*Forbidden"):
         RunStorage(settings())

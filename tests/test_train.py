@@ -177,7 +177,7 @@ def test_a_killed_training_goes_on_from_storage_on_another_machine(tmp_path, buc
             assert "Traceback" not in errors
     last = run_job("train", tmp_path, RUN="cut", STORAGE__ROOT=roots["cut"], **variables)
     assert last.returncode == 0, last.stderr
-    assert "going on after update" in last.stderr
+    assert "resuming after update" in last.stderr
     name = "adapter/adapter_model.safetensors"
     assert storage.read_bytes(name) == storages["whole"].read_bytes(name)
 
@@ -409,7 +409,7 @@ def test_a_loss_that_is_no_number_stops_the_job_and_keeps_the_last_checkpoint(
         loss = compute_loss(self, model, inputs, **values)
         if self.state.global_step == 5:
             loss = loss * float("nan")
-            self.note(loss)
+            self.track_finite(loss)
         return loss
 
     monkeypatch.setattr(LabelTrainer, "compute_loss", spoil)

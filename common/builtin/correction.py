@@ -1,9 +1,8 @@
-"""Corrects a sentence by rules, from its text alone: the knowledge of the stand-in teacher.
+"""The rules by which the stand-in teacher corrects a sentence.
 
-The rules know the lexicon and the grammar, not the mistakes that were made: where a sentence can
-be mended in two ways, they choose one, and so they are sometimes wrong, as a teacher is. Text that
-is not of the built-in grammar gets the general rules only (repeated words, the first letter, the
-full stop).
+They know the lexicon and the grammar, not the mistakes: of two possible corrections they choose
+one, and are sometimes wrong. Text outside the built-in grammar gets the general rules only
+(repeated words, the first letter, the full stop).
 """
 
 from collections import Counter
@@ -15,9 +14,9 @@ from common.builtin.lexicon import LANGUAGES, Lexicon, Reading, load_lexicon
 from common.builtin.sentences import fit_article
 
 _KNOWN_SHARE = 0.6
-"""The share of known words from which on a text is taken to be in a built-in language."""
+"""The least share of known words in a text of a built-in language."""
 _VOTES = {"determiner": 1.5, "noun": 1.2}
-"""How much a word counts where a phrase is half singular, half plural; others count 1."""
+"""Weights of words that disagree on the number of a phrase; other words weigh 1."""
 
 
 @dataclass
@@ -31,17 +30,15 @@ class _Token:
 
 
 def correct(text: str) -> str:
-    """The corrected sentence. It never fails: what no rule knows stays as it is."""
+    """The corrected sentence; never fails."""
     ending = text.rstrip()[-1:] if text.rstrip()[-1:] in (".", "!", "?", "…", '"', "»") else "."
     words = _drop_repeats(text.rstrip().removesuffix(ending).split())
     lexicon = _find_lexicon(words)
     if lexicon is not None:
         tokens = _tag([_spell(word, lexicon) for word in words], lexicon)
         tokens = _agree(_order(tokens, lexicon), lexicon)
-        words = [
-            fit_article(t.form, n.form)
-            for t, n in zip(tokens, [*tokens[1:], tokens[-1]], strict=True)
-        ]
+        pairs = zip(tokens, [*tokens[1:], tokens[-1]], strict=True)
+        words = [fit_article(token.form, following.form) for token, following in pairs]
     sentence = " ".join(words)
     return sentence[:1].upper() + sentence[1:] + ending
 
@@ -51,16 +48,14 @@ def _drop_repeats(words: list[str]) -> list[str]:
 
 
 def _find_lexicon(words: list[str]) -> Lexicon | None:
-    lexicons = [load_lexicon(language) for language in LANGUAGES]
-    known, best = max(
-        ((sum(w.lower() in x.readings for w in words), x) for x in lexicons),
-        key=lambda pair: pair[0],
-    )
-    return best if words and known >= _KNOWN_SHARE * len(words) else None
+    counts = {x: sum(w.lower() in load_lexicon(x).readings for w in words) for x in LANGUAGES}
+    best = max(LANGUAGES, key=counts.__getitem__)
+    is_known = words and counts[best] >= _KNOWN_SHARE * len(words)
+    return load_lexicon(best) if is_known else None
 
 
 def _spell(word: str, lexicon: Lexicon) -> str:
-    """The known word that an unknown one is most likely a misspelling of, or the word itself."""
+    """The known word with the most ways to become this unknown one, or the word itself."""
     if word.lower() in lexicon.readings:
         return word
     candidates = _near_misses(lexicon.language).get(word.lower(), [])
@@ -69,10 +64,7 @@ def _spell(word: str, lexicon: Lexicon) -> str:
 
 @cache
 def _near_misses(language: str) -> dict[str, list[str]]:
-    """Misspelling → the known words that it can come from.
-
-    One letter is dropped, doubled or swapped with its neighbour, or all accents are lost.
-    """
+    """Misspelling → the known words with one letter dropped, doubled or swapped, or no accents."""
     table: dict[str, list[str]] = {}
     for form in load_lexicon(language).readings:
         for miss in _misspell(form):
@@ -91,47 +83,31 @@ def _misspell(form: str) -> Iterator[str]:
 
 
 def _tag(words: list[str], lexicon: Lexicon) -> list[_Token]:
-    """Reads each word, and gives known words their own case.
-
-    One that is both noun and verb is a noun after a determiner or an adjective.
-    """
+    """Reads each word (nouns first after a determiner or adjective), and sets its case."""
     tokens: list[_Token] = []
     for word in words:
         nominal = bool(tokens) and tokens[-1].role in ("determiner", "adjective")
-        reading = lexicon.read(word, *(("noun",) if nominal else ("verb",))) or lexicon.read(word)
+        reading = lexicon.read(word, "noun" if nominal else "verb") or lexicon.read(word)
         form = word
         if reading is not None:
             form = reading.lemma if reading.role == "other" else word.lower()
-            form = (
-                form.capitalize() if reading.role == "noun" and lexicon.language == "de" else form
-            )
+            if reading.role == "noun" and lexicon.language == "de":
+                form = form.capitalize()
         tokens.append(_Token(form, reading))
     return tokens
 
 
 def _order(tokens: list[_Token], lexicon: Lexicon) -> list[_Token]:
-    """Puts determiner, adjective and noun in their order, and the words of a fixed phrase too."""
-    rank = (
-        {"determiner": 0, "adjective": 1, "noun": 2}
-        if lexicon.adjective_first
-        else {"determiner": 0, "noun": 1, "adjective": 2}
-    )
+    """Orders determiner, adjective and noun, and the words of fixed phrases."""
+    first, second = ("adjective", "noun") if lexicon.adjective_first else ("noun", "adjective")
+    rank = {"determiner": 0, first: 1, second: 2}
     tokens = list(tokens)
     for i in range(len(tokens) - 1):
         here, following = tokens[i].role, tokens[i + 1].role
         after = tokens[i + 2].role if i + 2 < len(tokens) else ""
-        starts_next_phrase = (
-            following == "determiner"
-            and after in ("noun", "adjective")
-            and here != "determiner"
-            and i > 0
-        )
-        if (
-            here in rank
-            and following in rank
-            and rank[here] > rank[following]
-            and not starts_next_phrase
-        ):
+        starts_phrase = i > 0 and following == "determiner" and after in ("noun", "adjective")
+        is_reversed = here in rank and following in rank and rank[here] > rank[following]
+        if is_reversed and not starts_phrase:
             tokens[i], tokens[i + 1] = tokens[i + 1], tokens[i]
     for phrase in lexicon.openers + lexicon.places:
         wanted = phrase.lower().split()
@@ -145,7 +121,7 @@ def _order(tokens: list[_Token], lexicon: Lexicon) -> list[_Token]:
 
 
 def _agree(tokens: list[_Token], lexicon: Lexicon) -> list[_Token]:
-    """Makes determiners, adjectives and verbs agree with nouns; adds an article where none is."""
+    """Makes determiners, adjectives and verbs agree with nouns; adds missing articles."""
     verb = next((t for t in tokens if t.role == "verb"), None)
     result: list[_Token] = []
     phrases = 0
@@ -159,7 +135,7 @@ def _agree(tokens: list[_Token], lexicon: Lexicon) -> list[_Token]:
 
 
 def _phrases(tokens: list[_Token]) -> Iterator[list[_Token]]:
-    """Splits into noun phrases, of one noun at most and a determiner in front, and single words."""
+    """Splits into noun phrases, each with at most one noun, and single words."""
     phrase: list[_Token] = []
     for token in tokens:
         roles = [t.role for t in phrase]
@@ -195,15 +171,12 @@ def _agree_phrase(phrase: list[_Token], verb: _Token | None, lexicon: Lexicon) -
 
 
 def _vote_number(others: list[_Token], noun: _Token, gender: str, lexicon: Lexicon) -> str:
-    """Singular or plural, by the forms that can be only one of them: each has a vote."""
+    """Singular or plural, by the weighted votes of the forms that can be only one of them."""
     votes = {"s": 0.0, "p": 0.0}
     for token in [*others, noun]:
-        readings = [r.slot for r in lexicon.readings[token.form.lower()] if r.role == token.role]
-        numbers = {
-            slot[1] if len(slot) > 1 else slot
-            for slot in readings
-            if len(slot) == 1 or slot[0] == gender
-        }
+        slots = [r.slot for r in lexicon.readings[token.form.lower()] if r.role == token.role]
+        # a slot is a number, or gender, number and case
+        numbers = {slot[:2][-1] for slot in slots if len(slot) == 1 or slot[0] == gender}
         if len(numbers) == 1:
             votes[numbers.pop()] += _VOTES.get(token.role, 1.0)
     return max(votes, key=lambda number: votes[number])

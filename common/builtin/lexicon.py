@@ -1,8 +1,7 @@
-"""The words of the built-in languages, and what a word form can be.
+"""The words of the built-in languages, and the readings of a word form.
 
 A *slot* names a place in a paradigm: gender (m, f, n), number (s, p) and case (n, a). Languages
-without a gender or without case marking fill all of its values with one form, so that the code
-above this module need not know which language it is in.
+without gender or case repeat a form in all of its slots.
 """
 
 import tomllib
@@ -18,7 +17,7 @@ _WEAK = {"msn": "e", "fsn": "e", "nsn": "e", "msa": "en", "fsa": "e", "nsa": "e"
 
 
 class Reading(NamedTuple):
-    """One thing that a word form can be: `role` is determiner, adjective, noun, verb or other."""
+    """A reading of a word form; `role` is determiner, adjective, noun, verb or other."""
 
     role: str
     lemma: str
@@ -27,7 +26,7 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class Noun:
-    """A noun, its gender (m, f or n) and whether it can be a subject."""
+    """A noun; `gender` is m, f or n, and an animate one can be a subject."""
 
     lemma: str
     gender: str
@@ -36,7 +35,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """All words of one language."""
+    """All words of one language; `rests` are intransitive verbs."""
 
     language: str
     adjective_first: bool
@@ -49,12 +48,12 @@ class Lexicon:
     openers: tuple[str, ...]
     places: tuple[str, ...]
     paradigms: dict[tuple[str, str], dict[str, str]]
-    """(role, lemma) → slot → form. Verbs have the slots s and p; nouns too."""
+    """(role, lemma) → slot → form. Verbs and nouns have the slots s and p."""
     readings: dict[str, tuple[Reading, ...]]
-    """Lower-case form → what it can be."""
+    """Lower-case form → readings."""
 
     def form(self, role: str, lemma: str, slot: str, determiner: str = "") -> str:
-        """The form of a lemma in a slot; German adjectives depend on the determiner before them."""
+        """The form of a lemma in a slot; German adjectives depend on the determiner."""
         paradigm = self.paradigms[role, lemma]
         if role in ("noun", "verb"):
             return paradigm[slot[1] if len(slot) > 1 else slot]
@@ -63,7 +62,7 @@ class Lexicon:
         return paradigm[slot]
 
     def read(self, word: str, *roles: str) -> Reading | None:
-        """The first reading of a word in one of the roles (any role, where none is named)."""
+        """The first reading of a word in one of the roles; without roles, in any."""
         readings = self.readings.get(word.lower(), ())
         return next((r for r in readings if not roles or r.role in roles), None)
 
@@ -111,14 +110,9 @@ def _slots() -> Iterator[str]:
 
 def _determiner_slots(language: str, forms: list[str]) -> dict[str, str]:
     if language == "de":
-        nominative, accusative = (
-            dict(zip("mfnp", forms[:4], strict=True)),
-            dict(zip("mfnp", forms[4:], strict=True)),
-        )
-        return {
-            s: (nominative if s[2] == "n" else accusative)["p" if s[1] == "p" else s[0]]
-            for s in _slots()
-        }
+        keys = [case + gender for case in "na" for gender in "mfnp"]
+        by_case = dict(zip(keys, forms, strict=True))
+        return {s: by_case[s[2] + ("p" if s[1] == "p" else s[0])] for s in _slots()}
     return _gendered(forms) if len(forms) == 4 else {s: forms[s[1] == "p"] for s in _slots()}
 
 

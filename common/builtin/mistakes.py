@@ -1,8 +1,8 @@
-"""Injects mistakes into correct sentences, and so makes the built-in data set.
+"""The built-in data set: correct sentences, and the same with mistakes.
 
 The schema is that of `juancavallotti/multilingual-gec`: lang, sentence (correct), modified
-("fix grammar: " and the sentence with one or two mistakes; about 6 % are left correct),
-transformation, sec_transformation.
+("fix grammar: " and the sentence with one or two mistakes; 6 % have none), transformation,
+sec_transformation.
 """
 
 import random
@@ -23,7 +23,7 @@ TextMistake = Callable[[str, random.Random], str]
 
 
 def make_rows(split: str, seed: int = 0) -> Iterator[dict[str, str]]:
-    """The rows of a split of the built-in data set; the same seed gives the same rows."""
+    """The rows of a split; the same seed gives the same rows."""
     rng = random.Random(f"{split} {seed}")
     for _ in range(SPLIT_SIZES[split]):
         language = rng.choice(LANGUAGES)
@@ -40,7 +40,7 @@ def make_rows(split: str, seed: int = 0) -> Iterator[dict[str, str]]:
 
 
 def add_mistakes(words: list[Word], language: str, rng: random.Random) -> tuple[str, list[str]]:
-    """The sentence as text with zero to two mistakes, and the kinds of these mistakes."""
+    """The sentence as text with zero to two mistakes, and their kinds."""
     lexicon = load_lexicon(language)
     kinds: list[str] = []
     count = 0 if rng.random() < _CLEAN_SHARE else 2 if rng.random() < _TWO_MISTAKES_SHARE else 1
@@ -50,9 +50,8 @@ def add_mistakes(words: list[Word], language: str, rng: random.Random) -> tuple[
         if kind in _TEXT_MISTAKES:
             applies = _TEXT_MISTAKES[kind](join_words(words), rng) != join_words(words)
         else:
-            changed = _WORD_MISTAKES[kind](words, lexicon, rng)
-            applies = changed is not None and changed != words
-            words = changed if changed is not None else words
+            changed = _WORD_MISTAKES[kind](words, lexicon, rng) or words
+            applies, words = changed != words, changed
         kinds += [kind] if applies else []
     text = join_words(words)
     for kind in kinds:
@@ -63,33 +62,27 @@ def add_mistakes(words: list[Word], language: str, rng: random.Random) -> tuple[
 def _replace_one(
     words: list[Word], role: str, rng: random.Random, forms: Callable[[Word], set[str]]
 ) -> list[Word] | None:
-    """Replaces a word of the role by another one of the forms that it could have."""
-    options = [
-        (i, form)
-        for i, w in enumerate(words)
-        if w.role == role
-        for form in sorted(forms(w) - {w.form})
-    ]
+    """Replaces a word of the role by another of its forms."""
+    places = [(i, w) for i, w in enumerate(words) if w.role == role]
+    options = [(i, form) for i, w in places for form in sorted(forms(w) - {w.form})]
     if not options:
         return None
     index, form = rng.choice(options)
     return [*words[:index], replace(words[index], form=form), *words[index + 1 :]]
 
 
-def _agreement(words: list[Word], lexicon: Lexicon, rng: random.Random) -> list[Word] | None:
-    return _replace_one(
-        words, "verb", rng, lambda w: set(lexicon.paradigms["verb", w.lemma].values())
-    )
+def _change_form(role: str) -> WordMistake:
+    """A mistake that replaces a word of the role by another form of its paradigm."""
 
+    def mistake(words: list[Word], lexicon: Lexicon, rng: random.Random) -> list[Word] | None:
+        paradigms = lexicon.paradigms
+        return _replace_one(words, role, rng, lambda w: set(paradigms[role, w.lemma].values()))
 
-def _plural(words: list[Word], lexicon: Lexicon, rng: random.Random) -> list[Word] | None:
-    return _replace_one(
-        words, "noun", rng, lambda w: set(lexicon.paradigms["noun", w.lemma].values())
-    )
+    return mistake
 
 
 def _swap_article(words: list[Word], lexicon: Lexicon, rng: random.Random) -> list[Word] | None:
-    """Swaps the gender or case, or a and an; English has nothing else to swap but the number."""
+    """Changes gender or case, or a and an; in English otherwise the number."""
 
     def forms(word: Word) -> set[str]:
         if word.lemma == "a" and word.slot[1] == "s":
@@ -101,19 +94,10 @@ def _swap_article(words: list[Word], lexicon: Lexicon, rng: random.Random) -> li
     return _replace_one(words, "determiner", rng, forms)
 
 
-def _adjective(words: list[Word], lexicon: Lexicon, rng: random.Random) -> list[Word] | None:
-    return _replace_one(
-        words, "adjective", rng, lambda w: set(lexicon.paradigms["adjective", w.lemma].values())
-    )
-
-
 def _drop_article(words: list[Word], lexicon: Lexicon, rng: random.Random) -> list[Word] | None:
-    """Drops a definite article: the one determiner whose absence tells which it was."""
-    articles = [
-        i
-        for i, w in enumerate(words)
-        if w.role == "determiner" and w.lemma == lexicon.determiners[0]
-    ]
+    """Drops a definite article; any other determiner could not be restored."""
+    key = ("determiner", lexicon.determiners[0])
+    articles = [i for i, w in enumerate(words) if (w.role, w.lemma) == key]
     if not articles:
         return None
     index = rng.choice(articles)
@@ -163,10 +147,10 @@ def _drop_punctuation(text: str, rng: random.Random) -> str:
 
 
 _WORD_MISTAKES: dict[str, WordMistake] = {
-    "agreement": _agreement,
-    "plural_s": _plural,
+    "agreement": _change_form("verb"),
+    "plural_s": _change_form("noun"),
     "swap_article": _swap_article,
-    "adjective": _adjective,
+    "adjective": _change_form("adjective"),
     "drop_article": _drop_article,
     "swap_words": _swap_words,
     "dup_word": _duplicate,

@@ -1,8 +1,8 @@
 """The stand-in teacher: an OpenAI-compatible HTTP server on loopback that corrects by rules.
 
-It is no language model. It answers the last user message (or the text before the last [/INST] of a
-completions prompt) with `correction.correct`, which knows the text alone and is sometimes wrong.
-`python -m common.builtin.teacher --port 8001` serves until its standard input ends.
+It answers the last user message (or the text before the last [/INST] of a completions prompt) with
+`correction.correct`. `python -m common.builtin.teacher --port 8001` serves until its standard input
+ends.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _DEFAULT_REQUESTS_PER_MINUTE = 120_000
 
 
 class StandIn:
-    """The server's state: its answer function and what is left of this minute's quota."""
+    """The server: its answer function, and the rest of this minute's quota."""
 
     def __init__(
         self,
@@ -35,13 +35,12 @@ class StandIn:
         requests_per_minute: int = _DEFAULT_REQUESTS_PER_MINUTE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`answer` maps a text to a response."""
         self._answer, self._limit, self._clock = answer, requests_per_minute, clock
         self._left, self._window_start = requests_per_minute, clock()
         self.served = 0
 
     def make_app(self) -> web.Application:
-        """The server, to be run by aiohttp."""
+        """The aiohttp application."""
         app = web.Application(client_max_size=16 << 20)
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_post("/v1/chat/completions", self._complete)
@@ -61,10 +60,10 @@ class StandIn:
             is_chat = request.path.endswith("/chat/completions")
             prompt = body["messages"][-1]["content"] if is_chat else body["prompt"]
             if not isinstance(prompt, str):
-                raise TypeError("the prompt is no text")
+                raise TypeError("the prompt is not a string")
             int(body.get("max_tokens") or 0)
         except (ValueError, KeyError, IndexError, TypeError):
-            message = "messages, prompt or max_tokens is missing or of the wrong kind"
+            message = "messages, prompt or max_tokens is missing or of the wrong type"
             return _refuse(400, "invalid_request", message, headers)
         if body.get("model") != MODEL:
             return _refuse(404, "model_not_found", f"no model {body.get('model')!r}", headers)
@@ -91,7 +90,7 @@ class StandIn:
 def make_completion(
     text: str, response: str, body: dict[str, Any], is_chat: bool, prompt_characters: int
 ) -> dict[str, Any]:
-    """A response body as the API describes it; a token is taken to be four characters."""
+    """A response body of the API; four characters count as a token."""
     limit = 4 * int(body.get("max_tokens") or 4096)
     finish_reason = "stop" if len(response) <= limit else "length"
     response = response[:limit]
@@ -103,11 +102,8 @@ def make_completion(
         "created": int(time.time()),
         "model": body["model"],
         "choices": [
-            {
-                "index": 0,
-                "finish_reason": finish_reason,
-                **(content if is_chat else {"text": response}),
-            }
+            {"index": 0, "finish_reason": finish_reason}
+            | (content if is_chat else {"text": response})
         ],
         "usage": {
             "prompt_tokens": prompt_tokens,
@@ -129,9 +125,9 @@ def _refuse(status: int, code: str, message: str, headers: dict[str, str]) -> we
 
 @contextmanager
 def running_stand_in(host: str = "127.0.0.1") -> Iterator[str]:
-    """Starts the server in a process of its own; gives its URL; stops it at the end.
+    """Starts the server in a new process; gives its URL; stops it at the end.
 
-    The server also stops when this process dies, however it dies: its standard input ends then.
+    It also stops when this process dies, since its standard input ends then.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "common.builtin.teacher", "--host", host],
@@ -165,8 +161,8 @@ async def _serve(host: str, port: int, requests_per_minute: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: for other machines, too")
-    parser.add_argument("--port", type=int, default=0, help="0: any free one, which is printed")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: all interfaces")
+    parser.add_argument("--port", type=int, default=0, help="0: any free port; it is printed")
     parser.add_argument("--requests-per-minute", type=int, default=_DEFAULT_REQUESTS_PER_MINUTE)
     arguments = parser.parse_args()
     asyncio.run(_serve(arguments.host, arguments.port, arguments.requests_per_minute))

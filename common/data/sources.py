@@ -191,13 +191,13 @@ def _to_column(values: list[Any]) -> pa.Array:
 def _load_from_hub(variable: str, source: str, split: str) -> pa.Table:
     import datasets  # slow to import, and needed only here
 
-    from common.hub import is_passing
+    from common.hub import is_transient
 
     try:
         return _name_classes(datasets.load_dataset(source, split=split))
     except Exception as error:  # the hub client's errors share no root
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        if is_passing(error):
+        if is_transient(error):
             raise DistillError(
                 f"{variable}={source!r} could not be fetched: {reason}; run again when "
                 "the hub can be reached"

@@ -1,1 +1,1 @@
-"""The evaluate job's own parts: from systems to predictions to scores."""
+"""Systems, their predictions and scores."""

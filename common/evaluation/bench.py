@@ -1,4 +1,4 @@
-"""What the systems are asked with: the teacher's session, and the students, each loaded once."""
+"""Asks the systems: holds the teacher's session and the loaded student."""
 
 import gc
 import logging
@@ -29,25 +29,21 @@ from common.student.student import Student, open_student
 from common.student.weights import describe_weights
 from common.teacher.statuses import PASSING_ERRORS
 
-_ADVICE = "one row alone is too much for it; lower DISTILL_EVALUATE__MAX_NEW_TOKENS"
+_ADVICE = "a batch of one row is too large; lower DISTILL_EVALUATE__MAX_NEW_TOKENS"
 _MERGED_ADVICE = "the merged student is not quantised; to leave it out, delete the run's merged/"
 
 log = logging.getLogger(__name__)
 
 
 class Bench:
-    """Asks systems, all with the same rows, the students with the same prompt and precision."""
+    """Asks systems; the student is loaded once."""
 
     def __init__(self, run: Run, adapter: Manifest[Any], merged: Manifest[Any] | None) -> None:
         self._run, self._adapter, self._merged = run, adapter, merged
         self._student: Student | None = None
 
     def ask(self, system: System, rows: Sequence[TestRow]) -> list[Response]:
-        """A system's answers, in the order of the rows.
-
-        Raises:
-            DistillError: it cannot be asked.
-        """
+        """A system's answers, in the order of the rows; raises a DistillError if that fails."""
         responses = system.ask(self, rows)
         if system.is_student:
             seconds = sum(response.seconds for response in responses)
@@ -55,10 +51,7 @@ class Bench:
         return responses
 
     def ask_teacher(self, rows: Sequence[TestRow]) -> list[Response]:
-        """The teacher's answers, under the label rules; a row without a label answers nothing.
-
-        Replies are journaled like the label job's, so that they are paid for once.
-        """
+        """The teacher's labels, empty where it gave none; the journal keeps paid replies."""
         run, examples = self._run, [Example(row.id, row.text) for row in rows]
         answers = read_known(run, examples).rows
         if len(answers) < len(examples):
@@ -76,7 +69,7 @@ class Bench:
     def ask_student(
         self, rows: Sequence[TestRow], with_adapter: bool = True, with_few_shot: bool = False
     ) -> list[Response]:
-        """The student's answers, of one model with its adapter on or off."""
+        """The student's answers, with its adapter on or off."""
         with explaining_memory(_ADVICE):
             self._student = self._student or self._load_student()
             texts = [row.text for row in rows]
@@ -88,7 +81,7 @@ class Bench:
             return open_student(self._run.settings, self._run.task, Path(folder))
 
     def ask_merged(self, rows: Sequence[TestRow]) -> list[Response]:
-        """The answers of the very files that a server would load, unquantised."""
+        """The answers of the merged student, unquantised, as a server would load it."""
         assert self._merged is not None
         run, self._student = self._run, None
         gc.collect()
@@ -102,16 +95,16 @@ class Bench:
 
 
 def _check_gaps(run: Run, answers: list[LabelRow]) -> None:
-    """Rows that the teacher refuses count as wrong, and so do some that it failed at.
+    """Logs the teacher's rows without a label, which count as wrong.
 
     Raises:
-        DistillError: those are more than `label.max_failure_rate` allows.
+        DistillError: more rows failed than `label.max_failure_rate` allows.
     """
     lost = [answer.error for answer in answers if answer.error in PASSING_ERRORS]
     allowed = run.settings.label.max_failure_rate
     if len(lost) > allowed * len(answers):
         raise DistillError(
-            f"{len(lost)} of {len(answers)} test rows have no answer of the teacher (the first: "
+            f"{len(lost)} of {len(answers)} test rows have no answer of the teacher (first: "
             f"{lost[0]}); run again to ask for them, or raise DISTILL_LABEL__MAX_FAILURE_RATE="
             f"{allowed:g}"
         )
@@ -123,9 +116,9 @@ def _check_gaps(run: Run, answers: list[LabelRow]) -> None:
 def describe_system(
     run: Run, system: System, table: pa.Table, labels: Manifest[LabelSummary]
 ) -> SystemFacts:
-    """What goes with a system's scores; the teacher's price is that of the labels."""
-    unanswered = Counter(table["error"].drop_null().to_pylist())
-    facts: SystemFacts = {"unanswered": dict(unanswered.most_common())}
+    """Unanswered rows, speed and precision of a system; the cost is that of the labels."""
+    errors = Counter(table["error"].drop_null().to_pylist())
+    facts: SystemFacts = {"unanswered": dict(errors.most_common())}
     cost_usd = labels.summary.get("run_cost_usd")
     if system.key == "teacher" and cost_usd:
         facts["cost_usd_per_1000"] = 1000 * cost_usd / labels.summary["inputs"]

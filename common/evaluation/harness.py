@@ -1,7 +1,7 @@
-"""Results in files as lm-evaluation-harness names them, for scripts that read those.
+"""Result files in the names and format of lm-evaluation-harness.
 
-results_<time>.json has one task for each system, named <task>_<system>; samples_<task>_<time>.jsonl
-has a line a row.
+results_<time>.json has a task <task>_<system> for each system; samples_<task>_<time>.jsonl has a
+line per row.
 """
 
 import json
@@ -29,7 +29,7 @@ def write_results(
     predictions: dict[str, list[str]],
     settings: dict[str, Any],
 ) -> list[str]:
-    """Writes these files into the run's folder; gives their names."""
+    """Writes the files to the run's folder; returns their names."""
     names, moment = list(metrics["metrics"]), time.strftime("%Y-%m-%dT%H-%M-%S", time.gmtime())
     tasks = {system: f"{task.name}_{system}" for system in metrics["systems"]}
     shots = {s: len(task.few_shot) for s in SYSTEMS if SYSTEMS[s].has_few_shot}

@@ -1,6 +1,6 @@
 """The predictions on storage: <root>/<run>/predictions/<system>.parquet.
 
-Each table says in its metadata what it was made from: a rerun takes those that are there.
+A table's metadata has the fingerprint of its inputs: a rerun keeps those that match.
 """
 
 import json
@@ -32,7 +32,7 @@ def write_predictions(
 
 
 def read_predictions(storage: RunStorage, system: str, fingerprint: Fingerprint) -> pa.Table | None:
-    """A system's table, if it is there and was made from the same."""
+    """A system's table; None if it is missing or has another fingerprint."""
     if not storage.exists(_name(system)):
         return None
     table = storage.read_table(_name(system))
@@ -42,7 +42,7 @@ def read_predictions(storage: RunStorage, system: str, fingerprint: Fingerprint)
 
 
 def make_prediction_table(rows: Sequence[TestRow], responses: Sequence[Response]) -> pa.Table:
-    """A table of `PREDICTION_SCHEMA` and the rows' groups."""
+    """A table of `PREDICTION_SCHEMA` with a column for each group."""
     records = [
         {
             "id": row.id,

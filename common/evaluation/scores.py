@@ -1,4 +1,4 @@
-"""Scores predictions: every metric of every system, overall, by group, and one against another."""
+"""Scores predictions: metrics by system and group, and comparisons of systems."""
 
 import logging
 from collections.abc import Sequence
@@ -22,19 +22,18 @@ from common.tasks.model import Task
 
 METRICS_FILE = "metrics.json"
 FEW_ROWS = 30
-"""A slice of fewer rows says little; it is marked."""
-
-_MOST_SLICES = 200
-"""A column with more values than that is no group."""
+"""Slices of fewer rows are marked."""
+_MAX_SLICES = 200
+"""A column with more values is not a group."""
 
 log = logging.getLogger(__name__)
 
 Statistics = dict[str, Array]
-"""By metric: what it measured, (rows, statistics)."""
+"""By metric, (rows, statistics)."""
 
 
 class Figure(TypedDict, total=False):
-    """A metric of one system: its value, over `n` rows, with a 95 % interval."""
+    """A metric of one system: its value over `n` rows, with a 95 % confidence interval."""
 
     value: float | None
     n: int
@@ -43,7 +42,7 @@ class Figure(TypedDict, total=False):
 
 
 class SystemFacts(TypedDict, total=False):
-    """What stands beside a system's figures: rows without an answer by reason, price, speed."""
+    """Unanswered rows by reason, cost, speed and precision of a system."""
 
     unanswered: dict[str, int]
     cost_usd_per_1000: float
@@ -73,7 +72,7 @@ class MetricFacts(TypedDict, total=False):
 
 
 class RowCounts(TypedDict, total=False):
-    """Test rows, and those that were left out."""
+    """The number of test rows, and of those left out."""
 
     test: Required[int]
     duplicates: int
@@ -82,12 +81,11 @@ class RowCounts(TypedDict, total=False):
 
 
 class Metrics(TypedDict, total=False):
-    """The content of metrics.json; parts may be missing where another version wrote it.
+    """The content of metrics.json; files of other versions may lack parts.
 
-    `systems` has, by key, each metric's `Figure`, `groups` (by group, value and metric), and
-    `SystemFacts`. `agreement` is the share of the rows for which a system says what the teacher
-    says; `gain` is distilled less base and `retention` distilled by teacher, both of the main
-    metric.
+    `systems` has by key each metric's `Figure`, `groups` (by group, value and metric), and
+    `SystemFacts`. `agreement` is the share of rows on which a system agrees with the teacher. Of
+    the main metric, `gain` is distilled - base and `retention` is distilled / teacher.
     """
 
     task: Required[str]
@@ -103,7 +101,7 @@ class Metrics(TypedDict, total=False):
 
 
 def score_systems(task: Task, test: TestRows, predictions: dict[str, list[str]]) -> Metrics:
-    """The metrics of all systems' predictions, by system."""
+    """Scores the predictions of each system."""
     rows, names = test.rows, [name for name in SYSTEMS if name in predictions]
     measured = {name: _measure(task.metrics, rows, predictions[name]) for name in names}
     main = task.metrics[0]
@@ -158,7 +156,7 @@ def _compute(metric: Metric, rows: Array) -> float:
 
 
 def _summarize(metric: Metric, rows: Array) -> Figure:
-    """Value, number of rows, and 95 % interval: Wilson's of a share, else the bootstrap's."""
+    """Value, rows, and 95 % interval: Wilson's for a share, else the bootstrap's."""
     value = _compute(metric, rows)
     if metric.is_share:
         low, high = wilson_interval(value, len(rows))
@@ -174,14 +172,14 @@ def _summarize_all(statistics: Statistics) -> dict[str, Figure]:
 def _score_groups(
     rows: Sequence[TestRow], statistics: Statistics
 ) -> dict[str, dict[str, dict[str, Figure]]]:
-    """By group and its value; `is_small` marks those of fewer than 30 rows."""
+    """Figures by group, value and metric; `is_small` marks those of fewer than 30 rows."""
     members: dict[str, dict[str, list[int]]] = {}
     for index, row in enumerate(rows):
         for group, value in row.groups.items():
             members.setdefault(group, {}).setdefault(value, []).append(index)
-    for group in [name for name, values in members.items() if len(values) > _MOST_SLICES]:
-        log.warning("evaluate: %r has %d values, and is not scored by", group, len(members[group]))
-        del members[group]
+    for group in [name for name, values in members.items() if len(values) > _MAX_SLICES]:
+        count = len(members.pop(group))
+        log.warning("evaluate: %r has %d values, too many for a group", group, count)
     return {
         group: {
             value: {
@@ -197,15 +195,15 @@ def _score_groups(
 
 
 def _compare(name: str, first: str, second: str, one: Array, other: Array) -> Comparison:
-    """The difference of two systems on the same rows, and whether it may be chance.
+    """The difference of two systems on the same rows, with interval and p-value.
 
-    Of shares the p-value is McNemar's exact one; `smallest` is the least difference that could have
-    been significant, given how many rows the two differ in. Of other metrics both are the paired
-    bootstrap's: smaller differences than half its interval cannot be told from none.
+    For shares the p-value is McNemar's exact test's, and `smallest` the least significant
+    difference, given the number of discordant rows. For other metrics the p-value is the paired
+    bootstrap's, and `smallest` is half the width of its interval (None if 0).
     """
     metric = METRICS[name]
     interval, p_value = paired_bootstrap(metric.thin(one), metric.thin(other), metric.combine)
-    smallest = (interval[1] - interval[0]) / 2 or None  # no width: this sample tells nothing
+    smallest = (interval[1] - interval[0]) / 2 or None
     if metric.is_share:
         better, worse = (int(np.sum(d[:, 0] > 0)) for d in (one - other, other - one))
         p_value = mcnemar_exact(better, worse)
@@ -224,9 +222,9 @@ def _compare(name: str, first: str, second: str, one: Array, other: Array) -> Co
 def _measure_agreement(
     main: str, rows: Sequence[TestRow], predictions: dict[str, list[str]]
 ) -> dict[str, Figure]:
-    """How often a system says what the teacher says, where that says anything.
+    """How often a system agrees with the teacher's answers that are not empty.
 
-    By the task's first metric, if that says right or wrong of a row; else by exact match.
+    By the task's first metric if it is a share, else by exact match.
     """
     kept = [i for i, text in enumerate(predictions["teacher"]) if text]
     answered = [TestRow(rows[i].id, rows[i].text, [predictions["teacher"][i]], {}) for i in kept]
@@ -234,10 +232,7 @@ def _measure_agreement(
         return {}
     judge = main if METRICS[main].is_share else "exact_match"
     return {
-        name: _summarize(
-            METRICS[judge],
-            _measure([judge], answered, [texts[i] for i in kept])[judge],
-        )
+        name: _summarize_all(_measure([judge], answered, [texts[i] for i in kept]))[judge]
         for name, texts in predictions.items()
         if name != "teacher"
     }

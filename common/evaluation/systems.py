@@ -1,7 +1,4 @@
-"""The systems that are compared, in one table: whatever answers test rows.
-
-Nothing heavy is imported here: the report reads the table, too.
-"""
+"""The table of systems that are compared; it imports nothing heavy, for the report."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,16 +14,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class System:
-    """A line of the table.
+    """A system that answers test rows.
 
     Attributes:
         key: its name in files.
-        title: what people call it.
-        ask: its answers to test rows, in their order.
-        than: the keys of the systems that it is compared with.
-        is_student: it answers many prompts at a time, with weights of our own.
-        has_few_shot: it sees the task's few-shot examples, and is left out where there are none.
-        is_merged: it is there where the train job has merged the adapter; it is not quantised.
+        title: its name in the report.
+        ask: gives its answers, in the order of the rows.
+        than: keys of the systems to compare it with.
+        is_student: whether a student answers.
+        has_few_shot: it needs few-shot examples in the task.
+        is_merged: it needs the train job's merged student, unquantised.
     """
 
     key: str
@@ -43,7 +40,7 @@ class System:
 
 
 def copy_input(rows: Sequence[TestRow]) -> list[Response]:
-    """The texts as they are: what doing nothing would score."""
+    """The texts unchanged, as a baseline."""
     return [Response(row.text.strip(), 0, 0.0) for row in rows]
 
 
@@ -82,10 +79,10 @@ SYSTEMS: dict[str, System] = {
         System("teacher", "Teacher", lambda bench, rows: bench.ask_teacher(rows)),
     )
 }
-"""By key, in the order in which they are shown."""
+"""By key, in the order of the report."""
 
 
 def list_systems(task: Task, has_merged: bool) -> list[System]:
-    """The systems that a run compares, the students last: they take the longest."""
+    """The systems of a run, the students last, since they take longest."""
     found = [system for system in SYSTEMS.values() if system.applies(task, has_merged)]
     return sorted(found, key=lambda system: system.is_student)

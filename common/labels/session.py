@@ -30,7 +30,7 @@ from common.run.lock import RunLock
 from common.run.run import Run
 from common.run.steps import LabelSummary
 from common.settings import BUILTIN, Settings
-from common.signals import noting_signals
+from common.signals import deferring_signals
 from common.teacher.client import Teacher
 from common.teacher.journal import FOLDER as JOURNAL
 
@@ -81,7 +81,7 @@ class Session:
         with run.storage.removing_empty_folder(JOURNAL), open_teacher(run.settings) as url:
             check_teacher(run, url)
             work = Work(run, url, asked, self.known.replies, self._quota)
-            with noting_signals() as signals, opening(make_lane()) as lane:
+            with deferring_signals() as signals, opening(make_lane()) as lane:
                 signals.check()
                 tables, snapshot = self._label(lane, work, signals.check, progress)
         progress.show(snapshot, is_last=True)

@@ -1,7 +1,7 @@
-"""What a system changed in a text, token by token.
+"""Edits of a text, token by token.
 
-The edits are the maximal runs of differing tokens, found by the standard library's difflib. They
-are not those of ERRANT or M2, whose figures are therefore not comparable.
+An edit is a maximal run of differing tokens, found by difflib. Figures are not comparable with
+those of ERRANT or M2.
 """
 
 import re
@@ -18,7 +18,7 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 class Edit(NamedTuple):
-    """Tokens `start` to `end` of the text, without the latter, become `tokens`."""
+    """Replaces tokens `start` to `end` (exclusive) of the text by `tokens`."""
 
     start: int
     end: int
@@ -26,25 +26,25 @@ class Edit(NamedTuple):
 
     @property
     def places(self) -> set[tuple[str, int]]:
-        """The tokens that are changed; or the gap in which something is put."""
+        """The changed tokens; for an insertion, its gap."""
         if self.start == self.end:
             return {("gap", self.start)}
         return {("token", i) for i in range(self.start, self.end)}
 
     @property
     def reach(self) -> set[tuple[str, int]]:
-        """These, and the gaps within and around them: where else the change may be seen to be."""
+        """The places, and the gaps within and around them."""
         return self.places | {("gap", i) for i in range(self.start, self.end + 1)}
 
 
 def tokenize(text: str) -> list[str]:
-    """Words, and each other sign that is no white space."""
+    """Words, and single characters of other kinds, without white space."""
     return _TOKEN.findall(text)
 
 
 @lru_cache(maxsize=100_000)
 def find_edits(text: str, changed: str) -> tuple[Edit, ...]:
-    """What was changed, in the order of the text."""
+    """The edits from `text` to `changed`, in order."""
     before, after = tokenize(text), tokenize(changed)
     matcher = SequenceMatcher(None, before, after, autojunk=False)
     return tuple(
@@ -55,12 +55,10 @@ def find_edits(text: str, changed: str) -> tuple[Edit, ...]:
 
 
 def count_edits(text: str, prediction: str, references: Sequence[str]) -> tuple[int, int, int]:
-    """Edits that are right, wrong, and missing, by the reference for which they are best."""
+    """The numbers of right, wrong and missing edits, by the reference with the best F0.5."""
     made = set(find_edits(text, prediction))
-    counts = []
-    for reference in references:
-        wanted = set(find_edits(text, reference))
-        counts.append((len(made & wanted), len(made - wanted), len(wanted - made)))
+    choices = [set(find_edits(text, reference)) for reference in references]
+    counts = [(len(made & w), len(made - w), len(w - made)) for w in choices]
     return max(counts, key=_rank, default=(0, len(made), 0))
 
 
@@ -70,17 +68,17 @@ def _rank(counts: tuple[int, int, int]) -> tuple[float, ...]:
 
 
 def combine_precision(sums: Array) -> Array:
-    """The share of the edits that are right; 1 of none, as in ERRANT."""
+    """The share of edits that are right; 1 without edits, as in ERRANT."""
     return divide(sums[..., 0], sums[..., 0] + sums[..., 1], empty=1.0)
 
 
 def combine_recall(sums: Array) -> Array:
-    """The share of the references' edits that were made; 1 of none, as in ERRANT."""
+    """The share of the reference's edits that were made; 1 without any, as in ERRANT."""
     return divide(sums[..., 0], sums[..., 0] + sums[..., 2], empty=1.0)
 
 
 def combine_f05(sums: Array) -> Array:
-    """F0.5 of edits: precision counts twice as much as recall.
+    """F0.5 of edits, which weights precision twice as much as recall.
 
     Source: H. T. Ng et al., The CoNLL-2014 shared task on grammatical error correction.
     """
@@ -89,18 +87,18 @@ def combine_f05(sums: Array) -> Array:
 
 
 def edits_too_much(text: str, prediction: str, references: Sequence[str]) -> float:
-    """1 if the prediction changes a place that each reference leaves as it is; else 0."""
+    """1 if the prediction changes a place that every reference keeps; else 0."""
     made = find_edits(text, prediction)
     return float(all(_exceeds(made, find_edits(text, r)) for r in references))
 
 
 def edits_too_little(text: str, prediction: str, references: Sequence[str]) -> float:
-    """1 if the prediction leaves a place as it is that each reference changes; else 0."""
+    """1 if the prediction keeps a place that every reference changes; else 0."""
     made = find_edits(text, prediction)
     return float(all(_exceeds(find_edits(text, r), made) for r in references))
 
 
 def _exceeds(edits: Sequence[Edit], others: Sequence[Edit]) -> bool:
-    """Whether some of the edits are at places where none of the others are."""
+    """Whether some edits are at places that no other edit reaches."""
     places = {place for edit in edits for place in edit.places}
     return bool(places - {place for edit in others for place in edit.reach})

@@ -1,8 +1,8 @@
-"""Metrics: what a system's predictions are worth.
+"""The table of metrics.
 
-A metric measures each row, as some numbers, and makes its value of their sums: so resampled rows
-are scored without measuring them again. A new one is a function and a line in `METRICS`; a task
-file names the ones that it wants.
+A metric measures statistics of each row, and combines their sums to a value, so the bootstrap
+measures no row again. A new metric is a function and a line in `METRICS`; a task file names its
+metrics.
 """
 
 import unicodedata
@@ -20,33 +20,27 @@ from common.metrics.edits import (
     edits_too_little,
     edits_too_much,
 )
-from common.metrics.overlap import (
-    combine_chrf,
-    combine_gleu,
-    count_chrf,
-    measure_gleu,
-    thin_gleu,
-)
+from common.metrics.overlap import combine_chrf, combine_gleu, count_chrf, measure_gleu, thin_gleu
 from common.metrics.statistics import Array, Combine, divide
 
 Measure = Callable[[Sequence[str], Sequence[str], Sequence[Sequence[str]]], Array]
-"""Texts, predictions, and the references of each, to statistics: (rows, statistics)."""
+"""From texts, predictions and each one's references to (rows, statistics)."""
 MeasureRow = Callable[[str, str, Sequence[str]], Sequence[float] | float]
 
-_MOST_CLASSES = 500
+_MAX_CLASSES = 500
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure.
+    """A metric.
 
     Attributes:
-        title: for people.
+        title: its name in the report.
         measure: see `Measure`.
         combine: from sums over rows, (…, statistics), to values, (…).
-        is_share: each row is a 0 or a 1, and the value their mean.
-        is_better_low: the less the better.
-        thin: from statistics to those that are resampled, where fewer do.
+        is_share: the value is the mean of a 0 or 1 per row.
+        is_better_low: lower is better.
+        thin: drops statistics that the bootstrap does not need.
     """
 
     title: str
@@ -58,7 +52,7 @@ class Metric:
 
 
 def measure_each(function: MeasureRow) -> Measure:
-    """A measure that looks at one row at a time."""
+    """A measure that applies a function to each row."""
 
     def measure(
         texts: Sequence[str], predictions: Sequence[str], references: Sequence[Sequence[str]]
@@ -71,7 +65,7 @@ def measure_each(function: MeasureRow) -> Measure:
 
 
 def share(title: str, function: MeasureRow, is_better_low: bool = False) -> Metric:
-    """The share of the rows for which a function gives 1, and not 0."""
+    """The share of rows for which a function gives 1, not 0."""
 
     def measure(
         texts: Sequence[str], predictions: Sequence[str], references: Sequence[Sequence[str]]
@@ -83,44 +77,45 @@ def share(title: str, function: MeasureRow, is_better_low: bool = False) -> Metr
 
 
 def exact_match(text: str, prediction: str, references: Sequence[str]) -> float:
-    """1 if the prediction is one of the references, character by character; else 0."""
+    """1 if the prediction equals a reference; else 0."""
     return float(prediction in references)
 
 
 def exact_match_normalized(text: str, prediction: str, references: Sequence[str]) -> float:
-    """Exact match after NFKC, with typographic quotes and runs of white space made plain."""
+    """Exact match of normalised texts, see `normalize`."""
     return float(normalize(prediction) in {normalize(reference) for reference in references})
 
 
 def normalize(text: str) -> str:
-    """The text in Unicode's form NFKC, straight quotes and single spaces; case is kept."""
+    """The text in NFKC, with straight quotes and single spaces; keeps case."""
     plain = unicodedata.normalize("NFKC", text).translate(str.maketrans("’‘“”„«»", '\'\'"""""'))
     return " ".join(plain.split())
 
 
 def accuracy(text: str, prediction: str, references: Sequence[str]) -> float:
-    """1 if the prediction names the class of a reference, whatever its case; else 0."""
+    """1 if the prediction names a reference's class, in any case; else 0."""
     return float(_name_class(prediction) in {_name_class(r) for r in references})
 
 
 def measure_classes(
     texts: Sequence[str], predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> Array:
-    """For each class of the references, by name: hits, predictions and references of it.
+    """Hits, predictions and references of each class of the references, by name.
 
-    A row's class is its first reference's, or the predicted one where that is a reference, too.
+    A row's class is the predicted one if a reference has it, else the first reference's.
 
     Raises:
-        InputError: there are too many classes.
+        InputError: the references have too many classes.
     """
     del texts
     answers = [[_name_class(r) for r in row] or [""] for row in references]
-    if len({name for row in answers for name in row}) > _MOST_CLASSES:
+    found = sorted({name for row in answers for name in row})
+    if len(found) > _MAX_CLASSES:
         raise InputError(
-            f"macro_f1 is for classification, and the references name more than {_MOST_CLASSES} "
-            "classes; take it out of the task's metrics"
+            f"macro_f1 is for classification, and the references name more than {_MAX_CLASSES} "
+            "classes; remove it from the task's metrics"
         )
-    classes = {name: 3 * i for i, name in enumerate(sorted({n for row in answers for n in row}))}
+    classes = {name: 3 * i for i, name in enumerate(found)}
     statistics = np.zeros((len(predictions), 3 * len(classes)))
     for i, (prediction, names) in enumerate(zip(predictions, answers, strict=True)):
         made = _name_class(prediction)
@@ -133,14 +128,13 @@ def measure_classes(
 
 
 def combine_macro_f1(sums: Array) -> Array:
-    """The mean of the classes' F1, from 0 to 1; classes without any row are left out.
+    """The mean F1 of the classes that have rows, from 0 to 1.
 
     Source: Y. Yang, X. Liu, A re-examination of text categorization methods (SIGIR 1999).
     """
     hits, made, wanted = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
-    is_there = (made + wanted) > 0
     scores = divide(2 * hits, made + wanted)
-    mean: Array = scores.sum(-1) / np.maximum(is_there.sum(-1), 1)
+    mean: Array = scores.sum(-1) / np.maximum(((made + wanted) > 0).sum(-1), 1)
     return mean
 
 

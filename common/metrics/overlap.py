@@ -1,4 +1,4 @@
-"""Metrics of overlapping n-grams: GLEU for grammatical error correction, and chrF."""
+"""N-gram metrics: GLEU for grammatical error correction, and chrF."""
 
 import random
 from collections import Counter
@@ -12,7 +12,7 @@ from common.metrics.statistics import Array, divide
 
 _ORDER = 4
 _DRAWS = 500
-_MOST_NUMBERS = 1_500_000
+_MAX_ROW_DRAWS = 1_500_000
 _RESAMPLED_DRAWS = 20
 _CHARACTERS = 6
 _BETA = 2.0
@@ -23,14 +23,14 @@ def measure_gleu(
 ) -> Array:
     """The statistics of GLEU: (rows, draws * 10).
 
-    Of each draw: tokens of prediction and reference, then for n = 1 to 4 the prediction's n-grams
-    that are the reference's less those that are the text's alone, and all. With several references
-    each draw takes one of them for each row; there are 500, as in the published program, and fewer
-    for more than 3,000 rows, where they hardly differ.
+    Of each draw: the numbers of tokens of prediction and reference; then for n = 1 to 4 the
+    prediction's n-grams in the reference less those in the text alone, and all its n-grams. With
+    several references a draw picks one per row: 500 draws, as in the published program, and fewer
+    for more than 3,000 rows.
     """
     draws = 1
     if any(len(r) > 1 for r in references):
-        draws = max(1, min(_DRAWS, _MOST_NUMBERS // max(len(texts), 1)))
+        draws = max(1, min(_DRAWS, _MAX_ROW_DRAWS // max(len(texts), 1)))
     rows = [
         [_count_gleu(text, prediction, reference) for reference in answers or [""]]
         for text, prediction, answers in zip(texts, predictions, references, strict=True)
@@ -44,10 +44,10 @@ def measure_gleu(
 
 
 def combine_gleu(sums: Array) -> Array:
-    """GLEU of sums of its statistics, from 0 to 1: the mean over the draws.
+    """GLEU from summed statistics, from 0 to 1, the mean over the draws.
 
     Source: C. Napoles, K. Sakaguchi, M. Post, J. Tetreault, GLEU without tuning (2016),
-    arXiv:1605.02592, and their program. On the project's own tokens.
+    arXiv:1605.02592, and their program. Tokens are those of `tokenize`.
     """
     sums = sums.reshape(*sums.shape[:-1], -1, 2 + 2 * _ORDER)
     lengths, matches, totals = sums[..., :2], sums[..., 2::2], sums[..., 3::2]
@@ -61,7 +61,7 @@ def combine_gleu(sums: Array) -> Array:
 
 
 def thin_gleu(rows: Array) -> Array:
-    """The statistics of a few draws, which do for an interval."""
+    """The statistics of 20 draws, enough for an interval."""
     return rows[:, : _RESAMPLED_DRAWS * (2 + 2 * _ORDER)]
 
 
@@ -83,7 +83,7 @@ def _count_ngrams(tokens: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
 def count_chrf(text: str, prediction: str, references: Sequence[str]) -> list[float]:
     """The statistics of chrF: for n = 1 to 6 the n-grams of prediction, reference, and both.
 
-    White space is left out; of several references the one counts that scores highest.
+    White space is ignored; the reference with the highest score counts.
     """
     del text
     choices = [_count_characters(prediction, reference) for reference in references or [""]]
@@ -91,10 +91,10 @@ def count_chrf(text: str, prediction: str, references: Sequence[str]) -> list[fl
 
 
 def combine_chrf(sums: Array) -> Array:
-    """The chrF of sums of its statistics, from 0 to 100.
+    """The chrF from summed statistics, from 0 to 100.
 
-    Source: M. Popović, chrF: character n-gram F-score for automatic MT evaluation (WMT 2015);
-    beta 2, over the orders that there are, as sacrebleu has it.
+    Source: M. Popović, chrF: character n-gram F-score for automatic MT evaluation (WMT 2015); with
+    beta 2, over the orders that occur in both, as in sacrebleu.
     """
     made, wanted, both = sums[..., 0::3], sums[..., 1::3], sums[..., 2::3]
     counts = (made > 0) & (wanted > 0)
@@ -102,20 +102,18 @@ def combine_chrf(sums: Array) -> Array:
     precision = divide(both * counts, made).sum(-1) / orders
     recall = divide(both * counts, wanted).sum(-1) / orders
     weight = _BETA * _BETA
-    bottom = weight * precision + recall
-    top = 100 * (1 + weight) * precision * recall
-    return divide(top, bottom)
+    return divide(100 * (1 + weight) * precision * recall, weight * precision + recall)
 
 
 def _count_characters(prediction: str, reference: str) -> list[float]:
     counts: list[float] = []
     for made, wanted in zip(_list_characters(prediction), _list_characters(reference), strict=True):
-        # what the reference is too short for does not count
+        # orders longer than the reference do not count
         counts += [made.total() if wanted else 0, wanted.total(), (made & wanted).total()]
     return counts
 
 
-@lru_cache(maxsize=16)  # a row's references, for the next system's row
+@lru_cache(maxsize=16)  # the references of a row
 def _list_characters(text: str) -> list[Counter[str]]:
     plain = "".join(text.split())
     return [

@@ -1,7 +1,4 @@
-"""How sure a figure is, and a difference of two: intervals and tests.
-
-All resampling is seeded: the same predictions give the same figures.
-"""
+"""Confidence intervals and significance tests; resampling has a fixed seed."""
 
 import math
 from collections.abc import Callable
@@ -12,14 +9,14 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Combine = Callable[[Array], Array]
-"""Makes values (…) of sums of row statistics (…, statistics)."""
+"""From summed row statistics (…, statistics) to values (…)."""
 
 _RESAMPLES = 1_000
 _LEVEL = 0.05
 
 
 def divide(top: Array, bottom: Array, empty: float = 0.0) -> Array:
-    """The quotients, and `empty` where there is nothing to divide by."""
+    """The quotients; `empty` where the divisor is 0."""
     result: Array = np.divide(top, bottom, out=np.full_like(top, empty), where=bottom > 0)
     return result
 
@@ -40,11 +37,11 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     """The two-sided p-value of McNemar's exact test.
 
     Args:
-        only_first: rows that the first system alone has right.
-        only_second: rows that the second alone has right.
+        only_first: rows that only the first system has right.
+        only_second: rows that only the second has right.
 
     Source: Q. McNemar, Psychometrika 12 (1947), 153-157, with the binomial distribution of the
-    discordant rows in place of its approximation.
+    discordant rows instead of its approximation.
     """
     n, fewer = only_first + only_second, min(only_first, only_second)
     term, total = 1, 1
@@ -55,14 +52,14 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 
 
 def smallest_difference(discordant: int, n: int) -> float | None:
-    """The least difference of two shares that McNemar's test would call significant (p ≤ 0.05).
+    """The least difference of two shares that McNemar's test calls significant (p ≤ 0.05).
 
     Args:
-        discordant: rows that one of two systems has right and the other has not.
+        discordant: rows that exactly one of the two systems has right.
         n: all rows.
 
     Returns:
-        None where not even a difference in all discordant rows would do.
+        None if no difference in these discordant rows is significant.
     """
     for fewer in range(discordant // 2, -1, -1):
         if mcnemar_exact(fewer, discordant - fewer) <= _LEVEL:
@@ -113,6 +110,6 @@ def _find_bounds(values: Array) -> tuple[float, float]:
 
 @lru_cache(maxsize=1)
 def _resample(n: int) -> Array:
-    """How often each of n rows is in each resample: (resamples, rows)."""
+    """The count of each row in each resample: (resamples, rows)."""
     counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES)
     return counts.astype(np.float64)

@@ -1,1 +1,1 @@
-"""The report's parts: the page, its text form, its tables, charts and facts."""
+"""The report: HTML page, Markdown text, tables, charts, facts and server."""

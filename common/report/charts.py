@@ -1,4 +1,4 @@
-"""The report's charts: bars in HTML, curves in SVG; no script draws them."""
+"""The report's charts without scripts: bars in HTML, curves in SVG."""
 
 import html
 import math
@@ -7,21 +7,16 @@ from typing import Any, NamedTuple
 
 from common.evaluation.scores import Figure
 from common.evaluation.systems import SYSTEMS
-from common.report.figures import (
-    Scores,
-    count_rows,
-    is_small,
-    name_system,
-)
+from common.report.figures import Scores, count_rows, is_small, name_system
 
-_MOST_SLICES = 40
-_MOST_POINTS = 300
+_MAX_SLICES = 40
+_MAX_POINTS = 300
 _WIDTH, _HEIGHT = 400, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 390, 22, 164
 
 
 class _Chart(NamedTuple):
-    """A chart of the training: its title, the format of its numbers, its lines by key."""
+    """A chart of the training; `lines` has the names of the history's keys."""
 
     title: str
     form: str
@@ -38,31 +33,30 @@ _CHARTS = (
 
 
 def draw_legend(systems: Sequence[str]) -> str:
-    """Which colour is which system."""
+    """A list of the systems' colours."""
     items = (f'<li class="{_class(s)}">{html.escape(name_system(s))}</li>' for s in systems)
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
 def _class(system: str) -> str:
-    """The style of a system."""
     return system if system in SYSTEMS else "other"
 
 
 def draw_bars(scores: Scores, group: str) -> str:
-    """The main metric of all systems: over all rows, then by value of a group."""
+    """Bars of the main metric over all rows, then by value of a group."""
     everything = {s: scores.get(s) for s in scores.systems if scores.get(s)["value"] is not None}
     slices = list(scores.list_slices(group).items())
     figures = [f for _, by in [("", everything), *slices] for f in by.values()]
     top = 1.0 if scores.is_share(scores.main) else _find_top(figures)
     rows = [_draw_slice(scores, "all", everything, top)]
-    rows += [_draw_slice(scores, value, by, top) for value, by in slices[:_MOST_SLICES]]
-    if len(slices) > _MOST_SLICES:
-        rows.append(f"<p>{len(slices) - _MOST_SLICES} more are in report.md.</p>")
+    rows += [_draw_slice(scores, value, by, top) for value, by in slices[:_MAX_SLICES]]
+    if len(slices) > _MAX_SLICES:
+        rows.append(f"<p>{len(slices) - _MAX_SLICES} more are in report.md.</p>")
     return f'<div class="slices">{"".join(rows)}</div>'
 
 
 def _find_top(figures: Sequence[Figure]) -> float:
-    """The end of the bars' scale, where the metric is no share: the highest that is drawn."""
+    """The highest value or bound, as the end of the bars' scale."""
     drawn: list[float] = [1e-9]
     for f in figures:
         drawn += [f["value"] or 0.0, *(f.get("interval") or [])]
@@ -103,7 +97,7 @@ def _percent(value: float, top: float) -> float:
 
 
 def draw_curves(history: Sequence[dict[str, Any]], best: int | None) -> str:
-    """A small chart for each thing that was measured in training; `best` is the update kept."""
+    """Charts of the training's history; `best` is the update whose weights are kept."""
     entries = [_in_gib(entry) for entry in history]
     charts = "".join(_draw_chart(chart, entries, best) for chart in _CHARTS)
     return f'<div class="curves">{charts}</div>' if charts else ""
@@ -115,15 +109,15 @@ def _in_gib(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _find_points(entries: Sequence[dict[str, Any]], key: str) -> list[tuple[int, float]]:
-    """What was measured, by update; of very many points some, with the last."""
+    """Values by update, thinned to 300 or so, with the last."""
     points = [(int(e["step"]), float(e[key])) for e in entries if e.get(key) is not None]
     points = [(step, value) for step, value in points if math.isfinite(value)]
-    stride = len(points) // _MOST_POINTS + 1
+    stride = len(points) // _MAX_POINTS + 1
     return [p for i, p in enumerate(points) if i % stride == 0 or i == len(points) - 1]
 
 
 def _draw_chart(chart: _Chart, entries: Sequence[dict[str, Any]], best: int | None) -> str:
-    """Lines over the updates, from 0 up; nothing where there is no line to draw."""
+    """A chart over the updates, from 0 up; empty without a line."""
     found = {key: _find_points(entries, key) for key in chart.lines}
     lines = {key: points for key, points in found.items() if len(points) > 1}
     if not lines:
@@ -165,11 +159,10 @@ def _draw_tick(y: float, text: str) -> str:
 
 
 def _draw_best(x: float, best: int) -> str:
-    """A mark at the update whose weights are the result."""
+    """A mark at the update whose weights are kept."""
     line = f'<line class="best" x1="{x:.1f}" y1="{_TOP}" x2="{x:.1f}" y2="{_BOTTOM}"/>'
-    return line + _draw_text(
-        x, _TOP - 6, f"kept: {best:,}", "end" if x > 0.8 * _RIGHT else "middle"
-    )
+    anchor = "end" if x > 0.8 * _RIGHT else "middle"
+    return line + _draw_text(x, _TOP - 6, f"kept: {best:,}", anchor)
 
 
 def _draw_text(x: float, y: float, text: str, anchor: str) -> str:

@@ -1,4 +1,4 @@
-"""What the report says of the jobs: what they cost, how well they went, with which settings."""
+"""Facts of the jobs for the report: cost, speed, results, settings."""
 
 from typing import Any
 
@@ -9,15 +9,11 @@ from common.run.steps import LabelSummary, TrainSummary
 
 Facts = list[tuple[str, str]]
 Manifests = dict[str, Manifest[Any]]
-"""By step, those that are there."""
+"""By step."""
 
 
 def list_label_facts(manifest: Manifest[LabelSummary] | None) -> Facts:
-    """What the labels cost, and how near the job came to the quickest that its limits allow.
-
-    Calls, tokens and times are those of the job that ended them: a rerun takes what is there from
-    the journal.
-    """
+    """Cost and efficiency of the labels; calls, tokens and times are the last job's."""
     if manifest is None or not manifest.summary:
         return []
     summary, teacher = manifest.summary, manifest.settings.get("teacher", {})
@@ -36,7 +32,6 @@ def list_label_facts(manifest: Manifest[LabelSummary] | None) -> Facts:
 
 
 def _list_call_facts(summary: LabelSummary) -> Facts:
-    """What the calls took."""
     calls, seconds = summary["calls"], summary.get("call_seconds", 0)
     faults = f"{summary.get('retries', 0):,} retries, {summary.get('throttled', 0):,} throttled"
     facts = [
@@ -53,7 +48,7 @@ def _list_call_facts(summary: LabelSummary) -> Facts:
 
 
 def _format_cost(summary: LabelSummary) -> str:
-    """Dollars of the whole run, and for 1,000 of its examples."""
+    """Dollars of the run, and per 1,000 examples."""
     cost = summary.get("run_cost_usd")
     if cost is None:
         return "the model's price is not known"
@@ -62,7 +57,7 @@ def _format_cost(summary: LabelSummary) -> str:
 
 
 def list_train_facts(manifest: Manifest[TrainSummary] | None) -> Facts:
-    """What the train job made of the labels."""
+    """The train job's results."""
     if manifest is None:
         return []
     summary, counts = manifest.summary, manifest.counts
@@ -87,19 +82,14 @@ def _format(value: float | None, form: str, before: str = "") -> str:
 
 
 def list_row_facts(rows: RowCounts) -> str:
-    """How many test rows there are, and how many were left out and why, in one line."""
-    left_out = {
-        "duplicates": "duplicates",
-        "seen_in_train": "seen in train",
-        "unusable": "unusable",
-    }
-    counts = {name: rows.get(key) for key, name in left_out.items()}
-    dropped = [f"{count:,} {name}" for name, count in counts.items() if count]
+    """The number of test rows, and of those left out by reason, in one line."""
+    counts = {key: rows.get(key) for key in ("duplicates", "seen_in_train", "unusable")}
+    dropped = [f"{count:,} {key.replace('_', ' ')}" for key, count in counts.items() if count]
     return f"{rows['test']:,} test rows" + (f" ({', '.join(dropped)} left out)" if dropped else "")
 
 
 def flatten(content: dict[str, Any], before: str = "") -> Facts:
-    """A manifest as one fact a line, `teacher.model` and its value; without its list of files."""
+    """A manifest as facts such as `teacher.model` and its value, without its list of files."""
     facts: Facts = []
     for key, value in content.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What the report says of the scores, as tables and sentences: the same for HTML and Markdown."""
+"""Tables and sentences of the scores, for HTML and Markdown."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _NOTHING = "–"
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell: what it says, and in small what goes with it, such as an interval."""
+    """A table's cell; `note` is small text such as an interval."""
 
     text: str
     note: str = ""
@@ -21,37 +21,36 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first cell of a row names it."""
+    """A table; the first cell of a row is its heading."""
 
     head: list[str]
     rows: list[list[Cell]]
 
 
 def name_system(system: str) -> str:
-    """What a person calls a system."""
+    """The title of a system."""
     return SYSTEMS[system].title if system in SYSTEMS else system
 
 
 def format_p(p: float) -> str:
-    """A p value that pretends to no more digits than it has."""
+    """A p-value with two significant digits at most."""
     return "< 0.0001" if p < 0.0001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
 
 
 def count_rows(n: int) -> str:
-    """So many rows, in words."""
+    """A number of rows, in words."""
     return f"{n:,} row" + "s" * (n != 1)
 
 
 def is_small(figures: Figure) -> bool:
-    """Whether so few rows stand behind the figures that they say little."""
+    """Whether figures have few rows."""
     return bool(figures.get("is_small", figures.get("n", 0) < FEW_ROWS))
 
 
 class Scores:
-    """The content of metrics.json, with what a reader needs to know of it."""
+    """The content of metrics.json, formatted for readers; missing parts are left out."""
 
     def __init__(self, metrics: Metrics) -> None:
-        """`metrics` is the content of metrics.json; parts that it lacks are left out."""
         self.data = metrics
         self.main = str(metrics["main_metric"])
         self.by_system: dict[str, dict[str, Any]] = metrics["systems"]
@@ -65,16 +64,16 @@ class Scores:
         return (k for k, v in scores.items() if isinstance(v, dict) and "value" in v)
 
     def title(self, metric: str) -> str:
-        """What a person calls a metric."""
+        """The title of a metric."""
         described = self.data.get("metrics", {}).get(metric, {})
         return str(described.get("title") or metric.replace("_", " ").capitalize())
 
     def is_share(self, metric: str) -> bool:
-        """Whether a metric is a share from 0 to 1, to be shown in per cent."""
+        """Whether a metric is a share from 0 to 1, shown in per cent."""
         return bool(self.data.get("metrics", {}).get(metric, {}).get("is_share", True))
 
     def format(self, value: float | None, metric: str | None = None) -> str:
-        """A value of a metric, of the main one by default."""
+        """A value of a metric, by default the main one."""
         if value is None:
             return _NOTHING
         return f"{value:.1%}" if self.is_share(metric or self.main) else f"{value:.3f}"
@@ -87,24 +86,24 @@ class Scores:
         return f"{low.removesuffix('%')}–{high}"
 
     def format_difference(self, value: float | None, metric: str) -> str:
-        """A difference of two values: of shares, in points."""
+        """A difference of two values, in points for shares."""
         if value is None:
             return _NOTHING
         text = f"{100 * value:+.1f} points" if self.is_share(metric) else f"{value:+.3f}"
         return text.replace("-", "−")
 
     def get(self, system: str, metric: str | None = None) -> Figure:
-        """The figures of a system, of the main metric by default."""
+        """A system's figures of a metric, by default the main one."""
         found: Figure | None = self.by_system.get(system, {}).get(metric or self.main)
         return found or {"value": None}
 
     def list_groups(self) -> list[str]:
-        """The groups that divide the rows at all."""
+        """The groups with more than one value."""
         groups: dict[str, Any] = self.by_system[self.systems[0]].get("groups", {})
         return [name for name, values in groups.items() if len(values) > 1]
 
     def list_slices(self, group: str) -> dict[str, dict[str, Figure]]:
-        """By value of a group, the main metric's figures by system."""
+        """The main metric's figures by value of a group and by system."""
         slices: dict[str, dict[str, Figure]] = {}
         for system in self.systems:
             for value, scores in self.by_system[system].get("groups", {}).get(group, {}).items():
@@ -125,7 +124,7 @@ class Scores:
         return text + "."
 
     def list_unanswered(self) -> str:
-        """How many rows have no answer of a system, and why, in one sentence, if any."""
+        """The rows without an answer, by system and reason, in one sentence, if any."""
         parts = [
             f"{name_system(system)}: "
             + ", ".join(f"{count:,} {reason}" for reason, count in figures["unanswered"].items())
@@ -151,7 +150,7 @@ def make_main_table(scores: Scores) -> Table:
 
 
 def make_metrics_table(scores: Scores) -> Table:
-    """All metrics of all systems, and how quick and how precise they were where that is known."""
+    """All metrics of all systems, with speed, precision and cost where known."""
     agreement: dict[str, Figure] = scores.data.get("agreement") or {}
     speeds = [
         ("tokens_per_second", "Tokens a second", "{:,.0f}"),
@@ -163,8 +162,7 @@ def make_metrics_table(scores: Scores) -> Table:
     rows = []
     for system in scores.systems:
         row = [Cell(name_system(system))]
-        for metric in scores.metrics:
-            row.append(_make_cell(scores, scores.get(system, metric), metric))
+        row += [_make_cell(scores, scores.get(system, name), name) for name in scores.metrics]
         if agreement:
             row.append(_make_cell(scores, agreement.get(system, {}), "agreement"))
         for key, _, form in speeds:
@@ -177,7 +175,7 @@ def make_metrics_table(scores: Scores) -> Table:
 
 
 def _make_cell(scores: Scores, figures: Figure, metric: str | None = None) -> Cell:
-    """A value and its interval; nothing at all where nothing was measured."""
+    """A value and its interval; empty if not measured."""
     if "value" not in figures:
         return Cell("")
     interval = scores.format_interval(figures.get("interval"), metric)
@@ -185,33 +183,25 @@ def _make_cell(scores: Scores, figures: Figure, metric: str | None = None) -> Ce
 
 
 def make_comparisons(scores: Scores, of_main: bool) -> Table:
-    """The differences between systems, beside what chance alone would do.
-
-    Of the main metric, or else of all the others.
-    """
+    """The differences between systems in the main metric, or in all others."""
     rows = []
     for c in scores.data.get("comparisons") or []:
         metric = c["metric"]
         if (metric == scores.main) != of_main:
             continue
+        title = f"{name_system(c['system'])} – {name_system(c['than']).lower()}"
         bounds = [scores.format_difference(b, metric) for b in c.get("interval") or []]
+        interval = " to ".join(bound.removesuffix(" points") for bound in bounds)
         p = c.get("p_value")
         rows.append(
             [
-                Cell(
-                    f"{name_system(c['system'])} – {name_system(c['than']).lower()}",
-                    scores.title(metric),
-                ),
-                Cell(
-                    scores.format_difference(c.get("difference"), metric),
-                    " to ".join(bound.removesuffix(" points") for bound in bounds),
-                ),
+                Cell(title, scores.title(metric)),
+                Cell(scores.format_difference(c.get("difference"), metric), interval),
                 Cell(_NOTHING if p is None else format_p(p)),
                 Cell(scores.format_difference(c.get("smallest"), metric).removeprefix("+")),
             ]
         )
-    head = ["Comparison", "Difference", "p value", "Detectable from"]
-    return Table(head, rows)
+    return Table(["Comparison", "Difference", "p value", "Detectable from"], rows)
 
 
 def make_group_table(scores: Scores, group: str) -> Table:

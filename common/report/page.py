@@ -1,8 +1,7 @@
-"""Renders report.html: one file with all figures, charts and answers, that needs no network.
+"""Renders report.html: one file with all figures, charts and answers, which needs no network.
 
-Everything that comes from a model or a data set is escaped, or handed to the page as JSON that its
-script shows as text only: it cannot become markup. Should it do so yet, the page's content security
-policy lets no script run but its own, and nothing be fetched.
+Text of models and data sets is escaped, or embedded as JSON that the script shows as text. As a
+second defence, the page's content security policy allows its own script alone, and no requests.
 """
 
 import base64
@@ -39,11 +38,11 @@ from common.run.manifest import Manifest
 from common.run.steps import ADAPTER, LABELS, PREDICTIONS, TrainSummary
 
 _FOLDER = Path(__file__).parent
-_MOST_ROWS = 2000
-_MOST_CHARACTERS = 8_000_000
-"""So much of the answers stands in the page: a phone must open it."""
+_MAX_ROWS = 2000
+_MAX_CHARACTERS = 8_000_000
+"""The most text that the page embeds, so that a phone can open it."""
 _COLUMNS = set(PREDICTION_SCHEMA.names)
-"""What every table of predictions has; other columns are groups."""
+"""Other columns of predictions are groups."""
 
 Rows = list[dict[str, Any]]
 
@@ -90,9 +89,8 @@ def _render_headline(scores: Scores) -> str:
     cards = []
     for system in ("base", "distilled", "teacher"):
         figures = scores.get(system)
-        cell = Cell(
-            scores.format(figures["value"]), scores.format_interval(figures.get("interval"))
-        )
+        interval = scores.format_interval(figures.get("interval"))
+        cell = Cell(scores.format(figures["value"]), interval)
         cards.append(_render_card(name_system(system), system, cell))
     cards.append(_render_card("Kept of the teacher's score", "kept", scores.retention()))
     return (
@@ -165,7 +163,7 @@ def _render_facts(facts: Facts) -> str:
 
 
 def _render_settings(step: str, manifest: Manifest[Any]) -> str:
-    """All that a step's manifest tells, folded away."""
+    """A step's manifest, folded."""
     table = Table(["Name", "Value"], [[Cell(k), Cell(v)] for k, v in flatten(manifest.to_json())])
     version = html.escape(manifest.code_version)
     title = f"{step} <small>distill {version}</small>" if version else step
@@ -175,24 +173,22 @@ def _render_settings(step: str, manifest: Manifest[Any]) -> str:
 
 
 def collect_examples(scores: Scores, tables: dict[str, Rows]) -> dict[str, Any]:
-    """What the page's script shows side by side: the first rows, with each system's answer."""
+    """The first rows with each system's answer, for the page's script."""
     systems = [name for name in scores.systems if name != "copy" and name in tables]
     rows: Rows = []
     characters = 0
     for answers in zip(*(tables[name] for name in systems), strict=True):
         row = _collect_row(scores.main, dict(zip(systems, answers, strict=True)))
         characters += len(row["text"]) + sum(len(a["text"]) for a in row["answers"].values())
-        if len(rows) == _MOST_ROWS or characters > _MOST_CHARACTERS:
+        if len(rows) == _MAX_ROWS or characters > _MAX_CHARACTERS:
             break
         rows.append(row)
     names = sorted({name for row in rows for name in row["groups"]})
-    values = {
-        name: {row["groups"][name] for row in rows if name in row["groups"]} for name in names
-    }
+    found = {name: {row["groups"].get(name) for row in rows} - {None} for name in names}
     return {
         "total": len(tables[systems[0]]),
         "systems": [{"key": name, "name": name_system(name)} for name in systems],
-        "groups": {name: sorted(values[name]) for name in names if len(values[name]) > 1},
+        "groups": {name: sorted(values) for name, values in found.items() if len(values) > 1},
         "rewrites": _are_rewrites(rows),
         "rows": rows,
     }
@@ -217,7 +213,7 @@ def _collect_row(metric: str, answers: dict[str, dict[str, Any]]) -> dict[str, A
 
 
 def _is_right(metric: str, answer: dict[str, Any]) -> bool:
-    """By the main metric, if that says right or wrong of a row; else by exact match."""
+    """By the main metric if it is a share, else by exact match."""
     found = METRICS.get(metric)
     judge = found if found and found.is_share else METRICS["exact_match"]
     texts, predictions = [answer["text"]], [answer["prediction"] or ""]
@@ -225,7 +221,7 @@ def _is_right(metric: str, answer: dict[str, Any]) -> bool:
 
 
 def _are_rewrites(rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether answers are changed texts, so that differences to the text tell something."""
+    """Whether most references share 40 % of their words with the text, so that a diff is useful."""
     pairs = [
         (set(r["text"].split()), set(r["references"][0].split())) for r in rows if r["references"]
     ]

@@ -1,4 +1,4 @@
-"""Serves the report to a browser, wherever the run is kept."""
+"""Serves the report from the run's storage over HTTP."""
 
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -13,10 +13,10 @@ _KINDS = {
 
 
 def make_server(storage: RunStorage, address: str) -> ThreadingHTTPServer:
-    """A server of the run's report at host:port, read anew for each request; 0: any free port.
+    """A server at host:port (0: any free port) that reads the report for each request.
 
     Raises:
-        SettingsError: the address cannot be had.
+        SettingsError: the address is taken or wrong.
     """
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Renders report.md: what report.html says in figures, for a terminal or a pull request."""
+"""Renders report.md: the figures of report.html, for a terminal or a pull request."""
 
 import re
 
@@ -52,13 +52,9 @@ def render_table(table: Table) -> str:
     lines = [[escape(title) for title in table.head]]
     lines += [[_format_cell(cell) for cell in row] for row in table.rows]
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(table.head))]
-    first, *rest = (
-        "| "
-        + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
-        + " |"
-        for line in lines
-    )
-    return "\n".join([first, "| " + " | ".join("-" * width for width in widths) + " |", *rest])
+    lines.insert(1, ["-" * width for width in widths])
+    padded = ([t.ljust(w) for t, w in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
 def _format_cell(cell: Cell) -> str:
@@ -66,6 +62,6 @@ def _format_cell(cell: Cell) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that is no markup in Markdown, breaks no table and moves no cursor."""
+    """Text without Markdown markup, table breaks or control characters."""
     plain = "".join(c if c.isprintable() else " " for c in text)
     return re.sub(r"[\\`*|\[\]]|<(?=\S)|&(?=[#\w])", r"\\\g<0>", plain)

@@ -86,7 +86,7 @@ class RunStorage:
             reason = "there is no such bucket"
         except StorageError as error:
             refused = getattr(error.__cause__, "errno", None) == errno.EINVAL
-            if error.is_passing and not refused:
+            if error.is_transient and not refused:
                 raise
             reason = f"{type(error.__cause__).__name__}: {error.__cause__}"
         raise InputError(
@@ -175,7 +175,7 @@ class RunStorage:
                     raise
                 place = f"{self.url}/{name}".rstrip("/")
                 failure = explain_failure(f"{place} cannot be {verb}", error, self.is_local)
-                if attempt == last or not failure.is_passing:
+                if attempt == last or not failure.is_transient:
                     raise failure from error
             log.warning("%s; trying again", failure)
             time.sleep(_WAIT_SECONDS * 2 ** (attempt - 1))

@@ -1,4 +1,4 @@
-"""The adapter on storage: LoRA's weights, with all that is needed to use them."""
+"""The files of an adapter: LoRA's weights, tokenizer, model card, history."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,9 @@ if TYPE_CHECKING:  # the report reads the history, without torch
     from transformers import PreTrainedTokenizerBase
 
 HISTORY_FILE = f"{ADAPTER.folder}/history.jsonl"
-"""What the training logged, a line an entry."""
+"""The trainer's log, an entry per line."""
 TENSORBOARD = "tensorboard"
-"""The folder of TensorBoard's files, in the training's and in the adapter's."""
+"""The folder of TensorBoard's files, first in the training's folder, then in the adapter's."""
 
 
 def write_adapter(
@@ -22,7 +22,7 @@ def write_adapter(
     card: str,
     history: list[dict[str, Any]],
 ) -> Path:
-    """Makes a folder of a checkpoint's weights and how they came to be, in the training's."""
+    """Makes the adapter's folder inside `training`, from a checkpoint's weights."""
     target = training / ADAPTER.folder
     target.mkdir()
     for name in ("adapter_model.safetensors", "adapter_config.json"):

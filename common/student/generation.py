@@ -1,4 +1,4 @@
-"""How a student answers: greedily, many prompts at a time."""
+"""Batched greedy decoding."""
 
 import logging
 import sys
@@ -13,20 +13,19 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from common.records import Response
 from common.student.memory import is_memory_error
 
-_LINE_SECONDS = 10.0
+_LOG_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
 
 class TransformersRuntime:
-    """A model of transformers, on the GPU if there is one."""
+    """A transformers model, with or without a PEFT adapter."""
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-        """`model` may have a LoRA adapter of PEFT's."""
         self._model, self._tokenizer = model, tokenizer
 
     def without_adapter(self) -> AbstractContextManager[None]:
-        """While it lasts, the base student answers."""
+        """A context in which the base student answers."""
         has_adapter = hasattr(self._model, "disable_adapter")
         return self._model.disable_adapter() if has_adapter else nullcontext()
 
@@ -37,18 +36,18 @@ class TransformersRuntime:
         batch_tokens: int,
         check: Callable[[], None] = lambda: None,
     ) -> list[Response]:
-        """Greedy responses of a base student or one with an adapter, in the order of the prompts.
+        """Greedy responses, in the order of the prompts.
 
-        Prompts are batched by length, the longest first, so that too large a batch fails at once; a
-        batch holds at most `batch_tokens` tokens of prompts and responses, and half as many once
-        the memory does not suffice. What is longer than the model's positions is cut off (such
-        prompts are batched with their like only: they end together); where not even the prompt
-        fits, there is no response. `check` is called before each batch, and may raise.
+        Prompts are batched by length, the longest first, so that a batch that is too large fails at
+        once. A batch holds at most `batch_tokens` tokens of prompts and responses; out of memory
+        halves that. Responses end at the model's last position (such prompts share batches only
+        with prompts of equal length); a prompt that fills all positions gets the error too_long.
+        `check` is called before each batch, and may raise.
         """
         self._model.eval()
-        most = getattr(self._model.config, "max_position_embeddings", None) or sys.maxsize
-        lengths = [min(len(prompt) + max_new_tokens, most) for prompt in prompts]
-        too_long = [i for i, prompt in enumerate(prompts) if len(prompt) >= most]
+        positions = getattr(self._model.config, "max_position_embeddings", None) or sys.maxsize
+        lengths = [min(len(prompt) + max_new_tokens, positions) for prompt in prompts]
+        too_long = [i for i, prompt in enumerate(prompts) if len(prompt) >= positions]
         responses = dict.fromkeys(too_long, Response("", 0, 0.0, error="too_long"))
         if too_long:
             log.warning("evaluate: %d prompts are too long for the student", len(too_long))
@@ -58,32 +57,34 @@ class TransformersRuntime:
             check()
             batch = take_batch(order, lengths, batch_tokens)
             longest = len(prompts[batch[0]])
-            if longest + max_new_tokens > most:
+            if longest + max_new_tokens > positions:
                 batch = [i for i in batch if len(prompts[i]) == longest]
             try:
-                answers = self._answer([prompts[i] for i in batch], max_new_tokens, most)
+                answers = self._answer([prompts[i] for i in batch], max_new_tokens, positions)
             except (MemoryError, RuntimeError) as error:
                 if len(batch) == 1 or not is_memory_error(error):
                     raise
                 answers, batch_tokens = None, len(batch) * lengths[batch[0]] // 2
-            if answers is None:  # after the handler, for the error holds on to what was allocated
+            if answers is None:  # outside the handler: the error keeps its tensors allocated
                 torch.cuda.empty_cache()
-                log.warning("evaluate: too little memory, going on with %d tokens", batch_tokens)
+                log.warning("evaluate: too little memory, batches now hold %d tokens", batch_tokens)
                 continue
             responses |= zip(batch, answers, strict=True)
             order = order[len(batch) :]
-            if time.monotonic() - logged > _LINE_SECONDS:
+            if time.monotonic() - logged > _LOG_SECONDS:
                 logged = time.monotonic()
                 _log_progress(len(responses), len(prompts), logged - started)
         return [responses[i] for i in range(len(prompts))]
 
-    def _answer(self, prompts: list[list[int]], max_new_tokens: int, most: int) -> list[Response]:
+    def _answer(
+        self, prompts: list[list[int]], max_new_tokens: int, positions: int
+    ) -> list[Response]:
         model, tokenizer = self._model, self._tokenizer
         started = time.monotonic()
         padded = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
         config = GenerationConfig(
             do_sample=False,
-            max_new_tokens=min(max_new_tokens, most - padded["input_ids"].shape[1]),
+            max_new_tokens=min(max_new_tokens, positions - padded["input_ids"].shape[1]),
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=_end_tokens(model, tokenizer),
         )
@@ -102,12 +103,12 @@ def _log_progress(done: int, rows: int, seconds: float) -> None:
 
 
 def sort_by_length(lengths: Sequence[int]) -> list[int]:
-    """Indices, the longest first."""
+    """Indices by length, descending."""
     return sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
 
 def take_batch(order: list[int], lengths: Sequence[int], batch_tokens: int) -> list[int]:
-    """The first indices, so many that their number times the longest is within the limit."""
+    """The first indices, whose number times the first length is within `batch_tokens`."""
     return order[: max(1, batch_tokens // lengths[order[0]])]
 
 

@@ -1,4 +1,4 @@
-"""What to say where the memory does not suffice."""
+"""Out-of-memory errors, with advice."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ _SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_
 
 @contextlib.contextmanager
 def explaining_memory(advice: str) -> Iterator[None]:
-    """Raises a SettingsError, which no retry repeats, where the memory does not suffice."""
+    """Turns an out-of-memory error into a SettingsError, which no job retries."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is one
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not is_memory_error(error):
             raise
         reason = str(error).split(". ")[0]
@@ -22,12 +22,12 @@ def explaining_memory(advice: str) -> Iterator[None]:
 
 
 def is_memory_error(error: Exception) -> bool:
-    """Whether it says, in one of many ways, that memory is used up."""
+    """Whether an error says that memory is used up."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS)
 
 
 def describe_memory(settings: Settings) -> str:
-    """Which settings to lower where the memory does not suffice for the training."""
+    """The settings to lower when training runs out of memory."""
     return (
         f"lower DISTILL_TRAIN__BATCH_SIZE (now {settings.train.batch_size}), "
         f"DISTILL_STUDENT__MAX_TOKENS (now {settings.student.max_tokens}) or, if it ended in an "

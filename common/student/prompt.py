@@ -1,7 +1,4 @@
-"""The student's tokenizer and its prompt.
-
-Training and evaluation build their tokens here, so that both see the very same prompt.
-"""
+"""The student's tokenizer and its prompt, the same in training and evaluation."""
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -10,40 +7,40 @@ from common.student.weights import find_student, refuse_student
 from common.tasks.model import Task
 
 IGNORED = -100
-"""The label of a token that is not to be learned, as in torch's cross-entropy."""
+"""The label of a token without loss, as in torch's cross-entropy."""
 
 
 def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
     """The student's tokenizer, with a padding token.
 
     Raises:
-        InputError: there is none.
+        InputError: it cannot be loaded.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(find_student(settings), padding_side="left")
-    except Exception as error:  # a damaged folder makes errors of many kinds
+    except Exception as error:  # a damaged folder raises many types
         refuse_student(settings, error)
     if tokenizer.eos_token_id is None:
         refuse_student(settings, ValueError("its tokenizer has no end-of-sequence token"))
     if tokenizer.pad_token_id is None:
-        # Padding is masked in attention and loss: the end-of-sequence token is still learned.
+        # the end-of-sequence token is still learned: padding is masked in attention and loss
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, task: Task, text: str) -> list[int]:
-    """The prompt's tokens: in the chat template, if the student has one, else as plain text."""
+    """The prompt's tokens, in the student's chat template if it has one."""
     return _encode_turns(tokenizer, [(task.make_student_prompt(text), "")])
 
 
 def encode_few_shot_prompt(tokenizer: PreTrainedTokenizerBase, task: Task, text: str) -> list[int]:
-    """The same after the task's few-shot examples, as turns that the student has answered."""
+    """The same after the task's few-shot examples, as earlier turns."""
     shots = [(task.make_student_prompt(shot.text), shot.label) for shot in task.few_shot]
     return _encode_turns(tokenizer, [*shots, (task.make_student_prompt(text), "")])
 
 
 def _encode_turns(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]]) -> list[int]:
-    """Prompts and answers, the last of which is to come."""
+    """Tokens of prompts and answers, without the last answer."""
     if tokenizer.chat_template:
         messages = [
             {"role": role, "content": content}
@@ -54,9 +51,9 @@ def _encode_turns(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str
             messages[:-1],
             tokenize=False,
             add_generation_prompt=True,
-            enable_thinking=False,  # where a model can: the label is to come at once
+            enable_thinking=False,  # the label comes first
         )
-        # The template has written the special tokens that it wants.
+        # the template has added the special tokens
         return list(tokenizer(rendered, add_special_tokens=False).input_ids)
     plain = "\n\n".join(f"{prompt}\n{answer}" for prompt, answer in turns)
     ids = list(tokenizer(plain).input_ids)
@@ -66,7 +63,7 @@ def _encode_turns(tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str
 def encode_example(
     tokenizer: PreTrainedTokenizerBase, task: Task, text: str, label: str
 ) -> dict[str, list[int]]:
-    """Prompt, label and end-of-sequence token; the loss covers the label and that token only."""
+    """Prompt, label and end-of-sequence token; the loss covers the last two."""
     prompt = encode_prompt(tokenizer, task, text)
     answer = [*tokenizer(label, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}

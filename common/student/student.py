@@ -1,4 +1,4 @@
-"""The student as one object: it answers texts of a task, with or without its adapter."""
+"""The student: answers texts of a task, with or without its adapter."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -16,7 +16,7 @@ from common.tasks.model import Task
 
 
 class Student:
-    """Answers texts."""
+    """A loaded student; `limits` has the length limits of responses and batches."""
 
     def __init__(
         self,
@@ -25,7 +25,6 @@ class Student:
         task: Task,
         limits: EvaluateSettings,
     ) -> None:
-        """`limits` are those of a response and of a batch."""
         self._runtime, self._tokenizer = runtime, tokenizer
         self._task, self._limits = task, limits
 
@@ -41,9 +40,9 @@ class Student:
 
         Args:
             texts: examples of the task.
-            with_adapter: whether the distilled student answers, and not the base student.
+            with_adapter: False for the base student.
             with_few_shot: whether the prompt begins with the task's few-shot examples.
-            max_new_tokens: instead of the limit in the settings.
+            max_new_tokens: replaces the setting.
             check: called before each batch; may raise.
         """
         encode = encode_few_shot_prompt if with_few_shot else encode_prompt
@@ -52,7 +51,7 @@ class Student:
         with nullcontext() if with_adapter else self._runtime.without_adapter():
             responses = self._runtime.generate(prompts, limit, self._limits.batch_tokens, check)
         if with_few_shot and not self._tokenizer.chat_template:
-            # such a student goes on with a next example, as it was shown
+            # without a template the student continues with another example
             responses = [replace(r, text=r.text.split("\n\n")[0].strip()) for r in responses]
         return responses
 
@@ -60,9 +59,7 @@ class Student:
 def open_student(
     settings: Settings, task: Task, adapter: Path | None = None, is_quantized: bool | None = None
 ) -> Student:
-    """Loads the student, with the adapter of a folder, if any.
-
-    `is_quantized` goes before the settings.
+    """Loads the student, with the adapter of a folder if any; `is_quantized` replaces the setting.
 
     Raises:
         InputError: it cannot be loaded.
@@ -75,10 +72,6 @@ def open_student(
 
 
 def check_student(settings: Settings, task: Task) -> None:
-    """Makes sure that the student's configuration, tokenizer and prompt can be used.
-
-    Raises:
-        InputError: they cannot.
-    """
+    """Raises an InputError if the student's configuration, tokenizer or prompt is unusable."""
     check_weights(settings)
     encode_prompt(load_tokenizer(settings), task, "a text")

@@ -1,4 +1,4 @@
-"""The student's weights: where they are, on what and in which precision they are computed."""
+"""The student's weights: their place, device and precision."""
 
 import logging
 from pathlib import Path
@@ -17,7 +17,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from common.errors import DistillError, InputError, SettingsError
-from common.hub import is_passing
+from common.hub import is_transient
 from common.settings import BUILTIN, Settings
 from common.student.memory import is_memory_error
 from common.tasks.model import Task
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 
 
 def find_student(settings: Settings) -> str:
-    """The name or folder that transformers loads the student from."""
+    """The hub name or folder of the student."""
     name = settings.student.model
     return str(_BUILTIN_FOLDER) if name == BUILTIN else name
 
 
 def check_device(settings: Settings) -> None:
-    """Says on what will be computed.
+    """Logs the device and its precision.
 
     Raises:
         SettingsError: a GPU is required, and none can be used.
@@ -46,26 +46,22 @@ def check_device(settings: Settings) -> None:
     try:
         torch.cuda.init()
         reason = "none is visible"
-    except (RuntimeError, AssertionError) as error:  # no driver, an old one, or a CPU's torch
+    except (RuntimeError, AssertionError) as error:  # no driver, an old one, or a CPU build
         reason = str(error).split(". ")[0].splitlines()[0]
     if settings.student.require_gpu:
         raise SettingsError(
-            f"DISTILL_STUDENT__REQUIRE_GPU=true, and no GPU can be used: {reason}; it takes CUDA's "
-            "torch (the image is built without TORCH=cpu), NVIDIA's driver, and a container that "
-            "is given the GPU"
+            f"DISTILL_STUDENT__REQUIRE_GPU=true, and no GPU can be used: {reason}; install CUDA's "
+            "torch (build the image without TORCH=cpu) and NVIDIA's driver, and give the container "
+            "the GPU"
         )
     log.info("on the CPU, in %s: no GPU can be used (%s)", dtype, reason)
 
 
 def check_weights(settings: Settings) -> None:
-    """Makes sure, without loading them, that the student's configuration and weights are there.
-
-    Raises:
-        InputError: they cannot.
-    """
+    """Raises an InputError if the configuration or the weights' files are missing."""
     try:
         AutoConfig.from_pretrained(find_student(settings))
-    except Exception as error:  # a damaged folder makes errors of many kinds
+    except Exception as error:  # a damaged folder raises many types
         refuse_student(settings, error)
     folder = Path(find_student(settings))
     if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
@@ -73,7 +69,7 @@ def check_weights(settings: Settings) -> None:
 
 
 def fingerprint_student(settings: Settings, task: Task) -> dict[str, Any]:
-    """What a trained adapter needs to find again when it is used."""
+    """What a trained adapter depends on: the prompt and the base student."""
     return {
         "student.prompt": task.student.prompt,
         **settings.fingerprint("student", exclude=["require_gpu"]),
@@ -81,10 +77,10 @@ def fingerprint_student(settings: Settings, task: Task) -> dict[str, Any]:
 
 
 def load_weights(settings: Settings, is_quantized: bool | None = None) -> Any:
-    """The base student on the GPU, if there is one, in the precision of the settings.
+    """The base student, on the GPU if any; `is_quantized` replaces the setting.
 
-    `is_quantized` goes before them. Its generation settings are forgotten but for its end tokens:
-    a repetition penalty, as some models bring one, is no greedy decoding.
+    Of its generation settings only the end tokens stay: a repetition penalty, as some models have
+    one, would change greedy decoding.
 
     Raises:
         InputError: it cannot be loaded.
@@ -93,7 +89,6 @@ def load_weights(settings: Settings, is_quantized: bool | None = None) -> Any:
     if is_quantized is None:
         is_quantized = settings.student.quantization == "nf4"
     transformers_logging.disable_progress_bar()
-    on_gpu = torch.cuda.is_available()
     dtype = choose_dtype()
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -106,10 +101,10 @@ def load_weights(settings: Settings, is_quantized: bool | None = None) -> Any:
             find_student(settings),
             dtype=dtype,
             quantization_config=quantization if is_quantized else None,
-            device_map={"": 0 if on_gpu else "cpu"},
+            device_map={"": 0 if torch.cuda.is_available() else "cpu"},
             output_loading_info=True,
         )
-    except Exception as error:  # a damaged folder makes errors of many kinds
+    except Exception as error:  # a damaged folder raises many types
         if is_memory_error(error):
             raise
         refuse_student(settings, error)
@@ -119,20 +114,20 @@ def load_weights(settings: Settings, is_quantized: bool | None = None) -> Any:
         refuse_student(settings, ValueError(f"its weights do not fit its config.json: {unfit[0]}"))
     for module in model.modules():
         if isinstance(module, Linear4bit):
-            # On CPUs with AVX512-BF16 a forward without gradient repacks the weights for bf16;
-            # later backward passes then give no gradient, and results differ from other machines'.
+            # On CPUs with AVX512-BF16 a forward pass without gradient repacks the weights for bf16:
+            # later backward passes give no gradient, and results differ from other CPUs.
             module.support_avx512bf16_for_cpu = False
     model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
     return model
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """The student with a LoRA adapter; `disable_adapter()` gives the base back."""
+    """The student with a LoRA adapter, which `disable_adapter()` switches off."""
     return PeftModel.from_pretrained(model, str(folder))
 
 
 def choose_dtype() -> torch.dtype:
-    """What is computed in here: bf16 on GPUs that have it, fp16 on older ones, fp32 on a CPU."""
+    """The dtype of computation: bf16 on GPUs that have it, else fp16; fp32 on a CPU."""
     if not torch.cuda.is_available():
         return torch.float32
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -140,17 +135,17 @@ def choose_dtype() -> torch.dtype:
 
 
 def describe_weights(settings: Settings, is_quantized: bool) -> str:
-    """The precision of the base weights, and of the computation with them."""
+    """The precision of the base weights and of the computation."""
     dtype = str(choose_dtype()).removeprefix("torch.")
     quantization = settings.student.quantization
     return f"{quantization}, {dtype}" if is_quantized and quantization != "none" else dtype
 
 
 def refuse_student(settings: Settings, error: Exception) -> NoReturn:
-    """Raises the error that says why the student cannot be loaded."""
+    """Raises a DistillError if a retry may help, else an InputError."""
     reason = " ".join(str(error).split())[:300]
     name = f"DISTILL_STUDENT__MODEL={settings.student.model!r}"
-    if is_passing(error):
+    if is_transient(error):
         raise DistillError(
             f"{name} could not be fetched: {reason}; run again when the hub can be reached"
         ) from None

@@ -143,7 +143,7 @@ class JournalWriter:
         self.storage_error = f"{self.waiting} paid replies wait in memory: {error}"
         is_first = self._failing_since is None
         self._failing_since = self._failing_since or now
-        is_passing = isinstance(error, StorageError) and error.is_passing
+        is_passing = isinstance(error, StorageError) and error.is_transient
         if is_passing and now - self._failing_since < self._patience_seconds:
             if is_first:
                 log.warning("%s; trying for %.0f s", self.storage_error, self._patience_seconds)

@@ -1,4 +1,4 @@
-"""How well a student in training agrees with the teacher, on labels that it does not learn from."""
+"""Measures a student in training on the held-out labels."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,10 +21,10 @@ def make_measure(
     held_out: Labels,
     check: Callable[[], None] = lambda: None,
 ) -> Measure | None:
-    """What measures `agreement` and `loss` on the held-out labels; None if there are none.
+    """A function that measures `agreement` and `loss`; None without held-out labels.
 
-    The agreement is the share of them that the student gives exactly, by greedy decoding; the loss
-    is the objective's, a token. `check` is called now and then, and may raise.
+    Agreement is the share of the labels that greedy decoding gives exactly; loss is the objective's
+    per learned token. `check` is called before each batch, and may raise.
     """
     if not held_out:
         return None
@@ -35,7 +35,7 @@ def make_measure(
     def measure(model: Any) -> dict[str, float]:
         runtime = TransformersRuntime(model, tokenizer)
         student = Student(runtime, tokenizer, run.task, run.settings.evaluate)
-        # what is longer agrees with none of them
+        # a longer response agrees with no label
         responses = student.answer(texts, max_new_tokens=longest, check=check)
         check()
         hits = sum(r.text == answer for r, answer in zip(responses, answers, strict=True))
@@ -52,7 +52,7 @@ def _count_learned(objective: Objective, rows: Sequence[Encoded]) -> int:
 def measure_loss(
     model: Any, objective: Objective, rows: Sequence[Encoded], batch_tokens: int
 ) -> float:
-    """The objective's loss on rows, a token that is learned, in nats."""
+    """The objective's loss on rows, in nats per learned token."""
     model.eval()
     total = count = 0.0
     lengths = [len(row["input_ids"]) for row in rows]

@@ -1,25 +1,24 @@
-"""Which labels make up each update, in which order."""
+"""The batch of each update."""
 
 import random
 from collections.abc import Sequence
 
 _GROUP_BATCHES = 2
-"""Batches are made of labels of about the same length among so many batches' worth of them.
+"""Rows are sorted by length within groups of this many batches.
 
-Two halve the padding, to 7 %. Eight leave 2 %, but a held-out loss of 0.2329, against 0.2292
-without groups and 0.2244 with two (built-in student, means of five seeds).
+Groups of 2 halve padding, to 7 %. Groups of 8 leave 2 %, with a held-out loss of 0.2329, against
+0.2292 without groups and 0.2244 with 2 (built-in student, means of five seeds).
 """
 
 
 def plan_batches(
     lengths: Sequence[int], batch_size: int, epochs: float, seed: int
 ) -> list[list[int]]:
-    """The indices of each update, for the whole training.
+    """The row indices of each update of the whole training.
 
-    Every epoch holds each row once, in an order of its own, in batches of similar length, which
-    saves padding; an update has as many examples as without that. The plan depends on nothing but
-    the arguments, so that a resumed training goes on with the very next batch. The largest batch
-    comes first: memory that does not suffice fails at once, and not after an hour.
+    Every epoch has each row once, in a new order, in batches of similar length to save padding. The
+    plan depends on the arguments alone, so resuming takes the next batch. The largest batch comes
+    first: running out of memory fails at once.
 
     Args:
         lengths: of the rows, in tokens.

@@ -1,7 +1,7 @@
-"""Checkpoints of a training on the run's storage, so that another machine can go on with it.
+"""Checkpoints on the run's storage, from which any machine can resume.
 
-Each is a folder <root>/<run>/checkpoints/<update> with a manifest that is written last: without it
-the checkpoint does not count. The latest and the best one stay; all go when the training is done.
+Each is a folder <root>/<run>/checkpoints/<update>, complete once its manifest is written. The
+latest and the best stay until training ends.
 """
 
 import logging
@@ -23,7 +23,7 @@ class Checkpoints:
         self._storage, self._fingerprint = storage, fingerprint
 
     def save(self, local: Path, update: int, best: int) -> None:
-        """Copies a local folder, and removes all but this one and that of the update `best`."""
+        """Uploads a local folder; keeps only this checkpoint and that of update `best`."""
         step = name_checkpoint(update)
         if read_manifest(self._storage, step) is None:
             files = self._storage.upload(local, step.folder)
@@ -33,15 +33,15 @@ class Checkpoints:
                 self._remove(old)
 
     def list_updates(self) -> list[int]:
-        """The updates with a whole checkpoint, in their order."""
+        """The updates with a complete checkpoint, ascending."""
         names = self._storage.list_files(FOLDER)
         return sorted(int(n.split("/")[1]) for n in names if n.endswith("/manifest.json"))
 
     def load(self, update: int, local: Path) -> None:
-        """Copies a checkpoint to a local folder.
+        """Downloads a checkpoint to a local folder.
 
         Raises:
-            InputError: it is of a training from other labels or settings; or damaged.
+            InputError: it is damaged, or of other labels or settings.
         """
         step = name_checkpoint(update)
         manifest = read_manifest(self._storage, step)
@@ -50,17 +50,17 @@ class Checkpoints:
         self._storage.download(manifest.files, step.folder, local)
 
     def load_latest(self, folder: Path) -> Path | None:
-        """Copies the latest checkpoint into a folder of its own there; None if there is none."""
+        """Downloads the latest checkpoint, if any, to a new folder in `folder`."""
         updates = self.list_updates()
         if not updates:
             return None
         local = folder / f"checkpoint-{updates[-1]}"
         self.load(updates[-1], local)
-        log.info("train: going on after update %d", updates[-1])
+        log.info("train: resuming after update %d", updates[-1])
         return local
 
     def remove_all(self) -> None:
-        """Removes whatever is in the folder."""
+        """Removes all checkpoints, complete or not."""
         for update in self.list_updates():
             self._remove(update)
         with self._storage.removing_empty_folder(FOLDER):
@@ -69,5 +69,5 @@ class Checkpoints:
     def _remove(self, update: int) -> None:
         step = name_checkpoint(update).folder
         with self._storage.removing_empty_folder(step):
-            self._storage.remove(f"{step}/manifest.json")  # first: no half of it ever counts
+            self._storage.remove(f"{step}/manifest.json")  # first: the rest is incomplete
             self._storage.remove(*self._storage.list_files(step))

@@ -1,4 +1,4 @@
-"""What leaves a run: the student with its adapter merged in, and the adapter on the hub."""
+"""Exports: the student with its adapter merged in, and the adapter on the hub."""
 
 import gc
 import logging
@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import AutoConfig, GenerationConfig
 
 from common.errors import DistillError, InputError
-from common.hub import is_passing
+from common.hub import is_transient
 from common.run.manifest import Fingerprint, Manifest, require_manifest, write_manifest
 from common.run.run import Run
 from common.run.steps import ADAPTER, MERGED, LabelSummary, MergeSummary
@@ -24,8 +24,8 @@ from common.student.weights import choose_dtype, find_student, load_weights
 from common.training.train_set import read_labels
 
 _TEXTS = 32
-_LEAST_EQUAL = 0.95
-"""The share of the texts that must be answered alike; rounding may turn a close call."""
+_MIN_EQUAL = 0.95
+"""The least share of equal answers before and after merging; rounding may change a few."""
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def merge(run: Run, labels: Manifest[LabelSummary], fingerprint: Fingerprint) ->
     adapter = require_manifest(run.storage, ADAPTER)
     texts = [row.text for row in read_labels(run.storage, labels.files)[:_TEXTS]]
     advice = "merging needs the whole student unquantised; set DISTILL_TRAIN__MERGE=false"
-    gc.collect()  # the trainer, which refers to itself
+    gc.collect()  # frees the trainer, a reference cycle
     with tempfile.TemporaryDirectory() as name, explaining_memory(advice):
         folder = Path(name)
         run.storage.download(adapter.files, ADAPTER.folder, folder / ADAPTER.folder)
@@ -47,13 +47,12 @@ def merge(run: Run, labels: Manifest[LabelSummary], fingerprint: Fingerprint) ->
 
 
 def merge_adapter(run: Run, adapter: Path, target: Path, texts: list[str]) -> MergeSummary:
-    """Writes the merged student to a folder; gives how much it answers as the adapter does.
+    """Writes the merged student to a folder; compares its answers with the adapter's.
 
-    The adapter is merged onto the unquantised student: what is added to 4-bit weights is rounded
-    to 4 bits again, and mostly lost.
+    The base is unquantised: rounding to 4 bits would lose most of what the adapter adds.
 
     Raises:
-        InputError: it answers otherwise than the adapter on that same student does.
+        InputError: too many answers differ.
     """
     tokenizer, weights = load_tokenizer(run.settings), load_weights(run.settings, False)
     model: Any = PeftModel.from_pretrained(weights, str(adapter))
@@ -66,13 +65,13 @@ def merge_adapter(run: Run, adapter: Path, target: Path, texts: list[str]) -> Me
     before = answer()
     model = model.merge_and_unload()
     equal = sum(b == a for b, a in zip(before, answer(), strict=True))
-    if equal < _LEAST_EQUAL * len(texts):
+    if equal < _MIN_EQUAL * len(texts):
         raise InputError(
             f"the merged student answers {len(texts) - equal} of {len(texts)} prompts "
-            "otherwise than with the adapter beside it; serve the adapter instead"
+            "differently from the student with the adapter; serve the adapter instead"
         )
     source = find_student(run.settings)
-    with suppress(OSError):  # not every student has any
+    with suppress(OSError):  # some students have none
         model.generation_config = GenerationConfig.from_pretrained(source)
     model.to(AutoConfig.from_pretrained(source).dtype or choose_dtype()).save_pretrained(target)
     tokenizer.save_pretrained(target)
@@ -80,7 +79,7 @@ def merge_adapter(run: Run, adapter: Path, target: Path, texts: list[str]) -> Me
 
 
 def push(run: Run) -> None:
-    """Publishes the adapter, as HF_TOKEN allows, in a private repository if it makes one.
+    """Publishes the adapter on the hub, in a private repository if it is new.
 
     Raises:
         InputError: the hub refuses.
@@ -93,10 +92,10 @@ def push(run: Run) -> None:
         try:
             HfApi().create_repo(name, private=True, exist_ok=True)
             HfApi().upload_folder(repo_id=name, folder_path=folder)
-        except Exception as error:  # the hub's client has errors of many kinds
+        except Exception as error:  # the client raises many types
             reason = " ".join(str(error).split())[:300]
             message = f"DISTILL_TRAIN__PUSH_TO={name!r}: {type(error).__name__}: {reason}"
-            if is_passing(error):
+            if is_transient(error):
                 raise DistillError(f"{message}; run again when the hub can be reached") from None
             raise InputError(
                 f"{message}; check the name and HF_TOKEN; the adapter itself is done"

@@ -1,4 +1,4 @@
-"""LoRA: which of the student's layers it adapts, and how they are computed in training."""
+"""LoRA: the layers that it adapts, and their forward pass in training."""
 
 from types import MethodType
 from typing import Any
@@ -12,11 +12,11 @@ from common.errors import SettingsError
 from common.settings import Settings, TrainSettings
 
 _ADAPTER = "default"
-"""PEFT's name of the one adapter."""
+"""PEFT's name of the adapter."""
 
 
 def make_lora(train: TrainSettings) -> LoraConfig:
-    """LoRA as the settings have it."""
+    """PEFT's configuration of the settings."""
     names = train.target_modules
     return LoraConfig(
         r=train.lora_rank,
@@ -28,10 +28,10 @@ def make_lora(train: TrainSettings) -> LoraConfig:
 
 
 def add_adapter(settings: Settings, student: Any) -> PeftModel:
-    """The student with a fresh adapter.
+    """The student with a new adapter.
 
     Raises:
-        SettingsError: it has no such modules.
+        SettingsError: it lacks the target modules.
     """
     try:
         model = get_peft_model(student, make_lora(settings.train))
@@ -45,7 +45,7 @@ def add_adapter(settings: Settings, student: Any) -> PeftModel:
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether PEFT computes the sum alone: without a variant such as DoRA or a bias."""
+    """Whether the layer is plain LoRA: active, unmerged, no variant such as DoRA, no bias."""
     return (
         not layer.lora_variant
         and not any(layer.lora_bias.values())
@@ -56,10 +56,9 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """A linear layer's output with the adapter's: x W + alpha / r · dropout(x) A B.
+    """A linear layer with its adapter: x W + alpha / r · dropout(x) A B.
 
-    One operation adds up both where PEFT takes three, each over the whole output: it copies the
-    layer's output, multiplies the adapter's by the scale, and adds it.
+    One `addmm` replaces three passes of PEFT over the whole output: copy, scale, add.
     """
     if args or kwargs or not layer.training or not _is_plain(layer):
         return type(layer).forward(layer, x, *args, **kwargs)  # type: ignore[no-any-return]

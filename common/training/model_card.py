@@ -1,4 +1,4 @@
-"""The model card of an adapter: what it was made of, and how, as the Hugging Face hub shows it."""
+"""The model card of an adapter, as the Hugging Face hub shows it."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def render_card(
     """The card as Markdown."""
     settings, task, agreement = run.settings, run.task, summary["agreement"]
     student = settings.student.model
-    is_local = student == BUILTIN or Path(student).exists()  # the hub takes names of its own only
+    is_local = student == BUILTIN or Path(student).exists()  # the hub takes its own names only
     return _CARD.format(
         base="" if is_local else f"base_model: {student}\n",
         student=Path(student).name if is_local else student,

@@ -1,4 +1,4 @@
-"""When a training evaluates, saves and ends, and which of its checkpoints is the best."""
+"""When training evaluates, saves and stops, and which checkpoint is the best."""
 
 import logging
 import math
@@ -11,36 +11,33 @@ from typing import Any
 from transformers import TrainerCallback, TrainerState
 
 from common.settings import TrainSettings
-from common.signals import NotedSignals
+from common.signals import DeferredSignals
 from common.training.checkpoints import Checkpoints
 from common.training.trainer import LOG_UPDATES, LabelTrainer
 
-_LINE_SECONDS = 10.0
+_LOG_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
 
 class Schedule(TrainerCallback):
-    """Says when to evaluate, to save and to stop; prints a line now and then."""
+    """Evaluates, saves, stops and logs at the right updates."""
 
     def __init__(
         self,
         train: TrainSettings,
         checkpoints: Checkpoints,
-        signals: NotedSignals,
+        signals: DeferredSignals,
         check: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """When one of `signals` has come, what is done is saved, and the training ends.
-
-        `check` is called where the training can be left, and may raise.
-        """
+        """A received signal saves a checkpoint and stops; `check` is called then, and may raise."""
         self._train, self._checkpoints, self._check = train, checkpoints, check
         self._signals, self._clock = signals, clock
-        self._saved_at = self._said_at = clock()
+        self._saved_at = self._logged_at = clock()
 
     def run(self, trainer: LabelTrainer, folder: Path) -> None:
-        """Trains, from the latest checkpoint if there is one, which is first copied to a folder."""
+        """Trains, from the latest checkpoint if any, which is downloaded into `folder`."""
         self._trainer = trainer
         trainer.add_callback(self)
         latest = self._checkpoints.load_latest(folder)
@@ -50,20 +47,17 @@ class Schedule(TrainerCallback):
             trainer.train(resume_from_checkpoint=str(latest))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Saves where an evaluation is due, after some time, at the end, and at a signal."""
+        """Saves when an evaluation or a checkpoint is due, at the end, and at a signal."""
         if self._signals.received:
             control.should_save = control.should_training_stop = True
-        is_late = self._clock() - self._saved_at >= self._train.checkpoint_seconds
-        if is_late or self._is_evaluation_due() or state.global_step >= state.max_steps:
+        is_due = self._clock() - self._saved_at >= self._train.checkpoint_seconds
+        if is_due or self._is_evaluation_due() or state.global_step >= state.max_steps:
             control.should_save = True
         if control.should_save or state.global_step % LOG_UPDATES == 0:
             self._trainer.check_finite()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Copies the checkpoint to the run's storage; then evaluates, if that is due.
-
-        In that order, for an evaluation takes long, and a signal may end the job in its middle.
-        """
+        """Uploads the checkpoint, then evaluates if due: a signal may end a long evaluation."""
         update = state.global_step
         folder = Path(args.output_dir) / f"checkpoint-{update}"
         self._checkpoints.save(folder, update, find_best(state.log_history) or update)
@@ -72,19 +66,17 @@ class Schedule(TrainerCallback):
         self._check()
         if self._is_evaluation_due():
             self._trainer.evaluate()
-        if is_enough(self._train, state.log_history):
-            log.info("train: no gain in %d evaluations, that is enough", self._train.patience)
+        if stops_early(self._train, state.log_history):
+            log.info("train: early stopping, no gain in %d evaluations", self._train.patience)
             control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Prints what was logged, if it is time to."""
+        """Logs a line for each evaluation, and at most every 10 seconds for the loss."""
         entry = logs or {}
-        is_evaluation = "eval_agreement" in entry
-        is_soon = self._clock() - self._said_at < _LINE_SECONDS
-        if not is_evaluation and ("loss" not in entry or is_soon):
-            return
-        if not is_evaluation:
-            self._said_at = self._clock()
+        if "eval_agreement" not in entry:
+            if "loss" not in entry or self._clock() - self._logged_at < _LOG_SECONDS:
+                return
+            self._logged_at = self._clock()
         names = ("loss", "learning_rate", "tokens_per_second", "eval_agreement", "eval_loss")
         figures = {name: entry[name] for name in names if name in entry}
         line = ", ".join(f"{n.replace('_', ' ')} {v:.3g}" for n, v in figures.items())
@@ -97,17 +89,17 @@ class Schedule(TrainerCallback):
         )
 
     def _catch_up(self, checkpoint: Path) -> bool:
-        """Takes the state of a checkpoint, evaluates it if that is due; whether it was the last."""
+        """Loads a checkpoint's state, and evaluates if due; whether training is complete."""
         path = checkpoint / "trainer_state.json"
         self._trainer.state = state = TrainerState.load_from_json(str(path))
         if self._is_evaluation_due():
             self._trainer.load_weights(checkpoint)
             self._trainer.evaluate()
             state.save_to_json(str(path))
-        return state.global_step >= state.max_steps or is_enough(self._train, state.log_history)
+        return state.global_step >= state.max_steps or stops_early(self._train, state.log_history)
 
     def _is_evaluation_due(self) -> bool:
-        """Whether the model as it is should be measured, and was not yet."""
+        """Whether this update has an evaluation that is not in the history."""
         state = self._trainer.state
         return (
             self._trainer.measure is not None
@@ -117,13 +109,13 @@ class Schedule(TrainerCallback):
 
 
 def list_evaluations(train: TrainSettings, updates: int) -> list[int]:
-    """The updates after which is evaluated: at equal distances, the last one among them."""
+    """The updates with an evaluation after them, evenly spaced, with the last."""
     count = min(train.evaluations, updates)
     return sorted({math.ceil(updates * (i + 1) / count) for i in range(count)})
 
 
-def is_enough(train: TrainSettings, history: Sequence[dict[str, Any]]) -> bool:
-    """Whether the training has not become better for as long as it may."""
+def stops_early(train: TrainSettings, history: Sequence[dict[str, Any]]) -> bool:
+    """Whether the last `patience` evaluations have brought no gain."""
     measured = _list_measured(history)
     if not train.patience or not measured:
         return False
@@ -131,7 +123,7 @@ def is_enough(train: TrainSettings, history: Sequence[dict[str, Any]]) -> bool:
 
 
 def find_best(history: Sequence[dict[str, Any]]) -> int:
-    """The update with the highest agreement; of equal ones that with the lowest loss; 0 if none."""
+    """The update with the highest agreement, then the lowest loss; 0 without evaluations."""
     measured = [entry for entry in history if "eval_agreement" in entry]
     best = max(measured, key=lambda e: (e["eval_agreement"], -e["eval_loss"]), default={"step": 0})
     return int(best["step"])

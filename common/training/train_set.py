@@ -1,4 +1,4 @@
-"""The labels as the student learns them: which of them, and in which tokens."""
+"""The labels as training data: selected, encoded, some held out."""
 
 from collections import Counter
 from dataclasses import dataclass, fields
@@ -15,26 +15,19 @@ from common.training.objectives.objective import Objective
 
 Labels = list[LabelRow]
 """Rows with status ok."""
-_FIRST_SETTINGS = (
-    "teacher.endpoint",
-    "teacher.max_tokens",
-    "teacher.temperature",
-    "teacher.logprobs",
-    "label.samples",
-)
-"""What version 0.1 wrote into fingerprints also at its default, and so into these hashes."""
-_MOST_HELD_OUT = 0.1
-"""The share of the labels that is held out at most."""
+_TEACHER_SETTINGS = ("endpoint", "max_tokens", "temperature", "logprobs")
+_FIRST_SETTINGS = (*(f"teacher.{name}" for name in _TEACHER_SETTINGS), "label.samples")
+"""Settings that fingerprints of version 0.1, and so these hashes, have also at their default."""
+_MAX_HELD_OUT = 0.1
+"""The largest share of the labels that is held out."""
 
 
 @dataclass(frozen=True)
 class TrainSet:
-    """What is learned from."""
+    """Encoded labels, and others held out to choose the checkpoint (none of fewer than 10)."""
 
     labels: Dataset
-    """In tokens."""
     held_out: Labels
-    """To choose the checkpoint by; empty if the labels are few."""
     counts: dict[str, int]
 
 
@@ -43,10 +36,10 @@ def load_train_set(
 ) -> TrainSet:
     """The usable labels in `files`.
 
-    Over-long ones are dropped and never cut: a cut would take off the end-of-sequence token.
+    Over-long ones are dropped, not truncated: that would cut the end-of-sequence token.
 
     Raises:
-        InputError: there is none.
+        InputError: no label is usable.
     """
     found, limit = read_labels(storage, files), settings.student.max_tokens
     encoded = {row.id: objective.encode(row) for row in found}
@@ -65,20 +58,19 @@ def load_train_set(
 
 
 def fingerprint_labels(manifest: Manifest[Any]) -> str:
-    """A hash of what the labels were made of, by their manifest."""
+    """A hash of the labels' fingerprint and counts."""
     first = {name: find_default(name) for name in _FIRST_SETTINGS}
     return hash_content([{**first, **manifest.fingerprint}, manifest.counts])
 
 
 def read_labels(storage: RunStorage, files: list[str]) -> Labels:
-    """The rows with status ok; columns of other versions are left out.
+    """The rows with status ok, without unknown columns of other versions.
 
     Raises:
-        InputError: there is none.
+        InputError: no row has status ok.
     """
     known = {f.name for f in fields(LabelRow)}
-    tables = [storage.read_table(name) for name in files]
-    rows = [row for table in tables for row in table.to_pylist()]
+    rows = [row for name in files for row in storage.read_table(name).to_pylist()]
     labels = [
         LabelRow(**{name: value for name, value in row.items() if name in known})
         for row in rows
@@ -96,8 +88,8 @@ def read_labels(storage: RunStorage, files: list[str]) -> Labels:
 
 
 def hold_out(labels: Labels, count: int) -> tuple[Labels, Labels]:
-    """Labels to learn from, and up to `count` others, chosen by the hash of their text."""
-    count = min(count, int(len(labels) * _MOST_HELD_OUT))
+    """Labels for training, and up to `count` others, chosen by the hash of their text."""
+    count = min(count, int(len(labels) * _MAX_HELD_OUT))
     chosen = set(sorted({hash_text(row.text) for row in labels})[:count])
     kept = [row for row in labels if hash_text(row.text) not in chosen]
     return kept, [row for row in labels if hash_text(row.text) in chosen]

@@ -1,13 +1,13 @@
-"""The trainer: TRL's, around the quantised student with a LoRA adapter.
+"""TRL's trainer around the quantised student with a LoRA adapter.
 
-TRL and transformers give the loop, the optimiser and its schedule, mixed precision, activation
-checkpointing under PEFT, the state of a checkpoint, and trackers. What is done otherwise, and why:
+TRL and transformers give the loop, optimiser, learning rate schedule, mixed precision, activation
+checkpointing under PEFT, checkpoints and trackers. The differences, and their reasons:
 
-* The objective makes the tensors and the loss. TRL's own loss reads metrics back from the GPU at
-  each update, and its head for label tokens alone is for GPUs.
-* LoRA's weights stay fp32. TRL makes them bf16 under a quantised base, where small updates vanish,
-  and a resumed training gives other weights.
-* The order of the batches is planned ahead, so that a resumed training takes the very next one.
+* The objective makes the tensors and the loss. TRL's loss copies metrics from the GPU at each
+  update, and computes logits of label tokens alone on GPUs only.
+* LoRA's weights stay fp32. TRL casts them to bf16 on a quantised base: small updates vanish, and
+  resuming gives other weights.
+* The batches are planned ahead, so that resuming takes the next batch.
 """
 
 import os
@@ -19,11 +19,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import (
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainerCallback,
-)
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from common.errors import SettingsError
@@ -36,14 +32,14 @@ from common.training.lora import add_adapter
 from common.training.objectives.objective import Objective
 
 LOG_UPDATES = 10
-"""Updates from one entry of the history to the next."""
+"""Updates between two log entries."""
 
 Measure = Callable[[Any], dict[str, float]]
-"""Measures a model: its `agreement` with the teacher, and its `loss`."""
+"""From a model to its `agreement` with the teacher and its `loss`."""
 
 
 class LabelTrainer(SFTTrainer):  # type: ignore[misc]
-    """Trains on a plan of batches; see the module."""
+    """Trains on planned batches; see the module."""
 
     def __init__(
         self,
@@ -52,7 +48,7 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         measure: Measure | None,
         **arguments: Any,
     ) -> None:
-        """`measure` is called at each evaluation; without it there is none."""
+        """`measure` makes the evaluations; None: no evaluation."""
         super().__init__(data_collator=objective.collate, **arguments)
         self._objective, self._plan, self.measure = objective, plan, measure
         learned = (sum(t != IGNORED for t in row) for row in self.train_dataset["labels"])
@@ -62,7 +58,7 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         self._logged = time.monotonic()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The planned batches: one epoch of the trainer's is the whole training."""
+        """The planned batches of the whole training, one epoch for the trainer."""
         loader: DataLoader[Any] = self.accelerator.prepare(
             DataLoader(
                 self.train_dataset,
@@ -80,30 +76,29 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The objective's loss, over the number of learned tokens in an average update.
+        """The summed loss, divided by the learned tokens of an average update.
 
-        Over their number in this one, a token of a short label would count more than one of a long
-        label, since an update's labels have about the same length.
+        Dividing by those of this update would weight tokens of short labels more, since an update's
+        labels have similar lengths.
         """
         assert not return_outputs
         del num_items_in_batch
         total = self._objective.sum_loss(model, inputs)
         loss = total / (self._tokens_per_row * len(inputs["input_ids"]))
         self._tokens += inputs["input_ids"].numel()
-        self.note(loss)
+        self.track_finite(loss)
         return loss
 
-    def note(self, loss: torch.Tensor) -> None:
-        """Remembers, on the device, whether every loss was a finite number."""
+    def track_finite(self, loss: torch.Tensor) -> None:
+        """Tracks, without copying from the device, whether every loss is finite."""
         finite = torch.isfinite(loss.detach())
         self._is_finite = finite if self._is_finite is None else self._is_finite & finite
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Measures the model as it is."""
+        """Measures the model and logs the metrics."""
         assert self.measure is not None
         metrics = {f"eval_{name}": value for name, value in self.measure(self.model).items()}
-        self._logged = time.monotonic()
-        self._tokens = 0
+        self._logged, self._tokens = time.monotonic(), 0
         SFTTrainer.log(self, metrics)
         self.control: Any = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -111,11 +106,11 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         return metrics
 
     def load_weights(self, checkpoint: Path) -> None:
-        """Takes the adapter of a checkpoint."""
+        """Loads the adapter of a checkpoint."""
         self._load_from_checkpoint(str(checkpoint))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds speed and memory to what is logged."""
+        """Adds speed and peak GPU memory to a log entry."""
         if "loss" in logs:
             seconds = max(time.monotonic() - self._logged, 1e-9)
             logs["tokens_per_second"] = round(self._tokens / seconds, 1)
@@ -125,20 +120,20 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: that walks through all modules at each update."""
+        """Skips the count, which walks all modules at each update."""
         return 0
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The adapter alone: else the hub is asked whether the embeddings are to be saved, too."""
+        """Saves the adapter alone, without asking the hub about the embeddings."""
         del state_dict
         self.model.save_pretrained(output_dir, save_embedding_layers=False)
 
     def list_trained(self) -> list[torch.nn.Parameter]:
-        """The parameters that are learned: LoRA's."""
+        """The trained parameters, LoRA's."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def check_finite(self) -> None:
-        """Raises a SettingsError if a loss, or a weight, is NaN or infinite."""
+        """Raises a SettingsError if a loss or a weight is NaN or infinite."""
         norms = torch._foreach_norm([parameter.data for parameter in self.list_trained()])
         is_finite = torch.stack(norms).isfinite().all()
         if self._is_finite is not None:
@@ -161,7 +156,7 @@ def make_trainer(
     measure: Measure | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> LabelTrainer:
-    """The trainer around the quantised student with a fresh adapter; it works in `folder`."""
+    """A trainer of the quantised student with a new adapter; its files go to `folder`."""
     train = settings.train
     lengths = [len(ids) for ids in dataset["input_ids"]]
     model = add_adapter(settings, load_weights(settings))
@@ -198,7 +193,7 @@ def _make_arguments(train: TrainSettings, folder: Path) -> SFTConfig:
     on_gpu = torch.cuda.is_available()
     arguments = SFTConfig(
         output_dir=str(folder),
-        num_train_epochs=1,  # the plan has them all
+        num_train_epochs=1,  # the plan has all epochs
         per_device_train_batch_size=train.batch_size,
         learning_rate=train.learning_rate,
         lr_scheduler_type="cosine",
@@ -220,10 +215,10 @@ def _make_arguments(train: TrainSettings, folder: Path) -> SFTConfig:
         save_strategy="no",  # see Schedule
         report_to=train.report_to or "none",
         dataloader_pin_memory=on_gpu,
-        accelerator_config={"non_blocking": on_gpu},  # batches travel while the GPU computes
+        accelerator_config={"non_blocking": on_gpu},  # copies during computation
         disable_tqdm=True,
     )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # of several GPUs, the first
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # the first of several GPUs
     return arguments
 
 

@@ -1,4 +1,4 @@
-"""What an objective is: how a label becomes tensors, and what is minimised over them."""
+"""The interface of an objective: tensors from labels, and a loss."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -8,8 +8,8 @@ import torch
 from common.records import LabelRow
 
 Encoded = dict[str, list[int]]
-"""A row in tokens: `input_ids`, prompt and answer; `labels`, the same with -100 where nothing is
-learned; and what else the objective needs."""
+"""A row's `input_ids` (prompt and answer), its `labels` (the same, -100 for tokens without loss),
+and what else the objective needs."""
 Batch = dict[str, torch.Tensor]
 
 
@@ -17,10 +17,10 @@ class Objective(Protocol):
     """What training minimises."""
 
     def encode(self, row: LabelRow) -> Encoded:
-        """A label row in tokens."""
+        """Encodes a label row."""
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
-        """The tensors of an update's rows; `labels` holds the tokens that are learned."""
+        """The tensors of a batch; `labels` holds the learned tokens."""
 
     def sum_loss(self, model: Any, batch: Batch) -> torch.Tensor:
-        """The loss of a batch, summed over the tokens that are learned, in nats."""
+        """The loss in nats, summed over the learned tokens."""

@@ -22,15 +22,15 @@ class Supervised:
         self._pad = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
 
     def encode(self, row: LabelRow) -> Encoded:
-        """Prompt, label and end-of-sequence token; label and end are learned."""
+        """Prompt, label and end-of-sequence token; the last two are learned."""
         return encode_example(self._tokenizer, self._task, row.text, row.label or "")
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
         """The batch, padded on the right.
 
-        `input_ids`: (rows, longest row); `labels`: (tokens), all that are learned; `positions`:
-        (tokens), of the tokens that predict those, counted through all rows. No token sees those
-        after it, so that padding needs no attention mask, and the quicker kernels can be taken.
+        `input_ids`: (rows, longest row); `labels`: (learned tokens); `positions`: (learned tokens),
+        indices into the flattened rows of the tokens that predict them. With causal attention,
+        right padding needs no mask, which allows faster kernels.
         """
         padded = self._pad(list(rows))
         labels = padded["labels"].flatten()
@@ -38,11 +38,11 @@ class Supervised:
         return {
             "input_ids": padded["input_ids"],
             "labels": labels[learned],
-            "positions": learned - 1,  # the first token of a row, which no other predicts, is not
+            "positions": learned - 1,  # a row's first token is never learned
         }
 
     def sum_loss(self, model: Any, batch: Batch) -> torch.Tensor:
-        """The cross-entropy of the tokens that are learned."""
+        """The cross-entropy of the learned tokens."""
         logits = compute_logits(model, batch["input_ids"], batch["positions"])
         return cross_entropy(logits.float(), batch["labels"], reduction="sum")
 
@@ -50,15 +50,15 @@ class Supervised:
 def compute_logits(model: Any, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """A causal model's logits at some positions of a batch: (positions, vocabulary).
 
-    The head is given those positions only. A third of the tokens are the label's, and the logits
-    of a vocabulary of 32,000 in fp32, with their gradients, take more memory than anything else.
+    The head computes those positions only, a third of all: fp32 logits of a vocabulary of 32,000
+    and their gradients take more memory than anything else.
     """
 
     def select(head: Any, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
         return (inputs[0].flatten(0, 1)[positions],)
 
     head = model.get_output_embeddings()
-    if head is None:  # some models of other authors do not tell
+    if head is None:  # in some custom models
         everything: torch.Tensor = model(input_ids=input_ids, use_cache=False).logits
         return everything.flatten(0, 1)[positions]
     hook = head.register_forward_pre_hook(select)
