@@ -10,9 +10,9 @@ import logging
 
 from common.command import run_job
 from common.data.examples import TestRows, load_test_rows
-from common.evaluation.bench import Bench, describe_system
-from common.evaluation.harness import write_results
+from common.evaluation.lm_eval import write_results
 from common.evaluation.predictions import read_predictions, write_predictions
+from common.evaluation.runner import SystemRunner, describe_system
 from common.evaluation.scores import METRICS_FILE, Metrics, score_systems
 from common.evaluation.systems import System, list_systems
 from common.records import hash_content
@@ -62,10 +62,10 @@ def main(settings: Settings) -> None:
         log.info("evaluate: already done, see %s/%s", storage.url, METRICS_FILE)
         return
     log.info("evaluate: %d test rows, %d dropped as seen in train", len(test.rows), test.leaked)
-    bench = Bench(run, adapter, merged)
+    runner = SystemRunner(run, adapter, merged)
     for system in systems:
         if read_predictions(storage, system.key, fingerprint) is None:
-            responses = bench.ask(system, test.rows)
+            responses = runner.ask(system, test.rows)
             write_predictions(storage, system.key, fingerprint, test.rows, responses)
     metrics = score(run, systems, test, fingerprint, labels)
     described, counts = settings.describe(SECTIONS), metrics["rows"]

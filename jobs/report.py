@@ -16,9 +16,9 @@ from common.evaluation.predictions import read_predictions
 from common.evaluation.scores import METRICS_FILE, Metrics
 from common.records import get_rows
 from common.report.facts import Manifests
-from common.report.figures import Scores, make_main_table
 from common.report.page import render_report
 from common.report.server import make_server
+from common.report.tables import Scores, make_main_table
 from common.report.text import render_summary, render_text
 from common.run.manifest import Manifest, read_manifest, require_manifest
 from common.run.steps import ADAPTER, LABELS, PREDICTIONS

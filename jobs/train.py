@@ -21,7 +21,7 @@ from common.run.steps import ADAPTER, LABELS, MERGED, LabelSummary, TrainSummary
 from common.settings import Settings
 from common.signals import deferring_signals
 from common.student.adapter import write_adapter
-from common.student.memory import describe_memory, explaining_memory
+from common.student.memory import advise_on_memory, explaining_memory
 from common.student.prompt import load_tokenizer
 from common.student.weights import check_device, fingerprint_student
 from common.training.agreement import make_measure
@@ -34,7 +34,13 @@ from common.training.train_set import fingerprint_labels, load_train_set
 from common.training.trainer import LabelTrainer, make_trainer
 
 SECTIONS = ("run", "task", "storage", "student", "train", "evaluate")
-_NO_EFFECT = {"gradient_checkpointing", "checkpoint_seconds", "report_to", "merge", "push_to"}
+_WITHOUT_EFFECT = {
+    "gradient_checkpointing",
+    "checkpoint_seconds",
+    "report_to",
+    "merge",
+    "push_to",
+}
 """Settings that do not change the weights."""
 
 log = logging.getLogger(__name__)
@@ -82,7 +88,7 @@ def train(
             signals.check()
             lock.check()
 
-        with explaining_memory(describe_memory(settings)):
+        with explaining_memory(advise_on_memory(settings)):
             measure = make_measure(run, tokenizer, objective, data.held_out, signals.check)
             trainer = make_trainer(settings, tokenizer, objective, data.labels, folder, measure)
             Schedule(settings.train, checkpoints, signals, check).run(trainer, folder)
@@ -125,7 +131,9 @@ def make_fingerprint(run: Run, labels: Manifest[LabelSummary]) -> Fingerprint:
     return {
         "labels": fingerprint_labels(labels),
         **fingerprint_student(run.settings, run.task),
-        **run.settings.fingerprint("train", exclude=_NO_EFFECT | {"preset"}),  # its values count
+        **run.settings.fingerprint(
+            "train", exclude=_WITHOUT_EFFECT | {"preset"}
+        ),  # its values count
     }
 
 

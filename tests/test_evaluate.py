@@ -9,7 +9,7 @@ import pytest
 
 from common.data.examples import TestRow, TestRows
 from common.errors import InputError
-from common.evaluation.bench import Bench
+from common.evaluation.runner import SystemRunner
 from common.evaluation.scores import score_systems
 from common.metrics.metrics import METRICS
 from common.records import LabelRow, hash_text, make_label_table
@@ -139,14 +139,14 @@ def run(settings, tmp_path):
 
 def note_calls(monkeypatch):
     """The names of the systems that are asked from now on."""
-    asked, ask = [], Bench.ask
+    asked, ask = [], SystemRunner.ask
 
     def note(self, system, rows):
         responses = ask(self, system, rows)
         asked.append(system.key)
         return responses
 
-    monkeypatch.setattr(Bench, "ask", note)
+    monkeypatch.setattr(SystemRunner, "ask", note)
     return asked
 
 
@@ -188,7 +188,7 @@ def test_predictions_that_are_there_are_not_made_again(run, settings, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Bench, "ask_student", die)
+        patch.setattr(SystemRunner, "ask_student", die)
         with pytest.raises(KeyboardInterrupt):
             evaluate.main(own)
     evaluate.main(own)  # as after a kill in the middle

@@ -44,7 +44,7 @@ def count_calls(monkeypatch):
 
     monkeypatch.setattr(label.Session, "ask", refuse)
     monkeypatch.setattr(train, "train", refuse)
-    monkeypatch.setattr(evaluate.Bench, "ask", refuse)
+    monkeypatch.setattr(evaluate.SystemRunner, "ask", refuse)
     return calls
 
 

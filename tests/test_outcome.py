@@ -4,7 +4,7 @@ import pytest
 
 from common.data.examples import TestRow
 from common.errors import DistillError
-from common.evaluation.bench import Bench
+from common.evaluation.runner import SystemRunner
 from common.labels.outcome import make_label
 from common.records import Example, hash_text, make_label_table
 from common.run.run import Run
@@ -315,7 +315,7 @@ def test_evaluation_does_not_take_an_outage_for_the_teachers_answer(settings):
     rows = [TestRow(hash_text(text), text, ["x"]) for text in ("one", "two")]
 
     def ask(own):
-        return Bench(Run(own, task, RunStorage(own)), None, None).ask_teacher(rows)
+        return SystemRunner(Run(own, task, RunStorage(own)), None, None).ask_teacher(rows)
 
     with running_teacher(
         lambda text, call: refuse(503, "down") if text == "two" else text

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from common.errors import InputError, SettingsError
-from common.report.figures import Scores, make_comparisons, make_metrics_table
 from common.report.page import render_report
 from common.report.server import make_server
+from common.report.tables import Scores, make_comparisons, make_metrics_table
 from common.report.text import escape, render_text
 from common.run.storage import RunStorage
 from jobs import report

@@ -41,16 +41,6 @@ class Figure(TypedDict, total=False):
     is_small: bool
 
 
-class SystemFacts(TypedDict, total=False):
-    """Unanswered rows by reason, cost, speed and precision of a system."""
-
-    unanswered: dict[str, int]
-    cost_usd_per_1000: float
-    rows_per_second: float
-    tokens_per_second: float
-    precision: str
-
-
 class Comparison(TypedDict, total=False):
     """The difference of two systems in a metric; see `_compare`."""
 
@@ -83,9 +73,9 @@ class RowCounts(TypedDict, total=False):
 class Metrics(TypedDict, total=False):
     """The content of metrics.json; files of other versions may lack parts.
 
-    `systems` has by key each metric's `Figure`, `groups` (by group, value and metric), and
-    `SystemFacts`. `agreement` is the share of rows on which a system agrees with the teacher. Of
-    the main metric, `gain` is distilled - base and `retention` is distilled / teacher.
+    `systems` has by key each metric's `Figure`, `groups` (by group, value and metric), and the
+    runner's `SystemFacts`. `agreement` is the share of rows on which a system agrees with the
+    teacher. Of the main metric, `gain` is distilled - base, `retention` distilled / teacher.
     """
 
     task: Required[str]
@@ -125,7 +115,7 @@ def score_systems(task: Task, test: TestRows, predictions: dict[str, list[str]])
         "comparisons": [
             _compare(metric, name, other, measured[name][metric], measured[other][metric])
             for name in names
-            for other in SYSTEMS[name].than
+            for other in SYSTEMS[name].baselines
             if other in measured
             for metric in task.metrics
         ],

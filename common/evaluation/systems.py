@@ -9,7 +9,7 @@ from common.records import Response
 from common.tasks.model import Task
 
 if TYPE_CHECKING:
-    from common.evaluation.bench import Bench
+    from common.evaluation.runner import SystemRunner
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class System:
         key: its name in files.
         title: its name in the report.
         ask: gives its answers, in the order of the rows.
-        than: keys of the systems to compare it with.
+        baselines: keys of the systems to compare it with.
         is_student: whether a student answers.
         has_few_shot: it needs few-shot examples in the task.
         is_merged: it needs the train job's merged student, unquantised.
@@ -28,8 +28,8 @@ class System:
 
     key: str
     title: str
-    ask: Callable[["Bench", Sequence[TestRow]], list[Response]]
-    than: tuple[str, ...] = ()
+    ask: Callable[["SystemRunner", Sequence[TestRow]], list[Response]]
+    baselines: tuple[str, ...] = ()
     is_student: bool = False
     has_few_shot: bool = False
     is_merged: bool = False
@@ -47,36 +47,36 @@ def copy_input(rows: Sequence[TestRow]) -> list[Response]:
 SYSTEMS: dict[str, System] = {
     system.key: system
     for system in (
-        System("copy", "Copying the input", lambda bench, rows: copy_input(rows)),
+        System("copy", "Copying the input", lambda runner, rows: copy_input(rows)),
         System(
             "base",
             "Base student",
-            lambda bench, rows: bench.ask_student(rows, with_adapter=False),
+            lambda runner, rows: runner.ask_student(rows, with_adapter=False),
             is_student=True,
         ),
         System(
             "base_few_shot",
             "Base student, few-shot",
-            lambda bench, rows: bench.ask_student(rows, with_adapter=False, with_few_shot=True),
+            lambda runner, rows: runner.ask_student(rows, with_adapter=False, with_few_shot=True),
             is_student=True,
             has_few_shot=True,
         ),
         System(
             "distilled",
             "Distilled student",
-            lambda bench, rows: bench.ask_student(rows),
-            than=("base", "base_few_shot", "copy", "teacher"),
+            lambda runner, rows: runner.ask_student(rows),
+            baselines=("base", "base_few_shot", "copy", "teacher"),
             is_student=True,
         ),
         System(
             "merged",
             "Distilled student, merged",
-            lambda bench, rows: bench.ask_merged(rows),
-            than=("distilled",),
+            lambda runner, rows: runner.ask_merged(rows),
+            baselines=("distilled",),
             is_student=True,
             is_merged=True,
         ),
-        System("teacher", "Teacher", lambda bench, rows: bench.ask_teacher(rows)),
+        System("teacher", "Teacher", lambda runner, rows: runner.ask_teacher(rows)),
     )
 }
 """By key, in the order of the report."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from common.evaluation.scores import Figure
 from common.evaluation.systems import SYSTEMS
-from common.report.figures import Scores, count_rows, is_small, name_system
+from common.report.tables import Scores, count_rows, is_small, name_system
 
 _MAX_SLICES = 40
 _MAX_POINTS = 300

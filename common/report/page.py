@@ -25,7 +25,7 @@ from common.report.facts import (
     list_row_facts,
     list_train_facts,
 )
-from common.report.figures import (
+from common.report.tables import (
     DETECTABLE,
     Cell,
     Scores,

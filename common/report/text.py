@@ -4,7 +4,7 @@ import re
 
 from common.evaluation.scores import Metrics
 from common.report.facts import Manifests, list_label_facts, list_row_facts, list_train_facts
-from common.report.figures import (
+from common.report.tables import (
     DETECTABLE,
     Cell,
     Scores,

@@ -26,7 +26,7 @@ def is_memory_error(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS)
 
 
-def describe_memory(settings: Settings) -> str:
+def advise_on_memory(settings: Settings) -> str:
     """The settings to lower when training runs out of memory."""
     return (
         f"lower DISTILL_TRAIN__BATCH_SIZE (now {settings.train.batch_size}), "

@@ -6,7 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,7 +14,6 @@ import torch
 
 from common.data.examples import TestRow
 from common.errors import DistillError
-from common.evaluation.scores import SystemFacts
 from common.evaluation.systems import System
 from common.labels.known import read_known
 from common.labels.lanes.local import LocalLane
@@ -35,7 +34,17 @@ _MERGED_ADVICE = "the merged student is not quantised; to leave it out, delete t
 log = logging.getLogger(__name__)
 
 
-class Bench:
+class SystemFacts(TypedDict, total=False):
+    """Unanswered rows by reason, cost, speed and precision of a system."""
+
+    unanswered: dict[str, int]
+    cost_usd_per_1000: float
+    rows_per_second: float
+    tokens_per_second: float
+    precision: str
+
+
+class SystemRunner:
     """Asks systems; the student is loaded once."""
 
     def __init__(self, run: Run, adapter: Manifest[Any], merged: Manifest[Any] | None) -> None:
