@@ -1,4 +1,4 @@
-"""A run as one value: what a job opens at its start and hands on."""
+"""A run: its settings, task, storage and price."""
 
 from dataclasses import dataclass, replace
 
@@ -12,11 +12,7 @@ from common.tasks.model import Task, load_task
 
 @dataclass(frozen=True)
 class Run:
-    """Settings, task and storage of a run.
-
-    Attributes:
-        price: the teacher's; None where it is unknown, and in jobs that call no teacher.
-    """
+    """An open run; `price` is None if unknown, and in jobs that do not call the teacher."""
 
     settings: Settings
     task: Task
@@ -24,21 +20,18 @@ class Run:
     price: Price | None = None
 
     def with_key(self, key: SecretStr) -> "Run":
-        """The same run with a key for the teacher."""
+        """The same run with an API key for the teacher."""
         teacher = self.settings.teacher.model_copy(update={"api_key": key})
         return replace(self, settings=self.settings.model_copy(update={"teacher": teacher}))
 
     def pack(self) -> "PackedRun":
-        """What another process or machine needs to open the same run."""
+        """The run to send to a worker."""
         return PackedRun(self.settings.for_workers(), self.task, self.price)
 
 
 @dataclass(frozen=True)
 class PackedRun:
-    """A run on its way to a worker: without secrets, and not opened.
-
-    Ray keeps what it hands to actors where others can read it.
-    """
+    """A run to send to a worker, without secrets: others can read what Ray sends."""
 
     settings: Settings
     task: Task
@@ -50,10 +43,10 @@ class PackedRun:
 
 
 def open_run(settings: Settings, with_price: bool = False) -> Run:
-    """Opens a run; jobs that call the teacher ask for its price, too.
+    """Opens a run, `with_price` for jobs that call the teacher.
 
     Raises:
-        SettingsError: there is no such built-in task.
+        SettingsError: no built-in task has this name.
         InputError: the storage root, the task file or the price file cannot be used.
     """
     storage = RunStorage(settings)
