@@ -530,7 +530,7 @@ def test_a_worker_s_failure_stops_the_job():
 
 def test_nothing_starts_while_the_owner_is_silent():
     quota = make_quota()
-    quota.expect_owner(5.0)
+    quota.require_heartbeat(5.0)
     assert renew(quota, calls=9).slots
     clock.now += 6
     lease = renew(quota, calls=9)

@@ -26,7 +26,7 @@ class QuotaKeeper:
 
     def __init__(self, quota: Quota) -> None:
         """Goes on with what the quota knows."""
-        quota.expect_owner(_OWNER_SILENCE_SECONDS)
+        quota.require_heartbeat(_OWNER_SILENCE_SECONDS)
         self._quota = quota
         self._begun: set[str] = set()
         self._counters = {
