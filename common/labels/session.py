@@ -1,6 +1,6 @@
 """A session: one labelling, from opening the teacher to the last durable reply.
 
-The label job and the evaluation's teacher run the same session; they differ in the lane.
+The label job and the evaluation's teacher both run one, on different lanes.
 """
 
 import asyncio
@@ -39,14 +39,14 @@ from common.teacher.replies import Reply
 
 _POLL_SECONDS = 0.25
 _REFUSED_DRAIN_SECONDS = 3.0
-"""After a refusal, how long the calls in flight may take to end."""
+"""How long the calls in flight may take to end after a refusal."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a lane is given: `replies` are known, by key, and not to be asked for."""
+    """A lane's input; `replies`, by key, are known and need no calls."""
 
     run: Run
     url: str
@@ -56,9 +56,9 @@ class Work:
 
 
 class Lane(ABC):
-    """A way in which a session's requests travel to the teacher.
+    """How a session's requests reach the teacher.
 
-    Every method but `close` may raise a DistillError if the lane itself has failed.
+    Every method except `close` may raise a DistillError if the lane has failed.
     """
 
     def __init__(self) -> None:
@@ -66,33 +66,33 @@ class Lane(ABC):
 
     @abstractmethod
     def open(self) -> None:
-        """Gets ready; no call starts yet."""
+        """Prepares without starting calls."""
 
     @abstractmethod
     def start(self, work: Work) -> None:
-        """Starts to label, and returns at once."""
+        """Starts labelling in the background."""
 
     @abstractmethod
     def snapshot(self, may_start: bool) -> Snapshot | None:
-        """The state of the quota, if it answers in time; no call starts unless it `may_start`."""
+        """The state of the quota, or None on a timeout; no call starts unless `may_start`."""
 
     @abstractmethod
     def stop(self, reason: DistillError) -> None:
-        """Starts no more calls; those in flight go on to their end."""
+        """Starts no more calls; those in flight complete."""
 
     @abstractmethod
     def close(self) -> None:
-        """Ends what `open` and `start` have started, however far they came; never raises."""
+        """Ends what `open` and `start` have started, even if they failed; never raises."""
 
     def take(self, seconds: float) -> pa.Table | None:
-        """The next finished rows; None after the last. Raises queue.Empty if none come in time."""
+        """The next finished rows, None after the last. Raises queue.Empty on a timeout."""
         arrived = self._arrived.get(timeout=seconds)
         if isinstance(arrived, BaseException):
             raise arrived
         return arrived
 
     def deliver(self, tables: Callable[[], Iterable[pa.Table]]) -> Thread:
-        """Makes tables for `take` in a thread: signals and refusals reach the main one at once."""
+        """Produces tables for `take` in a thread, so that signals reach the main one at once."""
 
         def work() -> None:
             try:
@@ -108,18 +108,13 @@ class Lane(ABC):
 
 
 class Session:
-    """Labels examples, each of which is paid for once.
-
-    Attributes:
-        known: what the journal holds already.
-        missing: the examples that it lacks.
-    """
+    """Labels the examples that are `missing` in the journal; the others are `known`."""
 
     def __init__(self, run: Run, lock: RunLock, examples: Sequence[Example]) -> None:
-        """Resumes: reads the journal, and charges the calls that crashed sessions have lost.
+        """Reads the journal, and charges the lost calls of crashed sessions.
 
         Raises:
-            SettingsError: dollars are capped, and the model's price is not known.
+            SettingsError: the cost is capped, and the model's price is unknown.
         """
         self._run, self._lock = run, lock
         self.known = resume(run, examples, lock)
@@ -129,14 +124,13 @@ class Session:
         self._concurrency, self._lost = run.settings.teacher.max_concurrency, 0
 
     def ask(self, make_lane: Callable[[], Lane], name: str) -> tuple[list[pa.Table], LabelSummary]:
-        """Asks for the missing examples; gives their rows, in no order, and what the calls took.
+        """Labels the missing examples; returns their rows, unordered, and the calls' figures.
 
-        `name` is what the progress says that the answers are for. If the job is to stop, no call
-        starts any more, and what is in flight is journaled first.
+        `name` is for the progress. Before a job stops, its calls in flight are drained.
 
         Raises:
-            DistillError: the teacher cannot be reached, or refuses for good; the cap is reached;
-                the run is no longer the lock's; or the lane has failed.
+            DistillError: the teacher cannot be reached or refuses for good, the cap is reached, the
+                lock is lost, or the lane has failed.
         """
         run, asked = self._run, [e for e in self.missing if e.text.strip()]
         blank = [make_label(e, [], run.task) for e in self.missing if not e.text.strip()]
@@ -171,7 +165,7 @@ class Session:
             in_flight = self._drain(lane, _REFUSED_DRAIN_SECONDS)
             raise
         finally:
-            # If that fails, the file tells of more calls than there are.
+            # If that fails, the next job charges too many calls rather than too few.
             with suppress(StorageError):
                 self._in_flight.write(in_flight, self._lost)
 
@@ -200,14 +194,14 @@ class Session:
                     tables.append(table)
 
     def _note(self, snapshot: Snapshot) -> None:
-        """Records the calls of dead workers, and adds what the lock knows."""
+        """Records the calls of crashed workers, and adds the lock's storage error."""
         if snapshot.lost_calls > self._lost:
             self._lost = snapshot.lost_calls
             self._in_flight.write(self._concurrency, self._lost)
         snapshot.storage_error = snapshot.storage_error or self._lock.storage_error
 
     def _drain(self, lane: Lane, seconds: float) -> int:
-        """Waits until no call is in flight, at most for `seconds`; gives how many are lost."""
+        """Waits up to `seconds` until no call is in flight; returns how many still are."""
         deadline = time.monotonic() + seconds
         in_flight = self._concurrency
         try:
@@ -216,12 +210,11 @@ class Session:
                 snapshot = lane.snapshot(may_start=False)
                 if snapshot is None:
                     continue
-                in_flight = snapshot.in_flight
-                if not in_flight:
+                if not (in_flight := snapshot.in_flight):
                     return 0
                 time.sleep(_POLL_SECONDS / 5)
-            log.warning("labels: calls were still in flight after %g s, and are lost", seconds)
-        except DistillError:  # without the quota, workers end what they have in flight
+            log.warning("labels: %d calls still in flight after %g s are lost", in_flight, seconds)
+        except DistillError:  # the quota is gone, and workers complete their calls
             time.sleep(max(0.0, min(deadline - time.monotonic(), _REFUSED_DRAIN_SECONDS)))
         return in_flight
 
@@ -240,7 +233,7 @@ def make_quota(run: Run, spent_usd: float) -> Quota:
     """The quota of a session.
 
     Raises:
-        SettingsError: dollars are capped, and the model's price is not known.
+        SettingsError: the cost is capped, and the model's price is unknown.
     """
     teacher, cap = run.settings.teacher, run.settings.label.max_cost_usd
     if cap is not None:
@@ -256,11 +249,7 @@ def make_quota(run: Run, spent_usd: float) -> Quota:
 
 
 def check_teacher(run: Run, url: str) -> None:
-    """Looks, without a paid call, whether there is a teacher that lets us in.
-
-    Raises:
-        SettingsError, InputError, TeacherRefusedError: see `Teacher.check`.
-    """
+    """Runs `Teacher.check`, which also says what this raises."""
 
     async def check() -> None:
         teacher = Teacher(run.settings.teacher, url, Leases(reach_quota(Quota())))
@@ -274,7 +263,7 @@ def check_teacher(run: Run, url: str) -> None:
 
 @contextmanager
 def open_teacher(settings: Settings) -> Iterator[str]:
-    """The URL of the teacher; the stand-in is started, and stopped at the end."""
+    """The teacher's URL; the stand-in runs while the block does."""
     is_stand_in = settings.teacher.base_url == BUILTIN
     host = _find_own_address() if os.environ.get("RAY_ADDRESS") else "127.0.0.1"
     with running_stand_in(host) if is_stand_in else nullcontext(settings.teacher.base_url) as url:
@@ -282,10 +271,10 @@ def open_teacher(settings: Settings) -> Iterator[str]:
 
 
 def _find_own_address() -> str:
-    """Where other machines of a cluster reach this one."""
+    """The address of this machine for other nodes of a cluster."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing: chooses the interface
+            probe.connect(("192.0.2.1", 9))  # sends nothing, only chooses an interface
             return str(probe.getsockname()[0])
         except OSError:
             return "127.0.0.1"

@@ -17,18 +17,17 @@ from common.records import Example, make_label_table
 from common.run.lock import is_locked
 from common.run.run import PackedRun, Run
 
-_OWNER_SILENCE_SECONDS = 5.0
-"""A driver that is not heard of for so long is dead; calls without it would be lost on the next."""
+_DRIVER_TIMEOUT_SECONDS = 5.0
+"""A driver without a heartbeat for this long has crashed, and no call may start."""
 
 
 class QuotaKeeper:
-    """The job's quota, where all actors reach it; its figures also as Ray metrics."""
+    """The job's quota as an actor, with its figures as Ray metrics."""
 
     def __init__(self, quota: Quota) -> None:
-        """Goes on with what the quota knows."""
-        quota.require_heartbeat(_OWNER_SILENCE_SECONDS)
+        quota.require_heartbeat(_DRIVER_TIMEOUT_SECONDS)
         self._quota = quota
-        self._begun: set[str] = set()
+        self._started_blocks: set[str] = set()
         self._counters = {
             name: Counter(f"distill_label_{name}", f"{name} of the label job")
             for name in Totals.__slots__
@@ -54,11 +53,11 @@ class QuotaKeeper:
         """See `Quota.stop`."""
         self._quota.stop(failure)
 
-    def begin(self, block: str) -> bool:
-        """Notes that a block is begun; whether it was begun before, by a worker that is gone."""
-        was_begun = block in self._begun
-        self._begun.add(block)
-        return was_begun
+    def start_block(self, block: str) -> bool:
+        """Records the start of a block; whether a crashed worker had started it before."""
+        is_retry = block in self._started_blocks
+        self._started_blocks.add(block)
+        return is_retry
 
 
 class LabelActor:
@@ -67,16 +66,13 @@ class LabelActor:
     def __init__(
         self, packed: PackedRun, url: str, keeper: Any, known: Any, needs_key: bool
     ) -> None:
-        """See `Worker`; `keeper` is the session's, `known` a reference to a dictionary.
-
-        A teacher's key, if it `needs_key`, is in the environment of the actor's node.
-        """
+        """See `Worker`; `known` is a Ray reference. If it `needs_key`, the node has one."""
         self._packed, self._url, self._needs_key = packed, url, needs_key
         self._keeper, self._known = keeper, known
         self._opening: asyncio.Task[tuple[Run, Worker]] | None = None
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
-        """Labels a block. If the job is to stop, the driver hears of it from the quota."""
+        """Labels a block. A failure reaches the driver through the quota."""
         self._opening = self._opening or asyncio.create_task(self._open())
         try:
             run, worker = await self._opening
@@ -84,7 +80,7 @@ class LabelActor:
             await self._keeper.stop.remote(type(error)(f"{error} (on {gethostname()})"))
             return make_label_table([])
         examples = [Example(**row) for row in batch.to_pylist()]
-        if await self._keeper.begin.remote(examples[0].id):
+        if await self._keeper.start_block.remote(examples[0].id):
             worker.add_known(await asyncio.to_thread(read_answered, run.storage))
         try:
             return make_label_table(await worker.label(examples))
@@ -92,8 +88,8 @@ class LabelActor:
             return make_label_table([])
 
     async def _open(self) -> tuple[Run, Worker]:
-        """Raises a DistillError if this node lacks what the job's own has."""
-        load_environment()  # this node's own secret files may hold the keys of the object store
+        """Raises a DistillError if this node lacks the job's storage or the teacher's key."""
+        load_environment()  # this node's secret files may hold the object store's keys
         run = self._packed.open()
         if not is_locked(run.storage):
             raise InputError(
@@ -105,7 +101,7 @@ class LabelActor:
             if not key.get_secret_value():
                 raise SettingsError(
                     "DISTILL_TEACHER__API_KEY is not set on this node of the Ray cluster; put it "
-                    "into the environment of its containers: keys are not sent along with a job"
+                    "into the environment of its containers: keys are not sent with a job"
                 )
             run = run.with_key(key)
 

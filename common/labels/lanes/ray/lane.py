@@ -23,11 +23,11 @@ from common.records import EXAMPLE_SCHEMA, Example
 _BLOCK_ROWS = 256
 _POLL_SECONDS = 0.25
 _QUOTA_SECONDS = 30.0
-"""When the quota's actor does not answer for so long, Ray has died without saying so."""
+"""If the quota's actor does not answer for this long, Ray has crashed."""
 _WORKER_SECONDS = 60.0
-"""When no actor lives for so long although a CPU is free, their processes die again and again."""
+"""If no label actor sends a tally for this long although a CPU is free, they crash repeatedly."""
 _END_SECONDS = 3.0
-"""How long the data set may take to end."""
+"""How long the dataset may take to end."""
 _ACTOR_CPUS = 0.1
 
 
@@ -35,17 +35,17 @@ class RayLane(Lane):
     """Rows arrive block by block, in no order."""
 
     def __init__(self, dashboard_host: str | None = None) -> None:
-        """`dashboard_host` is where a Ray that this lane starts shows its dashboard."""
+        """`dashboard_host` is the host of Ray's dashboard, if this lane starts Ray."""
         super().__init__()
         self._dashboard_host = dashboard_host
         self._thread: threading.Thread | None = None
-        self._coming: Any = None
+        self._pending: Any = None
 
     def open(self) -> None:
         start_ray(self._dashboard_host)
 
     def start(self, work: Work) -> None:
-        with _explaining():
+        with _converting_errors():
             self._keeper = _start_keeper(work.quota)
             batches = _make_dataset(work, self._keeper).iter_batches
         options = {"batch_size": None, "batch_format": "pyarrow"}
@@ -54,7 +54,7 @@ class RayLane(Lane):
 
     def take(self, seconds: float) -> pa.Table | None:
         try:
-            with _explaining():
+            with _converting_errors():
                 return super().take(seconds)
         except (DistillError, queue.Empty):
             raise
@@ -63,15 +63,15 @@ class RayLane(Lane):
 
     def snapshot(self, may_start: bool) -> Snapshot | None:
         check_ray()
-        with _explaining():
-            self._coming = self._coming or self._keeper.snapshot.remote(may_start)
+        with _converting_errors():
+            self._pending = self._pending or self._keeper.snapshot.remote(may_start)
             try:
-                snapshot: Snapshot = ray.get(self._coming, timeout=_POLL_SECONDS)
+                snapshot: Snapshot = ray.get(self._pending, timeout=_POLL_SECONDS)
             except ray.exceptions.GetTimeoutError:
                 if time.monotonic() > self._answered + _QUOTA_SECONDS:
                     raise
                 return None
-            self._coming, self._answered = None, time.monotonic()
+            self._pending, self._answered = None, time.monotonic()
             self._check_workers(snapshot)
             return snapshot
 
@@ -82,13 +82,13 @@ class RayLane(Lane):
         elif now > self._worker_seen + _WORKER_SECONDS:
             if ray.available_resources().get("CPU", 0) >= _ACTOR_CPUS:
                 raise DistillError(
-                    f"Ray: no label actor has lived for {_WORKER_SECONDS:.0f} s, their processes "
-                    "die again and again; see Ray's logs, look at the memory, and run again"
+                    f"Ray: no label actor has run for {_WORKER_SECONDS:.0f} s, they crash "
+                    "repeatedly; check Ray's logs and the memory, and run again"
                 )
             self._worker_seen = now  # they wait for a CPU
 
     def stop(self, reason: DistillError) -> None:
-        with _explaining():
+        with _converting_errors():
             ray.get(self._keeper.stop.remote(reason), timeout=_END_SECONDS)
 
     def close(self) -> None:
@@ -98,8 +98,8 @@ class RayLane(Lane):
 
 
 @contextlib.contextmanager
-def _explaining() -> Iterator[None]:
-    """Makes one kind of error of Ray's."""
+def _converting_errors() -> Iterator[None]:
+    """Converts Ray's errors to a DistillError."""
     try:
         yield
     except ray.exceptions.RayError as error:
@@ -108,10 +108,7 @@ def _explaining() -> Iterator[None]:
 
 
 def _start_keeper(quota: Quota) -> Any:
-    """The quota's actor, on the driver's own node: the job lives no longer than that anyway.
-
-    Not softly so: Ray may then choose another node, whose death would be the job's.
-    """
+    """Starts the quota's actor on the driver's node, so that no other node's crash ends the job."""
     here = ray.get_runtime_context().get_node_id()
     options = {
         "name": f"distill-quota-{uuid.uuid4().hex[:8]}",
@@ -133,15 +130,13 @@ def _make_dataset(work: Work, keeper: Any) -> "ray.data.Dataset":
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
-            size=actors,
-            max_tasks_in_flight_per_actor=8,
-            max_concurrent_calls_per_actor=8,
+            size=actors, max_tasks_in_flight_per_actor=8, max_concurrent_calls_per_actor=8
         ),
         num_cpus=_ACTOR_CPUS,
     )
 
 
 def _make_blocks(examples: Sequence[Example]) -> list[pa.Table]:
-    """Small blocks, for Ray works on one block at a time and would make only one of few rows."""
+    """Small blocks: Ray distributes blocks, and would make a single one of few rows."""
     table = pa.Table.from_pylist([vars(e) for e in examples], schema=EXAMPLE_SCHEMA)
     return [table.slice(at, _BLOCK_ROWS) for at in range(0, len(examples), _BLOCK_ROWS)]
