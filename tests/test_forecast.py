@@ -185,10 +185,10 @@ def test_the_forecast_in_lines():
     settings = configure(max_cost_usd=2)
     assert format_forecast(forecast_of(1.0591, 8.1921), settings, 0.5).splitlines() == [
         "calls   5,000",
-        "tokens  about 1,085,907 in, 90,823 out (guessed from the characters)",
+        "tokens  about 1,085,907 in, 90,823 out (estimated from the characters)",
         "time    at least 4 min 10 s, if a call takes 0.9 s",
-        "cost    about $1.06, $8.19 at the very most",
-        "spent   $0.50 by this run before",
+        "cost    about $1.06, at most $8.19",
+        "spent   $0.50 by this run so far",
         "cap     $2.00: enough, by this forecast",
     ]
 
@@ -197,13 +197,13 @@ def test_the_forecast_in_lines():
     ("dollars", "worst", "cap", "spent", "line"),
     [
         (1.0, 8.0, None, 0, "none (DISTILL_LABEL__MAX_COST_USD)"),
-        (1.0, 8.0, 8, 0, "$8.00: enough, surely"),
+        (1.0, 8.0, 8, 0, "$8.00: enough, certainly"),
         (1.0, 8.0, 8, 1, "$8.00: enough, by this forecast"),
         (1.0, 8.0, 0.25, 0, "$0.25: too low, reached after about 1,250 of 5,000 calls"),
         (1.0, 8.0, 1.5, 1, "$1.50: too low, reached after about 2,500 of 5,000 calls"),
         (1.0, 8.0, 1.5, 2, "$1.50: too low, reached after about 0 of 5,000 calls"),
-        (0.0, 0.0, 1.5, 2, "$1.50: enough, surely"),
-        (None, None, 1.5, 0, "$1.50: cannot be kept without a price"),
+        (0.0, 0.0, 1.5, 2, "$1.50: enough, certainly"),
+        (None, None, 1.5, 0, "$1.50: needs a price"),
     ],
 )
 def test_whether_the_cap_suffices(dollars, worst, cap, spent, line):
@@ -214,9 +214,9 @@ def test_whether_the_cap_suffices(dollars, worst, cap, spent, line):
 @pytest.mark.parametrize(
     ("dollars", "worst", "line"),
     [
-        (0.0, 0.0, "about $0.00, $0.00 at the very most"),
-        (0.00123, 0.0456, "about $0.0012, $0.046 at the very most"),
-        (1234.5, 99999.0, "about $1,234.50, $99,999.00 at the very most"),
+        (0.0, 0.0, "about $0.00, at most $0.00"),
+        (0.00123, 0.0456, "about $0.0012, at most $0.046"),
+        (1234.5, 99999.0, "about $1,234.50, at most $99,999.00"),
         (None, None, "unknown: no price for 'llama-2'; DISTILL_TEACHER__PRICES names a file"),
     ],
 )

@@ -176,7 +176,7 @@ def test_patience_ends_but_nothing_is_forgotten(failing_store, settings):
     storage = RunStorage(settings(STORAGE__ROOT=f"{failing_store.bucket}/runs"))
 
     async def run():
-        writer = JournalWriter(storage, patience_seconds=0.05)
+        writer = JournalWriter(storage, retry_seconds=0.05)
         failing_store.fails = lambda method, path: 503
         for call in (writer.append(make_reply("a")), writer.append(make_reply("b"))):
             with pytest.raises(DistillError, match=r"paid replies wait .*s3://.*SlowDown"):

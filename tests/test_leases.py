@@ -221,7 +221,7 @@ def test_the_waiting_hear_of_a_quota_that_is_gone():
 def test_nothing_starts_while_the_owner_is_silent():
     async def main():
         quota = make_quota(max_concurrency=2)
-        quota.expect_owner(5.0)
+        quota.require_heartbeat(5.0)
         leases = join(quota)
         working = await start(*(call(leases, seconds=1.0) for _ in range(40)))
         await asyncio.sleep(15)
@@ -255,7 +255,7 @@ def test_a_pause_takes_back_what_was_granted():
         one, other = join(quota), join(quota)
         working = await start(*(call(w) for w in (one, other) for _ in range(50)))
         await asyncio.sleep(1.0)
-        refused = await one.acquire(100.0, 0.0, again=True)
+        refused = await one.acquire(100.0, 0.0, is_retry=True)
         one.settle(refused, throttled(5.0))
         paused_at = now()
         starts = await asyncio.gather(*working)

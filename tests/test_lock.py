@@ -23,9 +23,9 @@ def make_lock(storage, time=None):
 
 @pytest.fixture
 def fast(monkeypatch):
-    """Beats that a test need not wait for."""
-    monkeypatch.setattr("common.run.lock._BEAT_SECONDS", 0.02)
-    monkeypatch.setattr("common.run.lock._LOOK_SECONDS", 0.01)
+    """Heartbeats that a test need not wait for."""
+    monkeypatch.setattr("common.run.lock._HEARTBEAT_SECONDS", 0.02)
+    monkeypatch.setattr("common.run.lock._POLL_SECONDS", 0.01)
 
 
 def test_a_run_is_held_and_given_back(storage):
@@ -82,7 +82,7 @@ def test_a_job_may_wait_for_the_end_of_one_at_work(storage, caplog):
     with caplog.at_level("INFO"):
         second.acquire(wait_seconds=60)
     assert 1020 <= time.seconds < 1022
-    assert caplog.text.count("waiting for its end, at most 60 s") == 1
+    assert caplog.text.count("waiting for it, at most 60 s") == 1
     second.check()
     third = make_lock(storage, FakeTime(second.beat))
     with pytest.raises(DistillError, match="at work"):
@@ -115,11 +115,11 @@ def test_a_dead_owner_is_followed_and_learns_it_if_it_lives(storage, caplog):
     second = make_lock(storage, time)
     second.acquire()
     assert 8 <= time.seconds - 1000 < 9
-    assert "is it still at work?" in caplog.text
+    assert "checking whether it is still at work" in caplog.text
     assert storage.list_files("") == ["lock/2.json"]
     first.check()
     first.beat()
-    with pytest.raises(DistillError, match=r"which this job held.*run again later"):
+    with pytest.raises(DistillError, match=r"this job lost it: .*run again later"):
         first.check()
     assert not first.is_held
     first.release()

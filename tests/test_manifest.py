@@ -56,7 +56,7 @@ def test_a_step_that_is_required_names_the_command(storage):
 
 
 def test_a_step_is_waited_for(storage, settings, monkeypatch):
-    monkeypatch.setattr("common.run.manifest._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("common.run.manifest._POLL_SECONDS", 0.01)
     root = storage.url.removesuffix("/default")
     waiting = RunStorage(settings(STORAGE__ROOT=root, STORAGE__WAIT_SECONDS=60))
     later = threading.Timer(0.1, write_manifest, [storage, LABELS, {"a": 1}])

@@ -543,7 +543,7 @@ def test_workers_that_die_are_counted():
 
 def test_nothing_starts_while_the_owner_is_silent():
     quota = make_quota()
-    quota.expect_owner(5.0)
+    quota.require_heartbeat(5.0)
     assert renew(quota, calls=9).slots
     clock.now += 6
     lease = renew(quota, calls=9)

@@ -16,7 +16,7 @@ def lane(monkeypatch):
     time = FakeTime()
     monkeypatch.setattr(module.time, "monotonic", time.clock)
     lane = module.RayLane()
-    lane._most_deaths = 20
+    lane._max_crashes = 20
     lane.time, lane.cpus = time, 1.0
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": lane.cpus})
     return lane
@@ -31,7 +31,9 @@ def look(lane, seconds, workers=0, lost_workers=0):
 
 def test_actors_that_never_come_up_end_the_job(lane):
     look(lane, 59)
-    with pytest.raises(DistillError, match=r"die again and again .*none has lived for 60 s"):
+    with pytest.raises(
+        DistillError, match=r"label actors crash repeatedly \(0 crashes, none has run for 60 s"
+    ):
         look(lane, 10)
 
 
@@ -45,5 +47,5 @@ def test_actors_that_wait_for_a_cpu_are_waited_for(lane):
 
 def test_actors_that_die_in_mid_work_end_the_job(lane):
     look(lane, 100, workers=1, lost_workers=20)
-    with pytest.raises(DistillError, match=r"die again and again \(21 in mid-work"):
+    with pytest.raises(DistillError, match=r"crash repeatedly \(21 crashes, too many"):
         look(lane, 1, workers=1, lost_workers=21)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from common.teacher.statuses import Action, judge, name_error
+from common.teacher.statuses import Action, find_rule, name_error
 
 
 def error(message="no", code=None):
@@ -47,7 +47,7 @@ def error(message="no", code=None):
     ],
 )
 def test_what_an_answer_means(status, body, action, name):
-    assert (judge(status, body).action, name_error(status, body)) == (
+    assert (find_rule(status, body).action, name_error(status, body)) == (
         action,
         name or body.split(":")[0],
     )

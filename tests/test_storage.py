@@ -169,7 +169,7 @@ def test_damaged_files_are_named(storage):
 
 def test_a_root_that_is_a_file_is_refused_before_any_call(settings, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         RunStorage(settings(STORAGE__ROOT=str(tmp_path / "file/runs")))
 
 

@@ -1,1 +1,1 @@
-"""The examples to label, and the rows to evaluate on."""
+"""The examples and the test rows."""

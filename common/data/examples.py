@@ -1,7 +1,6 @@
-"""The examples to label, and the rows to evaluate on.
+"""The examples to label and the test rows to evaluate on.
 
-The label and the train job see ids and texts only; reference answers are read by `load_test_rows`,
-for the evaluate job.
+Only `load_test_rows`, for the evaluate job, reads reference answers.
 """
 
 import logging
@@ -18,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples to label, distinct, in the order of their source."""
+    """The examples to label, without duplicates, in the order of the source."""
 
     rows: list[Example]
     duplicates: int
@@ -28,7 +27,7 @@ class Examples:
 class TestRow:
     """A held-out text with its reference answers and the values of the task's group columns."""
 
-    __test__ = False  # not a test of pytest's
+    __test__ = False  # not a pytest class
 
     id: str
     text: str
@@ -38,10 +37,9 @@ class TestRow:
 
 @dataclass(frozen=True)
 class TestRows:
-    """The test rows, distinct.
+    """The test rows, one per text with all of its references.
 
-    Dropped were `leaked` rows, which also stood in train, and `unusable` ones, without text or
-    reference. Rows of one text are one row with all of their references.
+    Without `leaked` rows, which are also in train, and `unusable` ones, without text or reference.
     """
 
     __test__ = False
@@ -53,13 +51,13 @@ class TestRows:
 
 
 def load_examples(settings: Settings, task: Task) -> Examples:
-    """The train texts, distinct, at most `data.train_limit` of them.
+    """The train texts without duplicates, at most `data.train_limit`.
 
-    A limit takes the rows whose ids are the lowest: a sample that does not depend on the order of
-    the file, and that a higher limit only adds to.
+    A limit keeps the lowest ids: the sample does not depend on the file's order, and a higher limit
+    only adds rows.
 
     Raises:
-        InputError: the source is missing, unreadable, empty, or lacks the text column.
+        InputError: the source is missing, unreadable or empty, or lacks the text column.
     """
     texts = _read_texts(settings, task)
     distinct = {hash_text(text): text for text in texts}
@@ -69,7 +67,7 @@ def load_examples(settings: Settings, task: Task) -> Examples:
 
 
 def warn_without_test_rows(settings: Settings, task: Task) -> None:
-    """Labels can be made without test rows; whoever pays for them should know that."""
+    """Warns before labels are paid for that the evaluation will fail."""
     text = settings.data.text_column or task.columns.text
     reference = settings.data.reference_column or task.columns.reference
     try:
@@ -79,10 +77,10 @@ def warn_without_test_rows(settings: Settings, task: Task) -> None:
 
 
 def load_test_rows(settings: Settings, task: Task) -> TestRows:
-    """The test rows with their references, less those that the task says were seen in train.
+    """The test rows with their references, without those that the task counts as seen in train.
 
     Raises:
-        InputError: as `load_examples`; also, where there is no test split or no reference column.
+        InputError: see `load_examples`; or the test split or its reference column is missing.
     """
     seen = set(_read_texts(settings, task)) if "text" in task.unseen else set()
     name = settings.data.reference_column or task.columns.reference
@@ -111,7 +109,7 @@ def load_test_rows(settings: Settings, task: Task) -> TestRows:
     kept = {id: row for id, row in rows.items() if id not in leaked}
     if not kept:
         variable, source = name_source(settings, "test")
-        raise InputError(f"{variable}={source!r}: all {len(rows)} test rows also stand in train")
+        raise InputError(f"{variable}={source!r}: all {len(rows)} test rows are also in train")
     chosen = _lowest(list(kept), settings.data.test_limit)
     chosen_rows = [row for id, row in kept.items() if id in chosen]
     duplicates = len(raw) - unusable - len(rows)
@@ -122,7 +120,7 @@ def _read_texts(settings: Settings, task: Task) -> list[str]:
     name = settings.data.text_column or task.columns.text
     if name == (settings.data.reference_column or task.columns.reference):
         raise InputError(
-            f"DISTILL_DATA__TEXT_COLUMN={name!r} is the column of the reference answers, too: the "
+            f"DISTILL_DATA__TEXT_COLUMN={name!r} is also the column of the reference answers: the "
             "teacher would be shown them"
         )
     rows = read_split(settings, "train", [name], optional=[])
@@ -133,8 +131,7 @@ def _strip_prefix(text: object, settings: Settings, task: Task) -> str:
     prefix = settings.data.text_prefix
     if not isinstance(text, str | None):
         raise InputError(
-            f"the column of the texts holds {text!r}, and not a string: set "
-            "DISTILL_DATA__TEXT_COLUMN"
+            f"the text column has {text!r}, not a string: set DISTILL_DATA__TEXT_COLUMN"
         )
     return (text or "").removeprefix(task.columns.text_prefix if prefix is None else prefix)
 
@@ -144,8 +141,8 @@ def _lowest(ids: list[str], limit: int) -> set[str]:
 
 
 def _read_references(value: str | int | list[str | None] | None) -> list[str]:
-    """One reference or several, without white space around them, as labels are; none is empty."""
-    if isinstance(value, int):  # a class; a truth value as JSON has it
+    """The references that are not empty, stripped like labels."""
+    if isinstance(value, int):  # a class number, or a boolean, written as in JSON
         value = str(value).lower()
     values = [value] if isinstance(value, str) else value or []
     return [answer.strip() for answer in values if answer and answer.strip()]

@@ -1,4 +1,4 @@
-"""Reads a split of a data set: built in, from the Hugging Face hub, or files on any storage."""
+"""Reads a split of a dataset: built in, from the Hugging Face hub, or from files on any storage."""
 
 import json
 import re
@@ -24,16 +24,13 @@ _CSV_BLOCK_BYTES = 64 << 20
 def read_split(
     settings: Settings, split: str, required: Sequence[str], optional: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The rows of a split, with the required columns and those optional ones that exist."""
+    """The rows of a split, with the required columns and the optional ones that exist."""
     variable, source = name_source(settings, split)
     if source == BUILTIN:
         tables = [(f"built-in {split} split", pa.Table.from_pylist(list(make_rows(split))))]
     else:
-        files = _find_files(variable, source, split)
-        if files is None:
-            tables = [(f"{source} ({split} split)", _load_from_hub(variable, source, split))]
-        else:
-            tables = files
+        found = _find_files(variable, source, split)
+        tables = found if found is not None else _load_from_hub(variable, source, split)
     tables = [(place, table) for place, table in tables if table.num_rows] or tables[:1]
     if not tables[0][1].num_rows:
         raise InputError(f"{tables[0][0]} has no rows ({variable}={source!r})")
@@ -46,16 +43,17 @@ def read_split(
 
 
 def name_source(settings: Settings, split: str) -> tuple[str, str]:
-    """Where a split comes from: the setting's variable, and its value."""
+    """The variable and the value of the setting that names a split's source."""
     if split == "test" and settings.data.test_source is not None:
         return "DISTILL_DATA__TEST_SOURCE", settings.data.test_source
     return "DISTILL_DATA__SOURCE", settings.data.source
 
 
 def _get_column(place: str, table: pa.Table, name: str) -> pa.ChunkedArray:
-    """A column of text, of lists of text, or of whole numbers, as classes may have them.
+    """A column of strings, lists of strings, or integers, which classes may be.
 
-    Other kinds are refused by name.
+    Raises:
+        InputError: the column is missing, duplicate, or of another type.
     """
     count = table.column_names.count(name)
     if count != 1:
@@ -76,23 +74,20 @@ def _get_column(place: str, table: pa.Table, name: str) -> pa.ChunkedArray:
     if not (pa.types.is_string(inner) or pa.types.is_large_string(inner)):
         what = "values of several kinds" if pa.types.is_binary(kind) else str(kind)
         raise InputError(
-            f"{place}: the column {name!r} holds {what}, and not text; name another column, or "
-            "make text of it"
+            f"{place}: the column {name!r} holds {what}, not text; name another column, or "
+            "convert it to text"
         )
     return column
 
 
 def _find_files(variable: str, source: str, split: str) -> list[tuple[str, pa.Table]] | None:
-    """The tables of a split, with their places; None where the source names a hub data set."""
+    """The tables of a split with their paths; None if the source is a dataset on the hub."""
     own_source = variable == "DISTILL_DATA__TEST_SOURCE"
     try:
         fs, path = url_to_fs(source)
-        if fs.isfile(path):
-            found, only_file = [path], True
-        else:
-            found = sorted(p for p in fs.find(path) if _is_data(p))
-            only_file = False
-    except Exception as error:  # each storage has errors of its own
+        only_file = fs.isfile(path)
+        found = [path] if only_file else sorted(p for p in fs.find(path) if _is_data(p))
+    except Exception as error:  # each storage raises its own types
         _refuse(variable, source, f"cannot be read: {type(error).__name__}: {error}")
     if not found and not fs.exists(path) and _is_hub_name(source):
         return None
@@ -128,7 +123,7 @@ def _is_hub_name(source: str) -> bool:
 
 
 def _is_data(path: str) -> bool:
-    """A file with rows; not a hidden one, nor what data set libraries write beside them."""
+    """Whether a file has rows; not if it is hidden or a dataset library's metadata."""
     name = PurePosixPath(path).name.lower()
     return (
         name.endswith(_SUFFIXES)
@@ -153,14 +148,14 @@ def _read_file(fs: Any, path: str) -> pa.Table:
             return readers.get(suffix, _read_json_lines)(file)
     except DistillError:
         raise
-    except Exception as error:  # pyarrow and each storage have errors of their own
+    except Exception as error:  # pyarrow and each storage raise their own types
         kind = suffix.removeprefix(".")
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} cannot be read as {kind}: {reason}") from None
 
 
 def _read_csv(file: BinaryIO) -> pa.Table:
-    """A csv file, every column of it as text."""
+    """A csv file with all columns as text."""
     block = pa.csv.ReadOptions(block_size=_CSV_BLOCK_BYTES)
     parse = pa.csv.ParseOptions(newlines_in_values=True)
     names = pa.csv.open_csv(file, read_options=block, parse_options=parse).schema.names
@@ -170,17 +165,16 @@ def _read_csv(file: BinaryIO) -> pa.Table:
 
 
 def _read_json_lines(file: BinaryIO) -> pa.Table:
-    """JSON lines; not by pyarrow, which takes text for dates and refuses columns of mixed kinds."""
+    """JSON Lines; pyarrow would convert text to dates and refuse columns of mixed types."""
     rows = [json.loads(line) for line in file if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise ValueError("every line should be one JSON object")
     names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: _to_column([row.get(name) for row in rows]) for name in names}
-    return pa.table(columns)
+    return pa.table({name: _to_column([row.get(name) for row in rows]) for name in names})
 
 
 def _to_column(values: list[Any]) -> pa.Array:
-    if any(isinstance(value, list) for value in values):  # where others have one value alone
+    if any(isinstance(value, list) for value in values):  # other rows may have a single value
         values = [[value] if isinstance(value, str) else value for value in values]
     try:
         return pa.array(values)
@@ -188,14 +182,15 @@ def _to_column(values: list[Any]) -> pa.Array:
         return pa.array([json.dumps(value) for value in values]).cast(pa.binary())
 
 
-def _load_from_hub(variable: str, source: str, split: str) -> pa.Table:
-    import datasets  # slow to import, and needed only here
+def _load_from_hub(variable: str, source: str, split: str) -> list[tuple[str, pa.Table]]:
+    import datasets  # slow to import
 
     from common.hub import is_transient
 
     try:
-        return _name_classes(datasets.load_dataset(source, split=split))
-    except Exception as error:  # the hub client's errors share no root
+        table = _name_classes(datasets.load_dataset(source, split=split))
+        return [(f"{source} ({split} split)", table)]
+    except Exception as error:  # the hub client raises many types
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         if is_transient(error):
             raise DistillError(
@@ -209,7 +204,7 @@ def _load_from_hub(variable: str, source: str, split: str) -> pa.Table:
 
 
 def _name_classes(dataset: Any) -> pa.Table:
-    """The data set's table, with the names of classes instead of their numbers."""
+    """The dataset's table, with the names of classes instead of their numbers."""
     table: pa.Table = dataset.data.table
     for place, (name, feature) in enumerate(dataset.features.items()):
         if hasattr(feature, "int2str"):

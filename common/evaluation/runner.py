@@ -26,7 +26,7 @@ from common.run.steps import ADAPTER, MERGED, LabelSummary
 from common.student.memory import explaining_memory
 from common.student.student import Student, open_student
 from common.student.weights import describe_weights
-from common.teacher.statuses import PASSING_ERRORS
+from common.teacher.statuses import TRANSIENT_ERRORS
 
 _ADVICE = "a batch of one row is too large; lower DISTILL_EVALUATE__MAX_NEW_TOKENS"
 _MERGED_ADVICE = "the merged student is not quantised; to leave it out, delete the run's merged/"
@@ -109,7 +109,7 @@ def _check_gaps(run: Run, answers: list[LabelRow]) -> None:
     Raises:
         DistillError: more rows failed than `label.max_failure_rate` allows.
     """
-    lost = [answer.error for answer in answers if answer.error in PASSING_ERRORS]
+    lost = [answer.error for answer in answers if answer.error in TRANSIENT_ERRORS]
     allowed = run.settings.label.max_failure_rate
     if len(lost) > allowed * len(answers):
         raise DistillError(

@@ -1,1 +1,1 @@
-"""The label job's own parts: from examples to label rows."""
+"""From examples to label rows."""

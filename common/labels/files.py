@@ -1,4 +1,4 @@
-"""The label rows as files: all of them, in the order of the examples, or a reason why not."""
+"""Writes the label rows, in the order of the examples, and checks how many have failed."""
 
 import logging
 from collections import Counter
@@ -10,21 +10,20 @@ from common.errors import DistillError, InputError
 from common.records import count_by_status
 from common.run.storage import RunStorage
 from common.settings import Settings
-from common.teacher.statuses import PASSING_ERRORS
+from common.teacher.statuses import TRANSIENT_ERRORS
 
-_MANY = 0.5
-"""Share of filtered rows above which a rule is more likely wrong than the teacher."""
+_MAX_FILTERED_SHARE = 0.5
+"""Above this share of filtered rows, a rule is more likely wrong than the teacher."""
+_PART_ROWS = 50_000
 
 log = logging.getLogger(__name__)
-
-_PART_ROWS = 50_000
 
 
 def arrange_rows(examples: Examples, tables: list[pa.Table]) -> pa.Table:
     """All rows in the order of the examples.
 
     Raises:
-        DistillError: one is missing.
+        DistillError: rows are missing.
     """
     table = pa.concat_tables(tables)
     places = {id: place for place, id in enumerate(table["id"].to_pylist())}
@@ -35,12 +34,12 @@ def arrange_rows(examples: Examples, tables: list[pa.Table]) -> pa.Table:
 
 
 def write_parts(storage: RunStorage, folder: str, table: pa.Table) -> list[str]:
-    """Writes the rows as the only files of a folder; gives their names."""
+    """Writes the rows as the only files of a folder; returns their names."""
     names: list[str] = []
     for number, start in enumerate(range(0, table.num_rows, _PART_ROWS)):
         names.append(f"{folder}/part-{number:05}.parquet")
         storage.write_table(names[-1], table.slice(start, _PART_ROWS))
-    storage.remove(*set(storage.list_files(folder)) - set(names))  # of an earlier try that had more
+    storage.remove(*set(storage.list_files(folder)) - set(names))  # from a larger earlier attempt
     return names
 
 
@@ -50,9 +49,9 @@ def _warn_of_filtered(table: pa.Table) -> None:
     (kind, _), *_ = Counter(row["error"] for row in filtered).most_common(1)
     response = next(row["response"] for row in filtered if row["error"] == kind)
     log.warning(
-        "%d of %d rows filtered, mostly by %r, such as the response %r; if that is not what you "
-        "want, change the task's [label_rules], delete the folder labels, and run again: the "
-        "replies are kept, and not paid for again",
+        "%d of %d rows filtered, mostly by %r, such as the response %r; to keep more, change the "
+        "task's [label_rules], delete the folder labels, and run again: the replies are kept, and "
+        "not paid for again",
         len(filtered),
         table.num_rows,
         kind,
@@ -61,27 +60,26 @@ def _warn_of_filtered(table: pa.Table) -> None:
 
 
 def check_failures(settings: Settings, table: pa.Table) -> None:
-    """Looks whether more rows failed than `label.max_failure_rate` allows.
-
-    Warns if most were filtered.
+    """Warns if most rows were filtered.
 
     Raises:
-        DistillError: they did. An InputError, if asking again would not help.
+        DistillError: more rows have failed than `label.max_failure_rate`.
+        InputError: so they have, and running again will not help.
     """
     counts = count_by_status(table)
-    if counts["filtered"] > _MANY * table.num_rows:
+    if counts["filtered"] > _MAX_FILTERED_SHARE * table.num_rows:
         _warn_of_filtered(table)
     if counts["failed"] / table.num_rows <= settings.label.max_failure_rate:
         return
-    errors = table.select(["status", "error", "message"]).to_pylist()
-    failed = [row for row in errors if row["status"] == "failed"]
+    rows = table.select(["status", "error", "message"]).to_pylist()
+    failed = [row for row in rows if row["status"] == "failed"]
     (kind, _), *_ = Counter(row["error"] for row in failed).most_common(1)
     message = next(row["message"] for row in failed if row["error"] == kind)
     text = (
         f"{counts['failed']} of {table.num_rows} rows failed, mostly by {kind!r}"
         f"{f' ({message})' if message else ''}; DISTILL_LABEL__MAX_FAILURE_RATE="
-        f"{settings.label.max_failure_rate} allows fewer. What was answered is kept"
+        f"{settings.label.max_failure_rate} allows fewer. The answers are kept"
     )
-    if kind in PASSING_ERRORS:
+    if kind in TRANSIENT_ERRORS:
         raise DistillError(f"{text}: run again to ask for the rest")
-    raise InputError(f"{text}; running again will not change it")
+    raise InputError(f"{text}; running again will not help")

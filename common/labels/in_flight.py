@@ -1,7 +1,7 @@
-"""The calls that a session would lose if it were killed, on storage from before its first call.
+"""A session's record of its calls in flight, which a crash would lose.
 
-They may have been paid for, and the journal has no reply for them. A session that ends well removes
-its file; the next one charges what a crashed session left behind.
+They may be paid for without a reply in the journal. A session writes the file before its first call
+and removes it at the end; the next session charges the calls of a crashed one.
 """
 
 import uuid
@@ -18,7 +18,7 @@ _PREFIX = f"{FOLDER}/in-flight-"
 
 @dataclass(frozen=True)
 class CrashedSession:
-    """What a session left behind: calls at most in flight, and calls of dead workers."""
+    """A crashed session: its maximum calls in flight, and the lost calls of its crashed workers."""
 
     name: str
     in_flight: int
@@ -26,16 +26,16 @@ class CrashedSession:
 
 
 class InFlightRecord:
-    """A session's own file."""
+    """A session's file."""
 
     def __init__(self, storage: RunStorage) -> None:
         self._storage, self._name = storage, f"{_PREFIX}{uuid.uuid4().hex[:12]}.json"
 
     def write(self, in_flight: int, lost: int = 0) -> None:
-        """Says how many calls a crash loses; where nothing can be lost, there is no file.
+        """Records how many calls a crash loses; removes the file if there are none.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: the file cannot be written.
         """
         if in_flight or lost:
             self._storage.write_json(self._name, {"in_flight": in_flight, "lost": lost})
@@ -44,7 +44,7 @@ class InFlightRecord:
 
 
 def list_crashed(storage: RunStorage) -> list[CrashedSession]:
-    """The sessions that crashed and have not been charged yet, while the lock keeps others away."""
+    """The crashed sessions that are not charged yet."""
     return [
         _read(name.removeprefix(_PREFIX).removesuffix(".json"), _read_counts(storage, name))
         for name in storage.list_files(FOLDER)
@@ -53,12 +53,12 @@ def list_crashed(storage: RunStorage) -> list[CrashedSession]:
 
 
 def forget_crashed(storage: RunStorage, sessions: list[CrashedSession]) -> None:
-    """Removes the files of sessions that have been charged."""
+    """Removes the files of charged sessions."""
     storage.remove(*(f"{_PREFIX}{crashed.name}.json" for crashed in sessions))
 
 
 def _read_counts(storage: RunStorage, name: str) -> Any:
-    with suppress(InputError):  # a file that says nothing charges nothing
+    with suppress(InputError):  # a damaged file charges nothing
         return storage.read_json(name)
     return {}
 

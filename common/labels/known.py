@@ -1,4 +1,4 @@
-"""What a run has paid for: the journal's replies, parsed again, and all of their cost."""
+"""What a run has paid for: the journal's replies and their cost."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Known:
-    """What the journal holds already, parsed again, at no cost.
+    """What the journal holds.
 
-    `rows` are by id, complete; `replies`, by key, are of examples whose other samples are missing;
-    `cost_usd` was paid for all of the run's calls together, where the price is known.
+    `rows`, by id, have all samples; `replies`, by key, are of examples with missing samples;
+    `cost_usd` is the sum over all calls of the run, 0 if the price is unknown.
     """
 
     rows: dict[str, LabelRow]
@@ -31,11 +31,7 @@ class Known:
 
 
 def read_known(run: Run, examples: Sequence[Example]) -> Known:
-    """Labels what the journal has replies for.
-
-    A reply that cannot be parsed does not count, nor a refusal, which costs nothing to ask for
-    again.
-    """
+    """Labels the examples whose replies are in the journal; unusable replies do not count."""
     journal, cost_usd = _read_paid(run)
     rows: dict[str, LabelRow] = {}
     replies: dict[str, Reply] = {}
@@ -50,7 +46,7 @@ def read_known(run: Run, examples: Sequence[Example]) -> Known:
 
 
 def resume(run: Run, examples: Sequence[Example]) -> Known:
-    """The same, after the calls that crashed sessions have lost are charged."""
+    """Reads the journal, after charging the lost calls of crashed sessions."""
     known = read_known(run, examples)
     crashed = list_crashed(run.storage)
     if not crashed:
@@ -61,7 +57,7 @@ def resume(run: Run, examples: Sequence[Example]) -> Known:
     dollars = f", ${cost_usd - known.cost_usd:.4f} at most" if cost_usd else ""
     if lost:
         log.warning(
-            "the job before was killed: up to %d calls may be paid for and lost%s", lost, dollars
+            "an earlier job has crashed: up to %d calls may be paid for and lost%s", lost, dollars
         )
     forget_crashed(run.storage, crashed)
     return replace(known, cost_usd=cost_usd)
@@ -70,15 +66,12 @@ def resume(run: Run, examples: Sequence[Example]) -> Known:
 def _charge(
     run: Run, session: CrashedSession, missing: Sequence[Example], asked: Sequence[Example]
 ) -> int:
-    """Writes down a crashed session's calls as paid; how many they are.
-
-    They are taken for the dearest of those that the journal has no reply for.
-    """
+    """Charges a crashed session's calls, as the largest without a reply; returns their number."""
     bodies = [make_request(run.settings.teacher, run.task, e.text) for e in asked]
-    dearest = sorted(map(bound_prompt_tokens, bodies), reverse=True)
+    sizes = sorted(map(bound_prompt_tokens, bodies), reverse=True)
     samples, name = run.settings.label.samples, session.name
-    in_flight = [tokens for tokens in dearest[: len(missing)] for _ in range(samples)]
-    lost = in_flight[: session.in_flight] + dearest[:1] * session.lost
+    in_flight = [tokens for tokens in sizes[: len(missing)] for _ in range(samples)]
+    lost = in_flight[: session.in_flight] + sizes[:1] * session.lost
     reason = f"lost: job {name} was killed"
     replies = [Reply(f"{i} of {name}", 0, reason, 0, 0.0, n) for i, n in enumerate(lost)]
     if replies:
@@ -88,15 +81,13 @@ def _charge(
 
 def read_answered(storage: RunStorage) -> dict[str, Reply]:
     """The journal's usable replies, by key."""
-    pairs = ((reply, read_answer(reply)) for reply in iterate_journal(storage))
-    return _choose(pairs)
+    return _choose((reply, read_answer(reply)) for reply in iterate_journal(storage))
 
 
 def _read_paid(run: Run) -> tuple[dict[str, Reply], float]:
-    """The journal's usable replies by key, and the dollars that all of them cost together.
+    """The journal's usable replies by key, and the dollars for all replies, 0 without a price.
 
-    What does not tell its usage counts with the most that it may have cost. Where the price is
-    unknown, dollars are 0.
+    A reply without usage counts with its maximum cost.
     """
     price, max_tokens = run.price, run.settings.teacher.max_tokens
     cost_usd = 0.0
@@ -107,7 +98,7 @@ def _read_paid(run: Run) -> tuple[dict[str, Reply], float]:
         for reply in iterate_journal(run.storage):
             answer = read_answer(reply)
             identity = hash(reply)
-            if price and identity not in counted:  # a reply may come twice
+            if price and identity not in counted:  # the journal may have duplicates
                 counted.add(identity)
                 cost_usd += (
                     price.cost(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens)
@@ -121,7 +112,7 @@ def _read_paid(run: Run) -> tuple[dict[str, Reply], float]:
 
 
 def _choose(pairs: Iterable[tuple[Reply, Answer]]) -> dict[str, Reply]:
-    """The usable replies by key: a whole answer rather than an unfinished one."""
+    """The usable replies by key; a finished answer is preferred to an unfinished one."""
     chosen: dict[str, Reply] = {}
     for reply, answer in pairs:
         is_usable = reply.http_status == 200 and answer.error != "bad_response"

@@ -1,4 +1,4 @@
-"""What a lane is: a way in which a session's requests travel to the teacher; see `lanes/`."""
+"""What a lane is; `lanes/` has them."""
 
 import queue
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from common.teacher.replies import Reply
 
 @dataclass(frozen=True)
 class Work:
-    """What a lane is given: `replies` are known, by key, and not to be asked for."""
+    """A lane's input; `replies`, by key, are known and need no calls."""
 
     run: Run
     url: str
@@ -28,9 +28,9 @@ class Work:
 
 
 class Lane(ABC):
-    """A way in which a session's requests travel to the teacher.
+    """How a session's requests reach the teacher.
 
-    Every method but `close` may raise a DistillError if the lane itself has failed.
+    Every method except `close` may raise a DistillError if the lane has failed.
 
     Attributes:
         refusal_drain_seconds: how long calls in flight may take to end after a refusal; None: as
@@ -44,33 +44,33 @@ class Lane(ABC):
 
     @abstractmethod
     def open(self) -> None:
-        """Gets ready; no call starts yet."""
+        """Prepares without starting calls."""
 
     @abstractmethod
     def start(self, work: Work) -> None:
-        """Starts to label, and returns at once."""
+        """Starts labelling in the background."""
 
     @abstractmethod
     def snapshot(self, may_start: bool) -> Snapshot | None:
-        """The state of the quota, if it answers in time; no call starts unless it `may_start`."""
+        """The state of the quota, or None on a timeout; no call starts unless `may_start`."""
 
     @abstractmethod
     def stop(self, reason: DistillError) -> None:
-        """Starts no more calls; those in flight go on to their end."""
+        """Starts no more calls; those in flight complete."""
 
     @abstractmethod
     def close(self) -> None:
-        """Ends what `open` and `start` have started, however far they came; never raises."""
+        """Ends what `open` and `start` have started, even if they failed; never raises."""
 
     def take(self, seconds: float) -> pa.Table | None:
-        """The next finished rows; None after the last. Raises queue.Empty if none come in time."""
+        """The next finished rows, None after the last. Raises queue.Empty on a timeout."""
         arrived = self._arrived.get(timeout=seconds)
         if isinstance(arrived, BaseException):
             raise arrived
         return arrived
 
     def deliver(self, tables: Callable[[], Iterable[pa.Table]]) -> Thread:
-        """Makes tables for `take` in a thread: signals and refusals reach the main one at once."""
+        """Produces tables for `take` in a thread, so that signals reach the main one at once."""
 
         def work() -> None:
             try:

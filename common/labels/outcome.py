@@ -1,4 +1,4 @@
-"""From replies to label rows: parse, apply the task's label rules, and take the majority."""
+"""Makes label rows from replies: parse, apply the task's label rules, take the majority."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,16 +12,15 @@ from common.teacher.replies import Answer, Reply, read_answer
 
 
 def make_label(example: Example, replies: Sequence[Reply], task: Task) -> LabelRow:
-    """The label row for all samples' replies; none, where the text was blank: nobody was asked.
+    """The label row for the replies of all samples; a blank text has none, and fails.
 
-    The samples that pass the label rules vote. Two labels are the same vote if they differ in no
-    more than white space, typographic quotes and Unicode's compatible characters; case counts. The
-    label is the commonest spelling of the commonest vote; in a draw, the earliest sample's. Where
-    none passes, the commonest rule that filters them is the row's error, then the commonest error.
+    The samples that pass the label rules vote. Labels that differ only in white space, typographic
+    quotes and compatible Unicode characters are the same vote; case counts. The label is the most
+    frequent spelling of the most frequent vote; in a draw, the first sample's. If no sample passes,
+    the row's error is the most frequent rule that filters one, else the most frequent error.
 
-    Response, message, finish reason and log-probabilities are those of the sample that was chosen.
-    Tokens and attempts are those of all samples together; seconds are those of the slowest, as
-    samples are asked for side by side.
+    Response, message, finish reason and log-probabilities are the chosen sample's. Tokens and
+    attempts are sums; seconds are the maximum, as samples run concurrently.
     """
     if not replies:
         return LabelRow(example.id, example.text, "failed", error="empty_text")
@@ -73,5 +72,5 @@ def _read_sample(text: str, reply: Reply, task: Task) -> _Sample:
 
 
 def _find_commonest(items: Iterable[str | None]) -> str | None:
-    """The commonest item; of several, the earliest."""
+    """The most frequent item; in a draw, the first."""
     return Counter(items).most_common(1)[0][0]

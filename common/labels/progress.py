@@ -1,4 +1,4 @@
-"""The label job's progress and its summary, for people and for log collectors."""
+"""The progress and the summary of a session's calls."""
 
 import logging
 import sys
@@ -11,13 +11,13 @@ from common.run.steps import LabelSummary
 
 _LOG_SECONDS = 5.0
 _RATE_SECONDS = 15.0
-"""The rate is that of so long a time."""
+"""The rate is an average over this time."""
 
 log = logging.getLogger(__name__)
 
 
 class Progress:
-    """One line that tells how far the calls are: in place on a terminal, else logged."""
+    """Shows the calls' progress in one line: in place on a terminal, else logged."""
 
     def __init__(
         self,
@@ -26,18 +26,17 @@ class Progress:
         name: str = "labels",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`calls` is how many answers there are to come; `name` is what they are for."""
-        self._name = name
-        self._calls, self._has_price, self._clock = calls, has_price, clock
+        """`calls` is the number of answers to expect; `name` is what they are for."""
+        self._name, self._calls, self._has_price, self._clock = name, calls, has_price, clock
         self._logged_at = clock()
         self._marks: list[tuple[float, int]] = []
         self._in_place = sys.stderr.isatty()
 
     def show(self, snapshot: Snapshot, is_last: bool = False) -> None:
-        """Shows the state, if it is time to."""
+        """Shows the state, unless the last line is recent."""
         now, answered = self._clock(), snapshot.totals.answered
         if not self._marks or answered <= self._marks[0][1]:
-            self._marks = [(now, answered)]  # the time before the first answer is no part of a rate
+            self._marks = [(now, answered)]  # the rate starts at the first answer
         if now - self._logged_at < (0.5 if self._in_place else _LOG_SECONDS) and not is_last:
             return
         self._logged_at = now
@@ -89,10 +88,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def summarize_calls(snapshot: Snapshot, concurrency: int, has_price: bool) -> LabelSummary:
-    """What the calls took, beside the least that the limits allow for as many answers.
-
-    The optimum counts no burst: the server's is not known.
-    """
+    """The calls' figures, and the minimum time for them; without bursts, which are unknown."""
     totals = snapshot.totals
     tokens = totals.prompt_tokens + totals.completion_tokens
     best = optimum_seconds(

@@ -1,6 +1,6 @@
 """A session: one labelling, from opening the teacher to the last durable reply.
 
-The label job and the evaluation's teacher run the same session; they differ in the lane.
+The label job and the evaluation's teacher both run one, on different lanes.
 """
 
 import asyncio
@@ -42,18 +42,13 @@ log = logging.getLogger(__name__)
 
 
 class Session:
-    """Labels examples, each of which is paid for once.
-
-    Attributes:
-        known: what the journal holds already.
-        missing: the examples that it lacks.
-    """
+    """Labels the examples that are `missing` in the journal; the others are `known`."""
 
     def __init__(self, run: Run, lock: RunLock, examples: Sequence[Example]) -> None:
-        """Resumes: reads the journal, and charges the calls that crashed sessions have lost.
+        """Reads the journal, and charges the lost calls of crashed sessions.
 
         Raises:
-            SettingsError: dollars are capped, and the model's price is not known.
+            SettingsError: the cost is capped, and the model's price is unknown.
         """
         self._run, self._lock = run, lock
         self.known = resume(run, examples)
@@ -63,14 +58,13 @@ class Session:
         self._concurrency, self._lost = run.settings.teacher.max_concurrency, 0
 
     def ask(self, make_lane: Callable[[], Lane], name: str) -> tuple[list[pa.Table], LabelSummary]:
-        """Asks for the missing examples; gives their rows, in no order, and what the calls took.
+        """Labels the missing examples; returns their rows, unordered, and the calls' figures.
 
-        `name` is what the progress says that the answers are for. If the job is to stop, no call
-        starts any more, and what is in flight is journaled first.
+        `name` is for the progress. Before a job stops, its calls in flight are drained.
 
         Raises:
-            DistillError: the teacher cannot be reached, or refuses for good; the cap is reached;
-                the run is no longer the lock's; or the lane has failed.
+            DistillError: the teacher cannot be reached or refuses for good, the cap is reached, the
+                lock is lost, or the lane has failed.
         """
         run, asked = self._run, [e for e in self.missing if e.text.strip()]
         blank = [make_label(e, [], run.task) for e in self.missing if not e.text.strip()]
@@ -110,7 +104,8 @@ class Session:
             in_flight = self._drain(lane, seconds)
             raise
         finally:
-            # If that fails, the file says more calls than there are; so it may after a takeover.
+            # If that fails, the next job charges too many calls rather than too few. After a
+            # takeover the other job has charged them.
             with suppress(DistillError):
                 self._lock.check()
                 self._in_flight.write(in_flight, self._lost)
@@ -140,14 +135,14 @@ class Session:
                     tables.append(table)
 
     def _note(self, snapshot: Snapshot) -> None:
-        """Records the calls of dead workers, and adds what the lock knows."""
+        """Records the calls of crashed workers, and adds the lock's storage error."""
         if snapshot.lost_calls > self._lost:
             self._lost = snapshot.lost_calls
             self._in_flight.write(self._concurrency, self._lost)
         snapshot.storage_error = snapshot.storage_error or self._lock.storage_error
 
     def _drain(self, lane: Lane, seconds: float) -> int:
-        """Waits until no call is in flight, at most for `seconds`; gives how many are lost."""
+        """Waits up to `seconds` until no call is in flight; returns how many still are."""
         deadline = time.monotonic() + seconds
         in_flight = self._concurrency
         try:
@@ -156,12 +151,11 @@ class Session:
                 snapshot = lane.snapshot(may_start=False)
                 if snapshot is None:
                     continue
-                in_flight = snapshot.in_flight
-                if not in_flight:
+                if not (in_flight := snapshot.in_flight):
                     return 0
                 time.sleep(_POLL_SECONDS / 5)
-            log.warning("labels: calls were still in flight after %g s, and are lost", seconds)
-        except DistillError:  # without the quota, workers end what they have in flight
+            log.warning("labels: %d calls still in flight after %g s are lost", in_flight, seconds)
+        except DistillError:  # the quota is gone, and workers complete their calls
             time.sleep(max(0.0, min(deadline - time.monotonic(), _BLIND_DRAIN_SECONDS)))
         return in_flight
 
@@ -180,7 +174,7 @@ def make_quota(run: Run, spent_usd: float) -> Quota:
     """The quota of a session.
 
     Raises:
-        SettingsError: dollars are capped, and the model's price is not known.
+        SettingsError: the cost is capped, and the model's price is unknown.
     """
     teacher, cap = run.settings.teacher, run.settings.label.max_cost_usd
     if cap is not None:
@@ -196,11 +190,7 @@ def make_quota(run: Run, spent_usd: float) -> Quota:
 
 
 def check_teacher(run: Run, url: str) -> None:
-    """Looks, without a paid call, whether there is a teacher that lets us in.
-
-    Raises:
-        SettingsError, InputError, TeacherRefusedError: see `Teacher.check`.
-    """
+    """Runs `Teacher.check`, which also says what this raises."""
 
     async def check() -> None:
         teacher = Teacher(run.settings.teacher, url, Leases(reach_quota(Quota())))
@@ -214,7 +204,7 @@ def check_teacher(run: Run, url: str) -> None:
 
 @contextmanager
 def open_teacher(settings: Settings) -> Iterator[str]:
-    """The URL of the teacher; the stand-in is started, and stopped at the end."""
+    """The teacher's URL; the stand-in runs while the block does."""
     is_stand_in = settings.teacher.base_url == BUILTIN
     host = _find_own_address() if os.environ.get("RAY_ADDRESS") else "127.0.0.1"
     with running_stand_in(host) if is_stand_in else nullcontext(settings.teacher.base_url) as url:
@@ -222,10 +212,10 @@ def open_teacher(settings: Settings) -> Iterator[str]:
 
 
 def _find_own_address() -> str:
-    """Where other machines of a cluster reach this one."""
+    """The address of this machine for other nodes of a cluster."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing: chooses the interface
+            probe.connect(("192.0.2.1", 9))  # sends nothing, only chooses an interface
             return str(probe.getsockname()[0])
         except OSError:
             return "127.0.0.1"

@@ -1,4 +1,4 @@
-"""A session's worker: asks the teacher for examples, and makes label rows of the replies."""
+"""A session's worker: calls the teacher and makes label rows of its replies."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
@@ -23,10 +23,7 @@ class Worker:
     def __init__(
         self, run: Run, url: str, renew: Renew, known: Mapping[str, Reply] | None = None
     ) -> None:
-        """`url` is where the teacher is, `renew` reaches the session's quota.
-
-        `known` replies, by key, are not asked for.
-        """
+        """`renew` reaches the session's quota; `known` replies, by key, need no calls."""
         self._settings, self._task = run.settings, run.task
         self._known = dict(known or {})
         journal = JournalWriter(run.storage)
@@ -36,15 +33,15 @@ class Worker:
         )
 
     async def label(self, examples: Sequence[Example]) -> list[LabelRow]:
-        """Labels examples concurrently, in their order.
+        """Labels examples concurrently; rows are in their order.
 
         Raises:
-            DistillError: the job is to stop; the calls in flight were waited for, and journaled.
+            DistillError: the job stops, after its calls in flight have been journaled.
         """
         try:
             return await _gather(self._label_one(example) for example in examples)
         finally:
-            await self._leases.flush()  # also of what ended after a refusal
+            await self._leases.flush()  # also the calls that end after a refusal
 
     async def _label_one(self, example: Example) -> LabelRow:
         if not example.text.strip():
@@ -58,7 +55,7 @@ class Worker:
         return self._known.get(key) or await self._teacher.ask(body, key)
 
     def add_known(self, replies: Mapping[str, Reply]) -> None:
-        """Takes replies that are not to be asked for."""
+        """Adds replies that need no calls."""
         self._known.update(replies)
 
     async def close(self) -> None:
@@ -67,7 +64,7 @@ class Worker:
 
 
 async def _gather(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results; where one fails, its error, but not before all have ended."""
+    """All results; raises the first error once all calls have ended."""
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     results: list[T] = []
     for outcome in outcomes:

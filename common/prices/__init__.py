@@ -1,1 +1,1 @@
-"""What calls cost."""
+"""Prices of calls."""

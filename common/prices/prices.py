@@ -1,7 +1,7 @@
-"""What calls cost: dollars per million tokens, from `prices.toml` and a file of the user's.
+"""Prices in dollars per million tokens, from `prices.toml` and the user's own file.
 
-A file holds entries, [[price]], with `model`, `input`, `output`, and where it helps `cached_input`
-(else as `input`) and `host`, the host name of the base URL, in which * stands for anything.
+An entry, [[price]], has `model`, `input`, `output`, and optionally `cached_input` (default:
+`input`) and `host`, the host name in the base URL, where * matches anything.
 """
 
 import json
@@ -22,7 +22,7 @@ from common.settings import TeacherSettings
 
 _SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 _FORMAT = (
-    "an entry begins with [[price]] and has model, input and output, if need be cached_input and "
+    "an entry begins with [[price]] and has model, input, output, and optionally cached_input and "
     "host; a price is a number of dollars per million tokens"
 )
 
@@ -37,27 +37,23 @@ class Price:
 
     def cost(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
         """Dollars for a call; `cached_tokens` are a part of `prompt_tokens`."""
-        fresh_tokens = max(0, prompt_tokens - cached_tokens)
-        return (
-            fresh_tokens * self.input
-            + cached_tokens * self.cached_input
-            + completion_tokens * self.output
-        ) / 1e6
+        prompt = max(0, prompt_tokens - cached_tokens) * self.input
+        return (prompt + cached_tokens * self.cached_input + completion_tokens * self.output) / 1e6
 
     def worst_cost(self, prompt_tokens: int, max_tokens: int) -> float:
-        """Dollars for a call with so many tokens at most."""
+        """The maximum dollars for a call with at most these tokens."""
         prompt_price = max(self.input, self.cached_input)
         return (prompt_tokens * prompt_price + max_tokens * self.output) / 1e6
 
 
 def find_price(settings: TeacherSettings) -> Price | None:
-    """The price of the teacher; None if it is unknown, as on a server of one's own.
+    """The teacher's price; None if unknown, as for a server of your own.
 
-    The model's own name goes before that of its family (gpt-4o for gpt-4o-2024-08-06), the user's
-    file before the built-in one, and an entry for the host before one for any host.
+    The model's exact name precedes its family (gpt-4o for gpt-4o-2024-08-06), the user's file the
+    built-in one, and an entry for the host one for any host.
 
     Raises:
-        InputError: the file that `teacher.prices` names cannot be read, or is not valid.
+        InputError: the file `teacher.prices` cannot be read or is not valid.
     """
     host = urlsplit(settings.base_url).hostname or settings.base_url
     own = _read_entries(settings.prices) if settings.prices else []
@@ -70,7 +66,7 @@ def find_price(settings: TeacherSettings) -> Price | None:
 
 
 def require_price(price: Price | None, settings: TeacherSettings) -> None:
-    """Raises a SettingsError where a cap needs the teacher's price and it is unknown."""
+    """Raises a SettingsError if the price, which a cost cap needs, is unknown."""
     if price is None:
         raise SettingsError(
             f"DISTILL_LABEL__MAX_COST_USD needs a price, and that of {settings.model!r} at "
@@ -118,7 +114,7 @@ def _read_entries(path: str) -> list[_Entry]:
         raise InputError(f"price file {path!r}: {_explain(error, content)}; {_FORMAT}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"price file {path!r} is not valid TOML: {error}") from None
-    except Exception as error:  # each storage has errors of its own
+    except Exception as error:  # each storage raises its own types
         raise InputError(
             f"DISTILL_TEACHER__PRICES: the price file {path!r} cannot be read: "
             f"{type(error).__name__}: {error}"
@@ -134,13 +130,13 @@ def _read_entries(path: str) -> list[_Entry]:
 
 
 def _explain(error: ValidationError, content: dict[str, Any]) -> str:
-    """What is wrong with the first wrong field, and where."""
+    """Describes the first invalid field."""
     first: Any = max(error.errors(), key=lambda e: e["type"] == "extra_forbidden")
     *place, field = first["loc"]
     where = ""
     if len(place) > 1:
-        number = place[1]
-        where = f"entry {number + 1} (model {content['price'][number].get('model')!r}): "
+        entry = content["price"][place[1]]
+        where = f"entry {place[1] + 1} (model {entry.get('model')!r}): "
     if first["type"] == "missing":
         return f"{where}{field} is missing"
     reason = "no such field" if first["type"] == "extra_forbidden" else first["msg"].lower()

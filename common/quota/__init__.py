@@ -1,1 +1,1 @@
-"""The limits of a whole job, and each worker's part of them."""
+"""The limits of a job, and their distribution among its workers."""

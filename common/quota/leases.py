@@ -1,7 +1,8 @@
-"""A worker's side of the quota: calls wait here until the job's limits let them start."""
+"""A worker's side of the quota: calls wait here until the job's limits allow them to start."""
 
 import asyncio
 import contextlib
+import math
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -12,31 +13,31 @@ from common.quota.protocol import Amount, Headers, Lease, Tally, TokenEstimate, 
 from common.quota.quota import AT_ONCE_SECONDS, Quota
 
 Renew = Callable[[str, Tally], Awaitable[Lease]]
-_MOST_WAITING = 512
-"""Calls that one tally asks for."""
-_SOON_SECONDS = 0.01
-"""Tallies are at least this far apart."""
+_MAX_REQUESTED = 512
+"""The most calls that one tally requests."""
+_MIN_RENEW_SECONDS = 0.01
+"""The minimum time between two tallies."""
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A call that waits, or is in flight. `usd` is what it may cost in the worst case."""
+    """A call that waits or is in flight; `usd` is its worst-case cost."""
 
     characters: float
     usd: float
     may_start: asyncio.Future[None]
     tokens: float = 0.0
-    """As guessed when it asked for a start."""
+    """The estimate when it was requested."""
     is_granted: bool = False
     starts_at: float = 0.0
     sent_at: float = 0.0
     started: Amount = (0.0, 0.0)
-    """What the job has started, this call included, as far as is known here."""
+    """What the job had started then, including this call, according to the last lease."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a call."""
+    """The result of a call."""
 
     totals: Totals
     used_tokens: float
@@ -46,7 +47,7 @@ class Outcome:
 
 
 class Leases:
-    """Starts calls as the job's quota allows. Use it in one event loop."""
+    """Starts calls as the job's quota allows, in one event loop."""
 
     def __init__(
         self,
@@ -54,35 +55,35 @@ class Leases:
         storage_error: Callable[[], str | None] = lambda: None,
         estimate: TokenEstimate | None = None,
     ) -> None:
-        """`renew` reaches the quota; `storage_error` tells what this worker is held up by.
+        """`renew` exchanges a tally for a lease, which may replace the `estimate`.
 
-        `estimate` holds until the quota knows a better one.
+        `storage_error` returns why this worker cannot write to the storage, if it cannot.
         """
         self._renew, self._storage_error = renew, storage_error
         self._estimate = estimate or TokenEstimate()
         self._name = uuid.uuid4().hex[:12]
         self._waiting: deque[Call] = deque()
-        self._asked: list[Call] = []
+        self._requested: list[Call] = []
         self._granted: deque[Call] = deque()
         self._in_flight = self._slots = 0
-        self._is_open = self._has_demanded = False
+        self._is_unlimited = self._had_demand = False
         self._paused_until = float("-inf")
         self._failure: DistillError | None = None
         self._tally = Tally()
         self._started = 0.0, 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._renewer: asyncio.Task[None] | None = None
-        self._hurry = asyncio.Event()
+        self._renew_now = asyncio.Event()
         self._flushes: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    async def acquire(self, characters: float, usd: float, again: bool = False) -> Call:
-        """Waits until a call may be sent; one that is sent `again` goes first.
+    async def acquire(self, characters: float, usd: float, is_retry: bool = False) -> Call:
+        """Waits until a call may be sent; a retry goes first.
 
-        `characters` are those of its prompt; it is guessed from them how many tokens it will use.
+        Its tokens are estimated from the prompt's `characters`.
 
         Raises:
-            DistillError: the job is to stop: see `fail`.
+            DistillError: the job stops, see `fail`.
         """
         if self._failure:
             raise self._failure
@@ -90,17 +91,17 @@ class Leases:
         if self._renewer is None:
             self._renewer = self._loop.create_task(self._renew_regularly())
         call = Call(characters, usd, self._loop.create_future())
-        if again:
+        if is_retry:
             self._waiting.appendleft(call)
         else:
             self._waiting.append(call)
-        if not self._has_demanded:
-            self._hurry.set()
+        if not self._had_demand:
+            self._renew_now.set()
         self._start_calls()
         try:
             await call.may_start
         except asyncio.CancelledError:
-            if call.sent_at:  # it had just been let go
+            if call.sent_at:  # it had just started
                 self._in_flight -= 1
                 self._return(call)
                 self._start_calls()
@@ -108,7 +109,7 @@ class Leases:
         return call
 
     def settle(self, call: Call, outcome: Outcome) -> None:
-        """Ends a call: it is no longer in flight."""
+        """Ends a call, which is then no longer in flight."""
         self._in_flight -= 1
         tally = self._tally
         tally.totals.add(outcome.totals)
@@ -127,44 +128,44 @@ class Leases:
         if outcome.is_throttled:
             tally.throttles.append((call.sent_at, outcome.retry_after_seconds))
             self._pause(outcome.retry_after_seconds or 0.0)
-            self._slots = min(self._slots, self._in_flight)  # until the quota has heard of it
-            self._hurry.set()
+            self._slots = min(self._slots, self._in_flight)  # until the next lease
+            self._renew_now.set()
         self._start_calls()
 
     def _note_headers(self, headers: Headers, call: Call) -> None:
-        """Keeps the latest; of calls that were sent at once, the one that left the least."""
-        if self._is_open and (headers.requests_limit or headers.tokens_limit):
-            self._is_open = False  # until the quota has heard of it
-            self._hurry.set()
+        """Keeps the latest headers; of calls sent at the same time, those with the least left."""
+        if self._is_unlimited and (headers.requests_limit or headers.tokens_limit):
+            self._is_unlimited = False  # until the next lease
+            self._renew_now.set()
         latest = self._tally.headers
         if latest is not None:
             is_older = call.sent_at < latest[2] - AT_ONCE_SECONDS
             is_newer = call.sent_at > latest[2] + AT_ONCE_SECONDS
-            if is_older or (not is_newer and _left(headers) > _left(latest[0])):
+            if is_older or (not is_newer and _remaining(headers) > _remaining(latest[0])):
                 return
         self._tally.headers = headers, call.started, call.sent_at
 
     def fail(self, error: DistillError) -> None:
-        """Stops the whole job: what waits gets the error, what is in flight goes on to its end."""
+        """Stops the whole job: waiting calls get the error, calls in flight complete."""
         self._tally.failure = error
         self._stop(error)
-        self._hurry.set()
+        self._renew_now.set()
 
     async def flush(self) -> None:
-        """Returns when the quota has heard of everything that was settled."""
+        """Returns once the quota has the outcome of every settled call."""
         if self._renewer is None or self._renewer.done():
             return
         assert self._loop is not None
-        heard = self._loop.create_future()
-        self._flushes.append(heard)
-        self._hurry.set()
-        await heard
+        flushed = self._loop.create_future()
+        self._flushes.append(flushed)
+        self._renew_now.set()
+        await flushed
 
     async def close(self) -> None:
         """Sends the last tally."""
         if self._renewer is None:
             return
-        await self.flush()  # what is on its way to the quota would be lost otherwise
+        await self.flush()  # otherwise a tally in transit would be lost
         self._renewer.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._renewer
@@ -184,11 +185,11 @@ class Leases:
         while now >= self._paused_until and self._in_flight < self._slots:
             if self._granted and self._granted[0].starts_at <= now:
                 call = self._granted.popleft()
-            elif self._is_open and self._waiting:
+            elif self._is_unlimited and self._waiting:
                 call = self._waiting.popleft()
             else:
                 break
-            if call.may_start.done():  # its asker has gone
+            if call.may_start.done():  # cancelled
                 self._return(call)
                 continue
             call.sent_at = now
@@ -219,11 +220,11 @@ class Leases:
 
     def _stop(self, error: DistillError) -> None:
         self._failure = self._failure or error
-        for call in (*self._granted, *self._asked, *self._waiting):
+        for call in (*self._granted, *self._requested, *self._waiting):
             if not call.may_start.done():
                 call.may_start.set_exception(self._failure)
         self._granted.clear()
-        self._asked.clear()
+        self._requested.clear()
         self._waiting.clear()
 
     def _take_tally(self) -> Tally:
@@ -237,47 +238,47 @@ class Leases:
         if tally.headers is not None:
             headers, started, sent_at = tally.headers
             tally.headers = headers, started, now - sent_at
-        if not self._is_open:
+        if not self._is_unlimited:
             room = self._slots + self._slots // 2 - self._in_flight - len(self._granted)
-            count = min(len(self._waiting), max(room, 1), _MOST_WAITING)
-            self._asked = [self._waiting.popleft() for _ in range(count)]
-            for call in self._asked:
+            count = min(len(self._waiting), max(room, 1), _MAX_REQUESTED)
+            self._requested = [self._waiting.popleft() for _ in range(count)]
+            for call in self._requested:
                 call.tokens = self._estimate.guess(call.characters)
-            tally.waiting = [(call.tokens, call.usd) for call in self._asked]
-        self._has_demanded = tally.demand > 0
+            tally.waiting = [(call.tokens, call.usd) for call in self._requested]
+        self._had_demand = tally.demand > 0
         if not tally.demand:
             self._slots = min(self._slots, self._in_flight)
         return tally
 
     async def _renew_regularly(self) -> None:
         while True:
-            self._hurry.clear()
+            self._renew_now.clear()
             flushes, self._flushes = self._flushes, []
             try:
                 lease = await self._renew(self._name, self._take_tally())
-            except Exception as error:  # the quota is far away, and gone
+            except Exception as error:  # the quota's actor has died
                 self._stop(DistillError(f"the job's quota is gone ({error}); run again"))
                 flushes += self._flushes
                 return
             finally:
-                for heard in flushes:
-                    if not heard.done():
-                        heard.set_result(None)
+                for flushed in flushes:
+                    if not flushed.done():
+                        flushed.set_result(None)
             self._apply(lease)
-            await asyncio.sleep(_SOON_SECONDS)
+            await asyncio.sleep(_MIN_RENEW_SECONDS)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(lease.renew_seconds - _SOON_SECONDS):
-                    await self._hurry.wait()
+                async with asyncio.timeout(lease.renew_seconds - _MIN_RENEW_SECONDS):
+                    await self._renew_now.wait()
 
     def _apply(self, lease: Lease) -> None:
-        asked, self._asked = self._asked, []
-        self._slots, self._is_open = lease.slots, lease.delays is None
+        requested, self._requested = self._requested, []
+        self._slots, self._is_unlimited = lease.slots, lease.delays is None
         self._started = add(lease.started, self._tally.started)
         self._estimate = lease.estimate or self._estimate
         delays = lease.delays or []
-        self._waiting.extendleft(reversed(asked[len(delays) :]))
+        self._waiting.extendleft(reversed(requested[len(delays) :]))
         now = self._now()
-        for call, delay in zip(asked, delays, strict=False):
+        for call, delay in zip(requested, delays, strict=False):
             call.is_granted, call.starts_at = True, now + delay
             self._granted.append(call)
         if lease.failure:
@@ -288,7 +289,7 @@ class Leases:
 
 
 def reach_quota(quota: Quota) -> Renew:
-    """The way to a quota in this process."""
+    """Renews leases at a quota in this process."""
 
     async def renew(name: str, tally: Tally) -> Lease:
         return quota.renew(name, tally)
@@ -296,10 +297,6 @@ def reach_quota(quota: Quota) -> Renew:
     return renew
 
 
-def _left(headers: Headers) -> tuple[float, float]:
-    unknown = float("inf")
+def _remaining(headers: Headers) -> tuple[float, float]:
     requests, tokens = headers.requests_remaining, headers.tokens_remaining
-    return (
-        unknown if requests is None else requests,
-        unknown if tokens is None else tokens,
-    )
+    return math.inf if requests is None else requests, math.inf if tokens is None else tokens

@@ -1,49 +1,49 @@
-"""The limits of requests and tokens: told by the settings or the server, or learned from 429s."""
+"""Limits of requests and tokens: from the settings, from headers, or estimated from 429s."""
 
 import math
 
 _SAFETY = 0.998
-"""The share of a told limit that is used: the server's clock and ours are not the same."""
+"""The share of a configured limit that is used: the server's clock may differ."""
 _JITTER_SECONDS = 0.02
-"""Calls may arrive so much closer together than they were sent."""
+"""Two calls may arrive this much closer together than they were sent."""
 _FIRST_BURST_SECONDS, _BURST_SECONDS, _TRIAL_SECONDS = 0.25, 1.0, 3.0
-"""How much of a told limit may be used at once: at first, and after so long at its full rate."""
+"""The burst of a configured limit: at first, and after `_TRIAL_SECONDS` at its full rate."""
 _PROBE_SECONDS, _SEARCH_STEP, _PROBE_STEP = 1.0, 0.4, 0.02
-"""A learned rate is raised by a step after so long without a 429.
+"""An estimated rate is raised by a step after `_PROBE_SECONDS` without a 429.
 
-The step doubles with each raise; the time doubles with each 429 that a raise brings.
+The step doubles with each raise, the time with each 429 that follows a raise.
 """
 _RELIABLE_CALLS, _LONGEST_PROBE_SECONDS = 20, 30.0
-"""So many calls tell a rate well enough."""
+"""The number of calls from which a measured rate is reliable."""
 _SUSTAINED_SHARE, _BACK_OFF = 1 / 3, 0.8
-"""What is taken to last of a first burst; the factor while too few calls tell a rate."""
+"""The share of a first burst that lasts; the factor on a rate from too few calls."""
 
 
 class Bucket:
-    """A token bucket, as the moment `empty_at` at which it was or will be empty.
+    """A token bucket, stored as the time `empty_at` when it was or will be empty.
 
-    Taking is immediate, and may leave a debt; whoever takes waits for `delay` then.
+    `take` is immediate and may leave a debt, which `delay` waits off.
     """
 
     def __init__(self, rate: float, burst: float, first_burst: float, now: float) -> None:
-        """`rate` is in units a second, the bursts in units."""
+        """`rate` is in units per second, the bursts are in units."""
         self.rate, self.burst = rate, burst
         self.empty_at = now - first_burst / rate
 
     def delay(self, amount: float, now: float) -> float:
-        """Until the amount is there; one larger than the bucket waits until that is full."""
+        """Seconds until the bucket holds an amount, or is full."""
         return max(0.0, self.empty_at + min(amount, self.burst) / self.rate - now)
 
     def take(self, amount: float, now: float) -> None:
-        """Takes an amount, into debt if need be."""
+        """Takes an amount; the level may become negative."""
         self.empty_at = max(self.empty_at, now - self.burst / self.rate) + amount / self.rate
 
     def level(self, now: float) -> float:
-        """What is there; a debt is negative."""
+        """The level; a debt is negative."""
         return (now - self.empty_at) * self.rate
 
     def set_level(self, level: float, now: float) -> None:
-        """Sets what is there."""
+        """Sets the level."""
         self.empty_at = now - level / self.rate
 
     def set_rate(self, rate: float, now: float) -> None:
@@ -54,83 +54,83 @@ class Bucket:
 
 
 class Limit:
-    """One kind of limit, requests or tokens: what the settings say, and what the headers say."""
+    """The limit of requests or of tokens, from the settings and from headers."""
 
-    def __init__(self, told_per_minute: float | None, reserve_calls: float, now: float) -> None:
-        """`reserve_calls` of typical size are left to the server."""
+    def __init__(self, configured: float | None, reserve_calls: float, now: float) -> None:
+        """`configured` is per minute; `reserve_calls` of typical size are left to the server."""
         self._reserve_calls = reserve_calls
-        self._told: Bucket | None = None
+        self._configured: Bucket | None = None
         self._server: Bucket | None = None
         self._server_limit: float | None = None
         self.granted = self._typical = self._variance = 0.0
-        if told_per_minute:
-            rate = told_per_minute / 60 * _SAFETY
+        if configured:
+            rate = configured / 60 * _SAFETY
             burst = rate * _FIRST_BURST_SECONDS
-            self._told = Bucket(rate, burst, burst, now)
+            self._configured = Bucket(rate, burst, burst, now)
 
     @property
     def per_minute(self) -> float | None:
-        """The lower of the limits that are known."""
-        told = self._told.rate * 60 / _SAFETY if self._told else None
-        known = [limit for limit in (told, self._server_limit) if limit is not None]
-        return min(known) if known else None
+        """The lower of the known limits."""
+        configured = self._configured.rate * 60 / _SAFETY if self._configured else None
+        limits = (configured, self._server_limit)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def _buckets(self) -> list[Bucket]:
-        """The told limit counts unless the server itself tells of one that is no higher."""
+        """The configured limit counts unless the headers have one that is not higher."""
+        configured = [self._configured] if self._configured else []
         if self._server is None:
-            return [self._told] if self._told else []
+            return configured
         assert self._server_limit is not None
-        told_is_lower = self._told is not None and self._told.rate * 61 < self._server_limit
-        return [b for b in (self._server, self._told if told_is_lower else None) if b]
+        return [self._server, *(b for b in configured if b.rate * 61 < self._server_limit)]
 
     def delay(self, amount: float, now: float) -> float:
         """Seconds until every limit has room for an amount."""
         return max((bucket.delay(amount, now) for bucket in self._buckets()), default=0.0)
 
     def take(self, amount: float, now: float) -> None:
-        """Takes an amount, into debt if need be."""
+        """Takes an amount; the level may become negative."""
         self.granted += amount
         self._typical += (amount - self._typical) / 16 if self._typical else amount
         self._take(amount, now)
-        if self._told and self.granted > self._told.rate * _TRIAL_SECONDS:
-            self._told.burst = self._told.rate * _BURST_SECONDS
+        if self._configured and self.granted > self._configured.rate * _TRIAL_SECONDS:
+            self._configured.burst = self._configured.rate * _BURST_SECONDS
 
     def give_back(self, amount: float, now: float) -> None:
-        """Gives back what was taken and not used."""
+        """Returns an amount that was taken and not used."""
         self.granted -= amount
         self._take(-amount, now)
 
     def _take(self, amount: float, now: float) -> None:
-        for bucket in (self._told, self._server):
+        for bucket in (self._configured, self._server):
             if bucket:
                 bucket.take(amount, now)
 
     def correct(self, amount: float, calls: int, now: float) -> None:
-        """Counts what calls used beyond the estimates; the server's headers tell that anyway."""
-        if self._told:
-            self._told.take(amount, now)
+        """Counts what calls used beyond the estimates; headers include it already."""
+        if self._configured:
+            self._configured.take(amount, now)
         if calls:
             self._variance += (amount**2 / calls - self._variance) / 16
 
-    def teach(
+    def apply_headers(
         self,
-        told: tuple[float | None, float | None, float | None],
+        headers: tuple[float | None, float | None, float | None],
         amount_since: float,
         calls_since: float,
         age_seconds: float,
         is_new: bool,
         now: float,
     ) -> None:
-        """The headers (limit, remaining, reset) of a call that was sent `age_seconds` ago.
+        """Takes over the headers (limit, remaining, reset) of a call sent `age_seconds` ago.
 
-        `amount_since` was sent since, or will be, in so many calls. If the headers are not new,
-        they can only lower the level.
+        `amount_since` is what was sent or granted since, in `calls_since` calls. Headers that are
+        not new can only lower the level.
         """
-        limit, remaining, reset_seconds = told
+        limit, remaining, reset_seconds = headers
         if limit is None or remaining is None or limit < 1:
             return
         rate = limit / 60
-        if reset_seconds and remaining < limit:  # a limit by the day is refilled more slowly
+        if reset_seconds and remaining < limit:  # a limit per day refills more slowly
             rate = min(rate, (limit - remaining) / reset_seconds)
         if self._server is None:
             self._server = Bucket(rate, 1.0, 0.0, now)
@@ -148,15 +148,15 @@ class Limit:
             self._server.set_level(level, now)
 
     def explains(self, sent_at: float, now: float) -> bool:
-        """Whether a call that was sent then got a 429 for what the headers say was left."""
+        """Whether the headers explain the 429 of a call sent at this time: little was left."""
         if self._server is None:
             return False
         left = self._server.level(now) - self._server.rate * (now - sent_at)
         return left < 2 * self._typical + self._server.rate * _JITTER_SECONDS
 
 
-class LearnedRate:
-    """A request rate learned from 429s, see the third point of `common.quota.quota`."""
+class EstimatedRate:
+    """A request rate estimated from 429s, see point 3 in `common.quota.quota`."""
 
     def __init__(self) -> None:
         self._anchor: float | None = None
@@ -169,16 +169,16 @@ class LearnedRate:
 
     @property
     def per_minute(self) -> float | None:
-        """Calls a minute; None while nothing was learned."""
+        """Calls per minute; None before the first estimate."""
         return self._bucket.rate * 60 if self._bucket else None
 
     @property
     def is_active(self) -> bool:
-        """Whether there is a rate to keep."""
+        """Whether there is an estimate."""
         return self._bucket is not None
 
     def accept(self, calls: int, now: float) -> None:
-        """So many calls were answered. Now and then a higher rate is tried."""
+        """Counts answered calls, and raises the rate if a probe is due."""
         self._accepted += calls
         if self._first_at is None:
             self._first_at = now
@@ -188,15 +188,15 @@ class LearnedRate:
             self._probe_at = now + self._probe_seconds
             self._was_raised = True
 
-    def use_up(self, in_flight: int, pause: float, now: float) -> None:
-        """The server's quota is used up, with so many calls accepted and not yet answered."""
+    def note_exhausted(self, in_flight: int, pause: float, now: float) -> None:
+        """Updates the estimate when the server's quota is used up; calls in flight are accepted."""
         accepted = self._accepted + in_flight
-        if accepted < 1:  # nothing passed, as somebody else had used it up: that tells no rate
+        if accepted < 1:  # another client has used it up: no estimate is possible
             self._accepted, self._granted, self._first_at = -in_flight, 0.0, now + pause
             if self._anchor is not None:
                 self._anchor = now + pause
         elif self._anchor is None:
-            # Its rate is lower than what it let pass so far, for a burst is included: a guess.
+            # A guess: the calls accepted so far include a burst.
             assert self._first_at is not None
             elapsed = max(now - self._first_at, 0.1)
             rate = max(accepted, self._granted) / elapsed
@@ -206,14 +206,14 @@ class LearnedRate:
         elif (elapsed := now - self._anchor) > 0:
             assert self._bucket is not None
             rate, pace = accepted / elapsed, self._bucket.rate
-            if accepted < _RELIABLE_CALLS:  # a 429 is no reason to go faster
+            if accepted < _RELIABLE_CALLS:  # never raise the rate after a 429
                 rate = min(max(rate, pace / 2), pace) * _BACK_OFF
             self._bucket.set_rate(rate, now)
             if accepted < 5:  # the server allows no burst
                 self._burst_seconds /= 2
             self._bucket.burst = max(1.0, rate * self._burst_seconds)
-            self._bucket.set_level(-1, now)  # one call less, to stay clear of the edge
-            if accepted > _RELIABLE_CALLS:  # the older half counts for half
+            self._bucket.set_level(-1, now)  # a margin of one call
+            if accepted > _RELIABLE_CALLS:  # halve the weight of older calls
                 self._anchor, self._accepted = now - elapsed / 2, accepted / 2 - in_flight
                 self._step = _PROBE_STEP
                 if self._was_raised:
@@ -221,8 +221,8 @@ class LearnedRate:
             self._was_raised = False
         self._probe_at = now + self._probe_seconds
 
-    def refuse_late(self) -> None:
-        """A call that was in flight when the quota was used up was not accepted."""
+    def correct_refused(self) -> None:
+        """A call in flight at `note_exhausted` was refused after all."""
         self._accepted += 1
 
     def delay(self, now: float) -> float:
@@ -230,7 +230,7 @@ class LearnedRate:
         return self._bucket.delay(1, now) if self._bucket else 0.0
 
     def take(self, now: float) -> None:
-        """A call starts."""
+        """Counts a call that starts."""
         if self._bucket:
             self._bucket.take(1, now)
         self._granted += 1

@@ -1,28 +1,28 @@
-"""What the workers of a job and its quota tell each other, and what people are told of it."""
+"""The messages between a job's workers and its quota, and the snapshot of its state."""
 
 from dataclasses import dataclass, field
 
 from common.errors import DistillError
 
 Amount = tuple[float, float]
-"""Calls, and their tokens as estimated."""
+"""Calls, and their estimated tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenEstimate:
-    """How many tokens a call will use, guessed by the characters of its prompt."""
+    """Estimates a call's tokens from the characters of its prompt."""
 
     per_character: float = 1 / 3.5
     completion: float = 0.0
 
     def guess(self, characters: float) -> float:
-        """The tokens of prompt and response."""
+        """The estimated tokens of prompt and response together."""
         return characters * self.per_character + self.completion
 
 
 @dataclass(slots=True)
 class Headers:
-    """What a response's `x-ratelimit-*` headers say; None where they say nothing."""
+    """A response's `x-ratelimit-*` headers; None where one is missing."""
 
     requests_limit: float | None = None
     requests_remaining: float | None = None
@@ -34,7 +34,7 @@ class Headers:
 
 @dataclass(slots=True)
 class Totals:
-    """What was done, added up."""
+    """Sums over calls."""
 
     calls: int = 0
     retries: int = 0
@@ -46,69 +46,65 @@ class Totals:
     call_seconds: float = 0.0
 
     def add(self, other: "Totals") -> None:
-        """Adds another's."""
+        """Adds other sums."""
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 @dataclass(slots=True)
 class Tally:
-    """What a worker tells. What happened is since its last tally."""
+    """A worker's report to the quota. Sums are since its last tally."""
 
     waiting: list[tuple[float, float]] = field(default_factory=list)
-    """Of each call that wants to start, in order: estimated tokens, dollars in the worst case."""
+    """For each call that requests a start, in order: estimated tokens, worst-case dollars."""
     demand: int = 0
-    """Calls that want to start, also those that are not in `waiting`."""
+    """The number of calls that wait, including those that are not in `waiting`."""
     in_flight: int = 0
     totals: Totals = field(default_factory=Totals)
     started: Amount = (0.0, 0.0)
     granted: Amount = (0.0, 0.0)
-    """What is granted and has not started yet."""
+    """Granted and not started yet."""
     usage: tuple[int, float, int, int] = (0, 0.0, 0, 0)
-    """Answers that told their usage: their number, characters, prompt and completion tokens."""
+    """Of answers with usage: their number, characters, prompt and completion tokens."""
     token_correction: float = 0.0
-    """Tokens used beyond the estimates; negative where less was used."""
+    """Tokens used beyond the estimates; may be negative."""
     released_usd: float = 0.0
-    """What was reserved for the calls that have ended."""
+    """Dollars that were reserved for calls that have ended."""
     returned: tuple[int, float, float] = (0, 0.0, 0.0)
-    """Grants that were not used: calls, tokens, dollars."""
+    """Unused grants: calls, tokens, dollars."""
     headers: tuple[Headers, Amount, float] | None = None
-    """The latest call's that had any, what had started with it, the seconds since it was sent."""
+    """The latest headers, what had started with their call, the seconds since it was sent."""
     throttles: list[tuple[float, float | None]] = field(default_factory=list)
-    """Of each 429: the seconds since its call was sent, and its Retry-After in seconds."""
+    """For each 429: the seconds since its call was sent, and its Retry-After in seconds."""
     failure: DistillError | None = None
-    """What should stop the job."""
+    """The error that stops the job, if any."""
     storage_error: str | None = None
-    """What the worker is waiting for, as the storage."""
 
 
 @dataclass(slots=True)
 class Lease:
-    """What a worker may do until it tells again, at the latest after `renew_seconds`."""
+    """What a worker may do until its next tally, at the latest after `renew_seconds`."""
 
     slots: int
     delays: list[float] | None
-    """For the first calls of `waiting`: they may start so many seconds from now.
-
-    None: any call may start while there are slots.
-    """
+    """Seconds until each of the first `waiting` calls may start; None: only slots limit them."""
     renew_seconds: float
     pause_seconds: float = 0.0
     failure: DistillError | None = None
-    """Nothing starts any more."""
+    """If set, no call starts any more."""
     started: Amount = (0.0, 0.0)
-    """By all workers, as far as the quota has heard."""
+    """By all workers, according to their last tallies."""
     estimate: TokenEstimate | None = None
-    """Learned from what all workers' calls used."""
+    """From the usage of all workers' calls."""
 
 
 @dataclass
 class Snapshot:
-    """The state of a job, for people."""
+    """The state of a job."""
 
     totals: Totals
     workers: int
-    """Those that were heard of lately."""
+    """Those that have sent a tally lately."""
     in_flight: int
     slots: int
     requests_per_minute: float | None
@@ -117,9 +113,9 @@ class Snapshot:
     failure: DistillError | None
     storage_error: str | None
     active_seconds: float
-    """From the first worker's first tally to the last answer."""
+    """From the first tally to the last answer."""
     lost_calls: int
-    """Those of dead workers: nobody knows what became of them."""
+    """Calls of crashed workers, with unknown results."""
     lost_workers: int
 
 

@@ -1,20 +1,19 @@
 """The limits of a whole job: requests and tokens a minute, calls in flight, dollars.
 
-There is one `Quota` for all workers of a job, wherever they run. A worker tells it in a `Tally`
-which calls wait and what became of the earlier ones, and gets a `Lease`: how many calls it may have
-in flight, and when each waiting call may start. Nothing here waits or does I/O.
+All workers of a job share one `Quota`. A worker sends a `Tally` of its waiting calls and of the
+results since the last one, and gets a `Lease`: how many calls it may have in flight, and when each
+waiting call may start. Nothing here waits or does I/O.
 
-What the quota knows of the server, from the surest word to the weakest:
+Sources of limits, the most reliable first:
 
-1. `x-ratelimit-*` headers: a bucket that is refilled at the server's rate and whose level is
-   set by what the server says is left, less what was granted since. A burst that it allows is used.
-2. The settings' limits, where no header tells a lower one: paced evenly, hardly a burst.
-3. 429s with Retry-After: everyone pauses. Where such headers do not explain them: between two
-   moments at which the server's quota was used up it let pass as much as came in, so the calls that
-   it accepted between them, over the time between them, are its rate; from then on calls are paced
-   at that.
-4. 429s that say nothing: the number of calls in flight adapts, by additive increase and one
-   multiplicative decrease for each congestion episode (Chiu and Jain, 1989), at least to what the
+1. `x-ratelimit-*` headers: a token bucket that refills at the server's rate; its level is what the
+   headers say is left, less what was granted since. The server's bursts are used.
+2. The settings' limits, unless a header has a lower one: evenly paced, with a small burst.
+3. 429s with Retry-After: all calls pause. If headers do not explain them, calls are paced at an
+   estimated rate: the calls accepted between two moments when the server's quota was used up,
+   divided by the time between them.
+4. 429s without Retry-After: the number of calls in flight adapts, by additive increase and one
+   multiplicative decrease per congestion episode (Chiu and Jain, 1989), at least down to what the
    server had accepted then.
 """
 
@@ -24,7 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.errors import CostCapError, DistillError
-from common.quota.limits import LearnedRate, Limit
+from common.quota.limits import EstimatedRate, Limit
 from common.quota.protocol import (
     Amount,
     Headers,
@@ -37,24 +36,24 @@ from common.quota.protocol import (
 )
 
 AT_ONCE_SECONDS = 0.02
-"""Calls that are sent within this time may arrive in any order."""
+"""Calls sent within this time may arrive in any order."""
 HORIZON_SECONDS = 0.12
-"""Calls are granted for so long ahead."""
+"""Calls are granted this long ahead."""
 _RENEW_SECONDS, _BUSY_SECONDS = 0.04, 0.06
 _HEARTBEAT_SECONDS = 0.1
 _DEAD_SECONDS = 20.0
-"""A worker that is silent for so long is dead: its slots come back, its calls count as paid."""
+"""A worker without a tally for this long has crashed: its calls count as paid."""
 _INCREASE, _DECREASE = 0.1, 0.85
-"""Calls that the window grows by for each window of answers, and its factor for each episode."""
+"""The window's growth in calls per window of answers, and its factor per congestion episode."""
 _PAUSE_SECONDS = 0.5, 30.0
 _RETRY_MARGIN = 1.01
-"""A quota that comes back at a moment is not asked for just before it."""
+"""A factor on Retry-After, so that no call arrives just before the quota is back."""
 _SCOUT_SECONDS = 3.0
-"""The others wait for the first call's end for so long at most."""
+"""The longest that all calls wait for the first."""
 _HELPED_CALLS, _STRIKES = 10, 3
-"""Headers that let fewer calls pass between 429s, so many times in a row, are no help."""
+"""Headers are ignored after 3 episodes in a row with fewer than 10 answers between 429s."""
 _RECENT_ANSWERS = 100
-"""How many answers the estimate of a call's tokens is mostly made from."""
+"""The number of answers that dominate the estimate of a call's tokens."""
 _NO_USD = 1e-9
 
 
@@ -63,7 +62,7 @@ class _Worker:
     last_seen: float
     slots: int = 0
     held: int = 0
-    """The most that it may have in flight: it may not have heard of its last lease yet."""
+    """The most that it may have in flight: its last lease may not have arrived yet."""
     in_flight: int = 0
     demand: int = 0
     granted_calls: float = 0.0
@@ -73,7 +72,7 @@ class _Worker:
 
 
 class Quota:
-    """The one place that knows the job's limits. Times inside are seconds since it was made."""
+    """The job's limits. Its times are seconds since it was created."""
 
     def __init__(
         self,
@@ -85,25 +84,23 @@ class Quota:
         sends_scout: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """A limit of None is not known.
+        """A limit of None is unknown; `spent_usd` counts towards `max_cost_usd`.
 
-        `spent_usd` was spent before, and counts against `max_cost_usd`. A scout is a first call
-        that goes alone: a teacher that refuses gets one call and not many, and its limits are known
-        before the rest.
+        A scout is a first call that goes alone: a refusal then costs one call only, and headers
+        arrive before the other calls start.
         """
-        self._clock = clock
-        self._epoch = clock()
+        self._clock, self._epoch = clock, clock()
         self.dead_seconds = _DEAD_SECONDS
         self._requests = Limit(requests_per_minute, reserve_calls=0.5, now=0.0)
         self._tokens = Limit(tokens_per_minute, reserve_calls=1.0, now=0.0)
-        self._learned = LearnedRate()
+        self._estimated_rate = EstimatedRate()
         self._max_slots, self._window = max_concurrency, float(max_concurrency)
         self._max_cost_usd, self._spent_usd = max_cost_usd, spent_usd
-        self._owner_silence_seconds, self._owner_seen = float("inf"), 0.0
+        self._owner_timeout_seconds, self._owner_seen = float("inf"), 0.0
         self._scout_sent_at = None if sends_scout else float("-inf")
         self._workers: dict[str, _Worker] = {}
         self._totals = Totals()
-        self._paused_until = self._episode_start = self._told_at = float("-inf")
+        self._paused_until = self._episode_start = self._headers_sent_at = float("-inf")
         self._answered_in_episode = self._refusals_in_a_row = self._strikes = 0
         self._room = 0
         self._failure: DistillError | None = None
@@ -116,7 +113,7 @@ class Quota:
         self._answered_at = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another machine, whose clock shows another time, and other workers."""
+        """For another machine, with its own clock and workers."""
         return self.__dict__ | {"_epoch": self._now(), "_workers": {}, "_joined_at": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -127,7 +124,7 @@ class Quota:
         return self._clock() - self._epoch
 
     def renew(self, name: str, tally: Tally) -> Lease:
-        """Takes a worker's tally, and gives it a new lease."""
+        """Counts a worker's tally and returns its next lease."""
         lease = self._renew(name, tally)
         lease.started, lease.estimate = self._started, self._estimate
         return lease
@@ -141,10 +138,10 @@ class Quota:
         self._expire_workers(now)
         self._absorb(worker, tally, now)
         pause = max(0.0, self._paused_until - now)
-        owner_is_silent = now - self._owner_seen > self._owner_silence_seconds
+        owner_is_dead = now - self._owner_seen > self._owner_timeout_seconds
         before, worker.slots = worker.slots, self._share_slots(worker)
         worker.held = max(worker.slots, worker.in_flight, before if tally.demand else 0)
-        if self._failure or owner_is_silent or self._is_on_hold:
+        if self._failure or owner_is_dead or self._is_on_hold:
             worker.slots = worker.in_flight
             return Lease(0, [], _HEARTBEAT_SECONDS, 0.0, self._failure)
         if pause:
@@ -157,9 +154,9 @@ class Quota:
         if self._waits_for_scout(now):
             worker.slots = worker.in_flight + int(worker.granted_calls)
             return Lease(worker.slots, [], _RENEW_SECONDS)
-        if self._is_open:
-            is_less = worker.slots < worker.held
-            return Lease(worker.slots, None, _RENEW_SECONDS if is_less else _HEARTBEAT_SECONDS)
+        if self._is_unlimited:
+            renew = _RENEW_SECONDS if worker.slots < worker.held else _HEARTBEAT_SECONDS
+            return Lease(worker.slots, None, renew)
         delays, wait = self._grant(worker, tally.waiting, now)
         renew = min(max(wait, _RENEW_SECONDS), _BUSY_SECONDS)
         return Lease(worker.slots, delays, renew if tally.demand else _HEARTBEAT_SECONDS)
@@ -169,27 +166,22 @@ class Quota:
             return False
         return self._scout_sent_at is None or now - self._scout_sent_at < _SCOUT_SECONDS
 
-    def expect_owner(self, silence_seconds: float) -> None:
-        """From now on, nothing is granted while nobody has taken a snapshot for so long."""
-        self._owner_silence_seconds, self._owner_seen = silence_seconds, self._now()
+    def require_heartbeat(self, timeout_seconds: float) -> None:
+        """Grants nothing while the last snapshot, the owner's heartbeat, is older than that."""
+        self._owner_timeout_seconds, self._owner_seen = timeout_seconds, self._now()
 
     def stop(self, failure: DistillError) -> None:
-        """Lets nothing start any more. The first reason stays."""
+        """Stops all further calls; the first failure is kept."""
         self._failure = self._failure or failure
 
     def snapshot(self, may_start: bool = True) -> Snapshot:
-        """The state of the job; also the sign that the job's owner is alive.
-
-        Nothing starts from now on unless it `may_start`.
-        """
+        """The state of the job; also the owner's heartbeat. No call starts unless `may_start`."""
         now = self._now()
         self._is_on_hold = not may_start
         self._owner_seen = now
         self._expire_workers(now)
-        requests = [self._requests.per_minute, self._learned.per_minute]
-        storage_errors = (
-            worker.storage_error for worker in self._workers.values() if worker.storage_error
-        )
+        requests = [self._requests.per_minute, self._estimated_rate.per_minute]
+        storage_errors = (w.storage_error for w in self._workers.values() if w.storage_error)
         return Snapshot(
             Totals(**asdict(self._totals)),
             len(self._workers),
@@ -206,11 +198,11 @@ class Quota:
         )
 
     @property
-    def _is_open(self) -> bool:
+    def _is_unlimited(self) -> bool:
         return (
             self._requests.per_minute is None
             and self._tokens.per_minute is None
-            and not self._learned.is_active
+            and not self._estimated_rate.is_active
             and self._max_cost_usd is None
         )
 
@@ -224,7 +216,7 @@ class Quota:
         worker.granted_calls, worker.granted_tokens = tally.granted
         self._started = add(self._started, tally.started)
         self._totals.add(tally.totals)
-        self._learn_usage(*tally.usage)
+        self._update_estimate(*tally.usage)
         self._spent_usd += tally.totals.cost_usd
         requests, tokens, usd = tally.returned
         worker.reserved_usd = max(0.0, worker.reserved_usd - tally.released_usd - usd)
@@ -232,21 +224,23 @@ class Quota:
         self._tokens.give_back(tokens, now)
         answered = tally.totals.answered
         self._tokens.correct(tally.token_correction, answered, now)
-        self._learned.accept(answered, now)
+        self._estimated_rate.accept(answered, now)
         if answered:
             self._answered_at = now
             self._answered_in_episode += answered
             self._refusals_in_a_row = 0
             self._window = min(self._max_slots, self._window + _INCREASE * answered / self._window)
         if tally.headers is not None:
-            self._read_headers(*tally.headers, now)
+            self._apply_headers(*tally.headers, now)
         for age_seconds, retry_after in tally.throttles:
             self._throttle(now - age_seconds, retry_after, now)
         if tally.failure:
             self.stop(tally.failure)
 
-    def _learn_usage(self, answers: int, characters: float, prompt: int, completion: int) -> None:
-        """The latest answers count the most."""
+    def _update_estimate(
+        self, answers: int, characters: float, prompt: int, completion: int
+    ) -> None:
+        """A moving average of the answers' usage."""
         if not answers or not characters:
             return
         self._estimated_from = min(self._estimated_from + answers, _RECENT_ANSWERS + answers)
@@ -257,34 +251,33 @@ class Quota:
             old.completion + weight * (completion / answers - old.completion),
         )
 
-    def _read_headers(self, h: Headers, started: Amount, age: float, now: float) -> None:
-        """What a call was told that was sent later than any before it tells the most."""
+    def _apply_headers(self, h: Headers, started: Amount, age: float, now: float) -> None:
+        """Ignores headers of a call that was sent before that of the last ones."""
         sent_at = now - age
-        if sent_at < self._told_at - AT_ONCE_SECONDS:
+        if sent_at < self._headers_sent_at - AT_ONCE_SECONDS:
             return
-        is_new = sent_at > self._told_at + AT_ONCE_SECONDS
-        self._told_at = max(self._told_at, sent_at)
-        calls_since = self._started[0] - started[0]
-        tokens_since = self._started[1] - started[1]
+        is_new = sent_at > self._headers_sent_at + AT_ONCE_SECONDS
+        self._headers_sent_at = max(self._headers_sent_at, sent_at)
+        calls_since, tokens_since = self._started[0] - started[0], self._started[1] - started[1]
         for worker in self._workers.values():
             calls_since += worker.granted_calls
             tokens_since += worker.granted_tokens
         requests = h.requests_limit, h.requests_remaining, h.requests_reset_seconds
         tokens = h.tokens_limit, h.tokens_remaining, h.tokens_reset_seconds
-        self._requests.teach(requests, calls_since, calls_since, age, is_new, now)
-        self._tokens.teach(tokens, tokens_since, calls_since, age, is_new, now)
+        self._requests.apply_headers(requests, calls_since, calls_since, age, is_new, now)
+        self._tokens.apply_headers(tokens, tokens_since, calls_since, age, is_new, now)
 
     def _throttle(self, sent_at: float, retry_after: float | None, now: float) -> None:
-        """A 429. Those of calls that were sent before the episode began belong to it."""
+        """Counts a 429; those of calls sent before the episode started belong to it."""
         limits = self._requests, self._tokens
-        are_explained = any(limit.explains(sent_at, now) for limit in limits)
-        headers_help = are_explained and self._strikes < _STRIKES
+        is_explained = any(limit.explains(sent_at, now) for limit in limits)
+        headers_help = is_explained and self._strikes < _STRIKES
         adapts_window = retry_after is None and not headers_help
         if retry_after is not None:
             self._paused_until = max(self._paused_until, now + retry_after * _RETRY_MARGIN)
         if sent_at < self._episode_start:
             if now > self._episode_start:  # it was counted as accepted
-                self._learned.refuse_late()
+                self._estimated_rate.correct_refused()
                 self._room -= 1
                 if adapts_window:
                     self._window = max(1.0, min(self._window, self._room))
@@ -296,10 +289,11 @@ class Quota:
         if retry_after is None:
             self._pause_longer(now)
         elif not headers_help:
-            self._learned.use_up(self._in_flight, self._paused_until - now, now)
+            pause = self._paused_until - now
+            self._estimated_rate.note_exhausted(self._in_flight, pause, now)
 
     def _pause_longer(self, now: float) -> None:
-        """Pauses for as long again, where nothing was answered since the last 429."""
+        """Exponential backoff while there is no answer between 429s."""
         if self._refusals_in_a_row:
             first, longest = _PAUSE_SECONDS
             pause = min(longest, first * 2 ** (self._refusals_in_a_row - 1))
@@ -307,7 +301,7 @@ class Quota:
         self._refusals_in_a_row += 1
 
     def _share_slots(self, worker: _Worker) -> int:
-        """A fair share, or more where others leave some; all together never above the window."""
+        """A fair share of the window, or more if other workers leave some of theirs."""
         if not worker.demand:
             return worker.in_flight
         others = [other for other in self._workers.values() if other is not worker]
@@ -320,10 +314,7 @@ class Quota:
     def _grant(
         self, worker: _Worker, waiting: list[tuple[float, float]], now: float
     ) -> tuple[list[float], float]:
-        """Delays of the calls that may start within the horizon; the time to the next.
-
-        There are no more than the slots will have room for by then.
-        """
+        """The delays of the calls that may start within the horizon; the seconds to the next."""
         delays: list[float] = []
         wait = 0.0
         room = worker.slots * 3 // 2 - worker.in_flight - int(worker.granted_calls)
@@ -331,7 +322,7 @@ class Quota:
             wait = max(
                 self._requests.delay(1, now),
                 self._tokens.delay(tokens, now),
-                self._learned.delay(now),
+                self._estimated_rate.delay(now),
             )
             if wait > HORIZON_SECONDS:
                 break
@@ -340,7 +331,7 @@ class Quota:
                 break
             self._requests.take(1, now)
             self._tokens.take(tokens, now)
-            self._learned.take(now)
+            self._estimated_rate.take(now)
             worker.granted_calls += 1
             worker.granted_tokens += tokens
             delays.append(wait)
@@ -360,7 +351,7 @@ class Quota:
         return (
             f"DISTILL_LABEL__MAX_COST_USD={self._max_cost_usd:g} is reached: "
             f"${self._spent_usd:.4f} are spent, and the next call may cost up to ${usd:.4f}; "
-            "raise it to go on from here"
+            "raise it and run again to resume"
         )
 
     def _expire_workers(self, now: float) -> None:

@@ -1,12 +1,12 @@
-"""An exclusive lock on a run: one job at a time works on it.
+"""An exclusive lock on a run: one job at a time may write to it.
 
-A job that starts makes the file lock/1.json, which of several jobs only one can, and
-changes it every two seconds. A job that finds such a file watches it. If it changes, its owner is
-at work, and the second job stops. If not, its owner was killed, and the second job makes the file
-with the next number. The highest number counts: an owner that sees a higher one has lost the run.
+A job creates lock/1.json, which only one job can, and rewrites it every two seconds as a heartbeat.
+A second job watches the file. If it changes, its owner is at work, and the second job stops. If
+not, its owner has crashed, and the second job creates the file with the next number. The highest
+number is the lock: an owner that sees a higher one has lost the run.
 
-No clocks of two machines are compared, and nothing is replaced under a condition, which object
-stores do not know or get wrong; they make an object only if it is absent, as a disk does.
+The clocks of two machines are never compared. Files are only created if absent, which disks and
+object stores support, and never replaced conditionally, which some object stores do not.
 """
 
 import json
@@ -26,23 +26,22 @@ from common.errors import DistillError
 from common.run.storage import RunStorage
 
 FOLDER = "lock"
-_BEAT_SECONDS = 2.0
+_HEARTBEAT_SECONDS = 2.0
 _STALE_SECONDS = 8.0
-"""How long a lock without a change is taken for alive."""
-_LOOK_SECONDS = 0.5
-_PATIENCE_SECONDS = 600.0
-"""How long an owner goes on whose lock the storage does not take."""
-
+"""A lock that has not changed for this long belongs to a crashed job."""
+_POLL_SECONDS = 0.5
+_REFRESH_TIMEOUT_SECONDS = 600.0
+"""An owner that cannot refresh its lock for this long stops."""
 _FILE = re.compile(rf"{FOLDER}/(\d+)\.json")
 
 log = logging.getLogger(__name__)
 
 
 class RunLock:
-    """A job's hold of a run.
+    """A job's lock on a run.
 
     Attributes:
-        storage_error: what is wrong with the storage at the moment, if anything.
+        storage_error: why the last heartbeat failed, if it did.
     """
 
     def __init__(
@@ -52,7 +51,6 @@ class RunLock:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Takes nothing yet. `clock` and `sleep` count seconds."""
         self.storage_error: str | None = None
         self._storage, self._clock, self._sleep = storage, clock, sleep
         self._owner: dict[str, Any] = {
@@ -66,12 +64,12 @@ class RunLock:
         }
         self._number = 0
         self._refreshed = clock()
-        self._taken: str | None = None
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat_on, name="run lock", daemon=True)
+        self._lost_because: str | None = None
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._keep_beating, name="run lock", daemon=True)
 
     def acquire(self, wait_seconds: float = 0) -> None:
-        """Takes the run, after a dead owner if need be, and after one at work if it ends in time.
+        """Locks the run, once its owner has crashed, or has ended within `wait_seconds`.
 
         Raises:
             DistillError: another job is at work on it.
@@ -85,10 +83,10 @@ class RunLock:
                     return
             elif watched is None:
                 watched, since = found, self._clock()
-                log.info("%s; is it still at work? A moment …", self._describe(content))
+                log.info("%s; checking whether it is still at work", self._describe(content))
             elif found != watched and self._clock() < deadline:
                 if not is_at_work:
-                    log.info("it is; waiting for its end, at most %g s", wait_seconds)
+                    log.info("it is at work; waiting for it, at most %g s", wait_seconds)
                 watched, since, is_at_work = found, self._clock(), True
             elif found != watched:
                 raise DistillError(
@@ -96,24 +94,24 @@ class RunLock:
                     "another DISTILL_RUN"
                 )
             elif self._clock() - since >= _time_to_watch(content) and self._take(number + 1):
-                log.info("it is not; going on in its place")
+                log.info("it has crashed; taking over the run")
                 self._keep_counts(below=number + 1)
                 self._remove(below=number + 1)
                 return
-            self._sleep(_LOOK_SECONDS)
+            self._sleep(_POLL_SECONDS)
 
     def start(self) -> None:
-        """Begins to show, in a thread, that this job is at work."""
+        """Starts the heartbeat in a thread."""
         self._thread.start()
 
     def beat(self) -> None:
-        """Shows once that this job is at work, and sees whether the run is still its own."""
+        """Sends one heartbeat, unless the lock is lost."""
         started = self._clock()
         try:
             number, content = self._find_highest()
             if number != self._number or not self._is_own(content):
-                self._taken = (
-                    f"{self._describe(content)}, which this job held: it stood still too long"
+                self._lost_because = (
+                    f"{self._describe(content)}; this job lost it: its heartbeat was late"
                     if number
                     else f"{self._storage.url}/{FOLDER}: this job's lock was removed"
                 )
@@ -121,15 +119,15 @@ class RunLock:
             self._owner["beat"] += 1
             self._storage.write_bytes(_name_file(number), self._make_content(), attempts=1)
             self._refreshed, self.storage_error = started, None
-        except Exception as error:  # the thread must go on
+        except Exception as error:  # the heartbeat must not end
             self.storage_error = str(error)
 
     def check(self) -> None:
-        """Raises a DistillError if the job must stop, for the run is no longer its own."""
-        if self._taken:
-            raise DistillError(f"{self._taken}; what was paid for is kept, run again later")
+        """Raises a DistillError if the lock is lost or cannot be refreshed."""
+        if self._lost_because:
+            raise DistillError(f"{self._lost_because}; paid replies are kept, run again later")
         silent = self._clock() - self._refreshed
-        if silent > _PATIENCE_SECONDS:
+        if silent > _REFRESH_TIMEOUT_SECONDS:
             raise DistillError(
                 f"the run's lock could not be refreshed for {silent:.0f} s: "
                 f"{self.storage_error or 'the storage does not answer'}"
@@ -137,13 +135,13 @@ class RunLock:
 
     @property
     def is_held(self) -> bool:
-        """Whether no other job can have taken the run. While not, no new call should be paid."""
+        """Whether no other job can have taken over the run; otherwise no new call may start."""
         silent = self._clock() - self._refreshed
-        return self._taken is None and silent < _STALE_SECONDS - _BEAT_SECONDS
+        return self._lost_because is None and silent < _STALE_SECONDS - _HEARTBEAT_SECONDS
 
     def release(self) -> None:
-        """Gives the run back, if it was taken; never raises for the storage's sake."""
-        self._ended.set()
+        """Unlocks the run; a storage failure is only logged."""
+        self._released.set()
         if self._thread.is_alive():
             self._thread.join(_STALE_SECONDS)
         try:
@@ -151,14 +149,14 @@ class RunLock:
             if number and number == self._number and self._is_own(content):
                 self._remove(below=number + 1)
         except DistillError as error:
-            log.warning("the run's lock stays, the next job will wait for it a moment: %s", error)
+            log.warning("the run's lock stays until the next job takes it over: %s", error)
 
-    def _beat_on(self) -> None:
-        while not self._ended.wait(_BEAT_SECONDS) and not self._taken:
+    def _keep_beating(self) -> None:
+        while not self._released.wait(_HEARTBEAT_SECONDS) and not self._lost_because:
             self.beat()
 
     def _find_highest(self) -> tuple[int, bytes]:
-        """The number and the content of the lock that counts; 0 where there is none."""
+        """The number and the content of the lock; 0 if there is none."""
         number = max(self._list_numbers(), default=0)
         try:
             return number, self._storage.read_bytes(_name_file(number)) if number else b""
@@ -170,14 +168,14 @@ class RunLock:
         return [int(match[1]) for match in matches if match]
 
     def _take(self, number: int) -> bool:
-        """Makes the file with that number; whether it is the highest, and no other job's."""
+        """Creates the file with that number; whether this job now holds the lock."""
         self._refreshed = self._clock()
-        self._number = number  # before the file is there: a signal may come in between
+        self._number = number  # before the file exists: a signal may come in between
         if self._storage.create_bytes(_name_file(number), self._make_content()):
             highest, content = self._find_highest()
             if highest == number and self._is_own(content):
                 return True
-            # Another job took a dead owner's place, and removed that one's file, while we looked.
+            # Another job took over in the meantime, and removed the crashed owner's file.
             self._storage.remove(_name_file(number))
         self._number = 0
         return False
@@ -210,9 +208,7 @@ class RunLock:
 
 @contextmanager
 def hold_run(storage: RunStorage, job: str, wait_seconds: float = 0) -> Iterator[RunLock]:
-    """Holds a run while the block runs; leaves no folder behind that was made for the lock only.
-
-    If another job holds it, waits so long for that one's end.
+    """Locks a run while the block runs; waits up to `wait_seconds` for another job to end.
 
     Raises:
         DistillError: another job is at work on it.
@@ -228,12 +224,12 @@ def hold_run(storage: RunStorage, job: str, wait_seconds: float = 0) -> Iterator
 
 
 def is_locked(storage: RunStorage) -> bool:
-    """Whether any job holds the run, or left its lock behind."""
+    """Whether a job holds the run, or has crashed and left its lock."""
     return bool(storage.list_files(FOLDER))
 
 
 def wait_for_release(storage: RunStorage, job: str) -> None:
-    """Waits `storage.wait_seconds` for the end of the job that holds the run, if one does.
+    """Waits up to `storage.wait_seconds` for the job that holds the run, if any.
 
     Raises:
         DistillError: it is still at work.
@@ -248,7 +244,7 @@ def _name_file(number: int) -> str:
 
 
 def _read_owner(content: bytes) -> dict[str, Any]:
-    """What a lock says; nothing where it says nothing that can be read."""
+    """A lock's content; empty if it is damaged."""
     with suppress(ValueError):
         owner = json.loads(content)
         if isinstance(owner, dict):
@@ -257,21 +253,21 @@ def _read_owner(content: bytes) -> dict[str, Any]:
 
 
 def _time_to_watch(content: bytes) -> float:
-    """How long a lock must stand still, in seconds, until its owner is taken for dead."""
+    """The seconds without a heartbeat after which a lock's owner counts as crashed."""
     owner = _read_owner(content)
     if not owner.get("machine") or owner["machine"] != _name_machine():
         return _STALE_SECONDS
     try:
         os.kill(int(owner["pid"]), 0)
     except ProcessLookupError:
-        return _BEAT_SECONDS  # what its workers still have in hand may be on its way to the journal
+        return _HEARTBEAT_SECONDS  # its workers may still be writing to the journal
     except (OSError, KeyError, ValueError, TypeError, OverflowError):
         pass
     return _STALE_SECONDS
 
 
 def _name_machine() -> str:
-    """What tells this kernel and its process numbers from others; empty where that is unknown."""
+    """Identifies this kernel and its process namespace; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"

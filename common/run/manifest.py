@@ -1,8 +1,8 @@
-"""Manifests: written last into a step's folder, they say that the step is done, and of what.
+"""A step's manifest, written last: it marks the step as done and names its inputs.
 
-The fingerprint is a dictionary of all that the step's result depends on, less the settings that
-have their default. A step whose manifest has the same fingerprint is done; a different one is an
-error that names what changed.
+The fingerprint is a dictionary of everything that the step's result depends on, without settings at
+their default. A step is done if its manifest has the same fingerprint; a different one is an error
+that names the changes.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from common.settings import find_default
 
 Fingerprint = Mapping[str, Any]
 S = TypeVar("S")
-_LOOK_SECONDS = 5.0
+_POLL_SECONDS = 5.0
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "ray", "openai")
 
 log = logging.getLogger(__name__)
@@ -30,16 +30,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Manifest(Generic[S]):
-    """What is known of a finished step.
+    """The record of a finished step.
 
     Attributes:
         fingerprint: what its result depends on.
-        files: the names of what it made, within the run.
+        files: the files that it wrote, relative to the run.
         counts: rows by kind.
-        summary: its figures.
-        settings: those that it ran with, by section, without secrets.
-        scored: of predictions: what metrics.json holds, by kind.
-        code_version: of this project.
+        settings: by section, without secrets.
+        scored: for predictions, what metrics.json holds, by kind.
+        code_version: the version of this project.
         versions: of Python and of the libraries that results may depend on.
         finished_at: in UTC.
     """
@@ -56,12 +55,12 @@ class Manifest(Generic[S]):
     finished_at: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """What stands in manifest.json."""
+        """The content of manifest.json."""
         return {n: value for n, value in asdict(self).items() if value or n == "fingerprint"}
 
 
 def read_manifest(storage: RunStorage, step: Step[S]) -> Manifest[S] | None:
-    """The manifest of a step, or None while it is not done; fields of other versions are left out.
+    """The manifest of a step, or None if it is not done; unknown fields are ignored.
 
     Raises:
         InputError: it is damaged.
@@ -80,17 +79,17 @@ def read_manifest(storage: RunStorage, step: Step[S]) -> Manifest[S] | None:
 
 
 def require_manifest(storage: RunStorage, step: Step[S]) -> Manifest[S]:
-    """The manifest of a step that must be done; waits `storage.wait_seconds` for it.
+    """The manifest of a step that must be done; waits up to `storage.wait_seconds` for it.
 
     Raises:
-        InputError: it is not.
+        InputError: it is not done.
     """
     deadline = time.monotonic() + storage.wait_seconds
     manifest = read_manifest(storage, step)
     if manifest is None and storage.wait_seconds:
         log.info("waiting for %s/%s, at most %g s", storage.url, step.folder, storage.wait_seconds)
     while manifest is None and time.monotonic() < deadline:
-        time.sleep(max(0.0, min(_LOOK_SECONDS, deadline - time.monotonic())))
+        time.sleep(max(0.0, min(_POLL_SECONDS, deadline - time.monotonic())))
         manifest = read_manifest(storage, step)
     if manifest is None:
         raise InputError(
@@ -101,22 +100,18 @@ def require_manifest(storage: RunStorage, step: Step[S]) -> Manifest[S]:
 
 
 def is_done(storage: RunStorage, step: Step[Any], fingerprint: Fingerprint) -> bool:
-    """Whether the step was done with this fingerprint.
+    """Whether the step is done.
 
     Raises:
-        InputError: it was done with another one.
+        InputError: it was done with another fingerprint.
     """
-    manifest = read_manifest(storage, step)
-    if manifest is not None:
+    if manifest := read_manifest(storage, step):
         check_same(f"{storage.url}/{step.folder}", manifest.fingerprint, fingerprint)
     return manifest is not None
 
 
 def list_changes(before: Fingerprint, now: Fingerprint) -> list[str]:
-    """The differences between two fingerprints, a sentence each.
-
-    A setting that one of them lacks has its default there: it did not exist yet, or nobody set it.
-    """
+    """The differences between two fingerprints; a setting that one lacks has its default there."""
     now = json.loads(json.dumps(now))
     values = [
         (key, *(side.get(key, find_default(key)) for side in (before, now)))
@@ -128,10 +123,7 @@ def list_changes(before: Fingerprint, now: Fingerprint) -> list[str]:
 def check_same(
     place: str, before: Fingerprint, now: Fingerprint, ignoring: tuple[str, ...] = ()
 ) -> None:
-    """Raises an InputError that names the differences between two fingerprints.
-
-    Names that begin as one of `ignoring` are not compared.
-    """
+    """Raises an InputError if two fingerprints differ in keys without one of these prefixes."""
     parts = [{k: v for k, v in f.items() if not k.startswith(ignoring)} for f in (before, now)]
     if changes := list_changes(*parts):
         raise InputError(
@@ -147,7 +139,7 @@ def write_manifest(
     summary: S | None = None,
     **facts: Any,
 ) -> Manifest[S]:
-    """Marks a step as done. `facts` are `files`, `counts`, `settings` and `scored`."""
+    """Marks a step as done; `facts` are `files`, `counts`, `settings` and `scored`."""
     manifest: Manifest[Any] = Manifest(
         step.folder,
         fingerprint,

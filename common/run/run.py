@@ -1,4 +1,4 @@
-"""A run as one value: what a job opens at its start and hands on."""
+"""A run: its settings, task, storage and price."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +13,7 @@ from common.tasks.model import Task, load_task
 
 @dataclass(frozen=True)
 class Run:
-    """Settings, task and storage of a run."""
+    """An open run."""
 
     settings: Settings
     task: Task
@@ -21,7 +21,7 @@ class Run:
 
     @cached_property
     def price(self) -> Price | None:
-        """The teacher's; None where it is unknown. Its file is read once, by who first asks.
+        """The teacher's price, None if unknown; its file is read once, at the first use.
 
         Raises:
             InputError: the price file cannot be used.
@@ -29,16 +29,13 @@ class Run:
         return find_price(self.settings.teacher)
 
     def pack(self) -> "PackedRun":
-        """What another process or machine needs to open the same run."""
+        """The run to send to a worker."""
         return PackedRun(self.settings.for_workers(), self.task, self.price)
 
 
 @dataclass(frozen=True)
 class PackedRun:
-    """A run on its way to a worker: without secrets, and not opened.
-
-    Ray keeps what it hands to actors where others can read it.
-    """
+    """A run to send to a worker, without secrets: others can read what Ray sends."""
 
     settings: Settings
     task: Task
@@ -57,7 +54,7 @@ def open_run(settings: Settings) -> Run:
     """Opens a run.
 
     Raises:
-        SettingsError: there is no such built-in task.
+        SettingsError: no built-in task has this name.
         InputError: the storage root or the task file cannot be used.
     """
     storage = RunStorage(settings)

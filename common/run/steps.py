@@ -1,4 +1,4 @@
-"""The steps of a run: the folders that its jobs make, and what each says when it is done."""
+"""The steps of a run: their folders, their commands and the summaries in their manifests."""
 
 from dataclasses import dataclass
 from typing import Generic, TypedDict, TypeVar
@@ -7,10 +7,10 @@ Summary = TypeVar("Summary", covariant=True)
 
 
 class LabelSummary(TypedDict, total=False):
-    """What the label job did; `inputs` is ok, failed and filtered rows together.
+    """The label job's figures; `inputs` is the sum of `ok`, `failed` and `filtered` rows.
 
-    From `calls` on, figures are those of the job that finished the labels; `run_cost_usd` is that
-    of all jobs of the run, None where the price is unknown.
+    From `calls` on, they are those of the job that finished the labels, except `run_cost_usd`,
+    which adds up all jobs of the run. Costs are None if the price is unknown.
     """
 
     inputs: int
@@ -33,7 +33,7 @@ class LabelSummary(TypedDict, total=False):
 
 
 class TrainSummary(TypedDict, total=False):
-    """What the train job did; `agreement` is that of `best_update`, None if none was measured."""
+    """The train job's figures; `agreement` is that of `best_update`, None if not measured."""
 
     trainable_parameters: int
     updates: int
@@ -45,19 +45,19 @@ class TrainSummary(TypedDict, total=False):
 
 
 class MergeSummary(TypedDict, total=False):
-    """How many prompts the merged student answers as the adapter does."""
+    """How many prompts the merged student answers like the adapter."""
 
     compared_prompts: int
     equal_answers: int
 
 
 class NoSummary(TypedDict):
-    """A step that has none."""
+    """The summary of a step without figures."""
 
 
 @dataclass(frozen=True)
 class Step(Generic[Summary]):
-    """A folder of a run, and the command that makes it."""
+    """A folder of a run, and the command that writes it."""
 
     folder: str
     command: str
@@ -70,5 +70,5 @@ PREDICTIONS: Step[NoSummary] = Step("predictions", "python -m jobs.evaluate")
 
 
 def name_checkpoint(update: int) -> Step[NoSummary]:
-    """The step of a training's checkpoint after an update."""
+    """The checkpoint after an update as a step."""
     return Step(f"checkpoints/{update:08}", "python -m jobs.train")

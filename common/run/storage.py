@@ -1,7 +1,6 @@
 """A run's folder, on the local disk or in an object store.
 
-Every write is whole or not at all, see `common.run.stores`. What an object store fails at is tried
-again for some seconds.
+Writes are atomic, see `common.run.stores`. Calls of an object store are retried with backoff.
 """
 
 import errno
@@ -26,11 +25,10 @@ from common.run.stores import Disk, ObjectStore, explain_failure
 from common.settings import Settings
 
 _ATTEMPTS = 4
-"""How often an object store is asked."""
 _WAIT_SECONDS = 0.5
-"""How long to wait before the second time; twice as long before each further one."""
+"""Before the second attempt; doubled before each further one."""
 _READERS = 16
-"""How many objects are read at a time; more gain nothing, for the client itself is what is busy."""
+"""Objects read concurrently; the client's CPU time is the limit beyond that."""
 _READ_AHEAD_BYTES = 32 * 2**20
 
 T = TypeVar("T")
@@ -38,16 +36,13 @@ log = logging.getLogger(__name__)
 
 
 class RunStorage:
-    """The folder `<root>/<run>`; names are relative to it, with slashes.
-
-    Every method raises a StorageError where the disk or the object store fails.
-    """
+    """The folder `<root>/<run>`; names are relative to it. Methods may raise a StorageError."""
 
     def __init__(self, settings: Settings) -> None:
         """Opens the storage root without writing.
 
         Raises:
-            InputError: the root's protocol is unknown, its bucket is absent or refuses access.
+            InputError: the root has an unknown protocol, is missing or is not accessible.
         """
         root = settings.storage.absolute_root
         try:
@@ -59,31 +54,31 @@ class RunStorage:
         self.url = f"{root.rstrip('/')}/{settings.run}"
         self._path = str(fs._strip_protocol(f"{path.rstrip('/')}/{settings.run}"))
         self._store: Disk | ObjectStore
-        if not self.is_local:
-            fs.retries = 1  # s3fs's own, up to some minutes for one call
-            self._store = ObjectStore(fs)
-            self._check_bucket(fs, root, path)
-        else:
+        if self.is_local:
             self._store = Disk()
             self._check_folder(Path(path))
+        else:
+            fs.retries = 1  # s3fs's own retries can take minutes
+            self._store = ObjectStore(fs)
+            self._check_bucket(fs, root, path)
 
     @staticmethod
     def _check_folder(root: Path) -> None:
         existing = next(p for p in (root, *root.parents) if p.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK):
-            reason = (
-                "is no folder"
-                if not existing.is_dir()
-                else f"is not writable for user {os.getuid()}"
-            )
-            raise InputError(f"DISTILL_STORAGE__ROOT={str(root)!r}: {str(existing)!r} {reason}")
+        if not existing.is_dir():
+            reason = "is not a folder"
+        elif not os.access(existing, os.W_OK):
+            reason = f"is not writable for user {os.getuid()}"
+        else:
+            return
+        raise InputError(f"DISTILL_STORAGE__ROOT={str(root)!r}: {str(existing)!r} {reason}")
 
     def _check_bucket(self, fs: Any, root: str, path: str) -> None:
         bucket = path.split("/")[0]
         try:
             if self._try("read", "", lambda _: bool(fs.exists(path) or fs.exists(bucket))):
                 return
-            reason = "there is no such bucket"
+            reason = "it does not exist"
         except StorageError as error:
             refused = getattr(error.__cause__, "errno", None) == errno.EINVAL
             if error.is_transient and not refused:
@@ -95,19 +90,19 @@ class RunStorage:
         )
 
     def path(self, name: str = "") -> str:
-        """The path of a name on the file system, without protocol."""
+        """A file's path on the file system, without protocol."""
         return f"{self._path}/{name}" if name else self._path
 
     def exists(self, name: str) -> bool:
-        """Whether a file of this name is there."""
+        """Whether a file exists."""
         return self._try("read", name, self._store.exists)
 
     def list_files(self, folder: str) -> list[str]:
-        """The names of all files below a folder, sorted; empty where there is no such folder."""
+        """The sorted names of all files below a folder; empty if it does not exist."""
         return list(self.list_sizes(folder))
 
     def list_sizes(self, folder: str) -> dict[str, int]:
-        """The same with their sizes in bytes."""
+        """The names of `list_files`, with sizes in bytes."""
         sizes = self._try("listed", folder, self._store.find)
         return {path[len(self._path) + 1 :]: sizes[path] for path in sorted(sizes)}
 
@@ -115,15 +110,12 @@ class RunStorage:
         """The content of a file.
 
         Raises:
-            FileNotFoundError: there is none.
+            FileNotFoundError: it does not exist.
         """
         return self._try("read", name, self._store.read)
 
     def read_many(self, sizes: Mapping[str, int]) -> Iterator[bytes]:
-        """The contents of files whose names and sizes are given, in order, read some at a time.
-
-        A file that was removed meanwhile reads as empty.
-        """
+        """The contents of files with these sizes, in order, read ahead; a missing one is empty."""
         names = deque(sizes)
         ahead: deque[tuple[int, Future[bytes]]] = deque()
         with ThreadPoolExecutor(_READERS) as pool:
@@ -141,31 +133,31 @@ class RunStorage:
         return b""
 
     def write_bytes(self, name: str, content: bytes, attempts: int | None = None) -> None:
-        """Writes a file, replacing one of that name."""
+        """Writes a file, or replaces it."""
         self._try("written", name, lambda path: self._store.write(path, content), attempts)
 
     def create_bytes(self, name: str, content: bytes) -> bool:
-        """Writes a file unless there is one of that name; whether it did.
+        """Writes a file unless it exists; whether it did.
 
-        Of several that try at the same time, one does. The content must be the caller's own.
+        Only one of several concurrent callers succeeds, if their contents differ.
         """
         return self._try("written", name, lambda path: self._store.create(path, content))
 
     def append_bytes(self, name: str, content: bytes) -> None:
-        """Adds to the end of a file on a local disk. After a failure, begin another file."""
-        assert isinstance(self._store, Disk), self.url
+        """Appends to a file on a local disk; after a failure, start another file."""
         store = self._store
+        assert isinstance(store, Disk), self.url
         self._try("written", name, lambda path: store.append(path, content))
 
     def remove(self, *names: str) -> None:
-        """Removes files that may be there."""
+        """Removes files; missing ones are ignored."""
         paths = [self.path(name) for name in names]
         self._try("removed", " ".join(names[:1]), lambda _: self._store.remove(*paths))
 
     def _try(
         self, verb: str, name: str, operation: Callable[[str], T], attempts: int | None = None
     ) -> T:
-        """What the operation gives for the name's path; a store is asked again if need be."""
+        """Runs an operation on a file's path, with retries on an object store."""
         last = 1 if self.is_local else attempts or _ATTEMPTS
         for attempt in range(1, last + 1):
             try:
@@ -183,13 +175,13 @@ class RunStorage:
 
     @contextmanager
     def removing_empty_folder(self, folder: str) -> Iterator[None]:
-        """Removes a folder at the end, and those above it that were not there, if empty."""
+        """Removes a local folder at the end if it is empty, and its parents if they are new."""
         path = Path(self.path(folder))
-        made = [path, *(p for p in path.parents if self.is_local and not p.exists())]
+        created = [path, *(p for p in path.parents if not p.exists())] if self.is_local else []
         try:
             yield
         finally:
-            for place in made if self.is_local else ():
+            for place in created:
                 with suppress(OSError):
                     place.rmdir()
 
@@ -234,7 +226,7 @@ class RunStorage:
         self.write_bytes(name, buffer.getvalue())
 
     def upload(self, local: Path, folder: str) -> list[str]:
-        """Copies the files of a local folder; returns their names."""
+        """Copies a local folder into `folder`; returns the files' names."""
         names = []
         for path in sorted(p for p in local.rglob("*") if p.is_file()):
             names.append(f"{folder}/{path.relative_to(local).as_posix()}")
@@ -250,7 +242,7 @@ class RunStorage:
 
 
 def _client_options(root: str) -> dict[str, Any]:
-    """No cache of listings; no retries but one, for connections that lay idle: `_try` does them."""
+    """No listings cache, and one retry, for idle connections: `_try` has the others."""
     if "://" not in root:
         return {}
     options: dict[str, Any] = {"use_listings_cache": False}

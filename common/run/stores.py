@@ -1,9 +1,8 @@
-"""Where bytes are kept: the local disk, or an object store. Paths have no protocol.
+"""Atomic reads and writes on the local disk and in object stores. Paths have no protocol.
 
-No partial file is ever read as whole. An object store puts an object in one step, and one GET reads
-one version of it; on a disk the bytes go to a hidden file beside the target, are synced, and take
-its name. The two raise the system's or the client's own errors, of which `explain_failure` makes
-one kind.
+An object store writes and reads one version of an object atomically. On a disk, the bytes go to a
+hidden file beside the target, which is synced and renamed. Both raise errors of the system or of
+the client; `explain_failure` converts them to a StorageError.
 """
 
 import errno
@@ -17,7 +16,7 @@ from typing import Any
 from common.errors import StorageError
 
 _SETTLE_SECONDS = 1.0
-"""How long two that create the same object, in a store without conditional writes, may be apart."""
+"""In a store without conditional writes, the longest lag between two concurrent creations."""
 _PERMANENT = (
     PermissionError,
     FileNotFoundError,  # of a write: the bucket
@@ -33,34 +32,34 @@ _PERMANENT_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ParamValid
 
 
 def explain_failure(what: str, error: Exception, is_local: bool) -> StorageError:
-    """`what` could not be done, and the system's or the client's error, as one kind of error."""
+    """Converts an error of the system or of the client; `what` says what has failed."""
     number = getattr(error, "errno", None)
-    is_passing = not (
+    is_transient = not (
         isinstance(error, _PERMANENT)
         or number in _PERMANENT_NUMBERS
         or type(error).__name__ in _PERMANENT_NAMES
     )
     if number in (errno.ENOSPC, errno.EDQUOT):
-        fix = "make room there and run again"
-    elif is_passing:
+        fix = "free some space there and run again"
+    elif is_transient:
         fix = "run again when the storage works"
     else:
         place = "the folder" if is_local else "the bucket, the AWS_* variables"
         fix = f"check {place} and who may write there"
     reason = str(error.__cause__ or getattr(error, "strerror", None) or error).splitlines()[:1]
     about = ": ".join([type(error).__name__, *reason])
-    return StorageError(f"{what} ({about}); {fix}", is_passing)
+    return StorageError(f"{what} ({about}); {fix}", is_transient)
 
 
 class Disk:
-    """Files below any local folder."""
+    """Files on a local disk."""
 
     def read(self, path: str) -> bytes:
         """The content of a file."""
         return Path(path).read_bytes()
 
     def write(self, path: str, content: bytes) -> None:
-        """Writes a file, replacing one of that name."""
+        """Writes a file, or replaces it."""
         temporary = _write_beside(Path(path), content)
         try:
             temporary.replace(path)
@@ -70,7 +69,7 @@ class Disk:
             raise
 
     def create(self, path: str, content: bytes) -> bool:
-        """Writes a file unless there is one of that name; whether it did."""
+        """Writes a file unless it exists; whether it did."""
         temporary = _write_beside(Path(path), content)
         try:
             Path(path).hardlink_to(temporary)
@@ -83,7 +82,7 @@ class Disk:
         return True
 
     def append(self, path: str, content: bytes) -> None:
-        """Adds to a file's end and syncs; what a failure has written of it is cut off again."""
+        """Appends to a file and syncs it; a partial append is truncated."""
         target = Path(path)
         is_new = not target.exists()
         _make_folder(target.parent)
@@ -104,7 +103,7 @@ class Disk:
             _sync_folder(target.parent)
 
     def find(self, folder: str) -> dict[str, int]:
-        """The paths of all files below a folder, and their sizes; hidden ones are left out."""
+        """The paths of all files below a folder and their sizes in bytes, without hidden ones."""
         sizes = {}
         for place, _, names in os.walk(folder, onerror=_raise_unless_missing):
             for name in names:
@@ -115,22 +114,21 @@ class Disk:
         return sizes
 
     def exists(self, path: str) -> bool:
-        """Whether a file is there."""
+        """Whether a file exists."""
         return Path(path).is_file()
 
     def remove(self, *paths: str) -> None:
-        """Removes files that may be there."""
+        """Removes files; missing ones are ignored."""
         for path in paths:
             Path(path).unlink(missing_ok=True)
 
 
 class ObjectStore:
-    """Objects, through fsspec."""
+    """Objects in an fsspec file system without a listings cache."""
 
     def __init__(self, fs: Any) -> None:
-        """`fs` is an fsspec file system without a cache of listings."""
         self._fs = fs
-        # s3fs reads big objects by ranges, which may belong to two versions, and asks for the size
+        # s3fs reads big objects in ranges, which may belong to two versions
         self._whole = {"max_concurrency": 1} if "s3" in fs.protocol else {}
 
     def read(self, path: str) -> bytes:
@@ -138,23 +136,23 @@ class ObjectStore:
         return bytes(self._fs.cat_file(path, **self._whole))
 
     def write(self, path: str, content: bytes) -> None:
-        """Writes an object, replacing one of that name."""
+        """Writes an object, or replaces it."""
         self._fs.pipe_file(path, content)
 
     def create(self, path: str, content: bytes) -> bool:
-        """Writes an object unless there is one of that name; whether it did."""
+        """Writes an object unless it exists; whether it did."""
         try:
             self._fs.pipe_file(path, content, mode="create")
         except OSError as error:
             if isinstance(error, FileExistsError) or _http_status(error) == 412:
-                return self._holds(path, content)  # an earlier try whose answer was lost
+                return self._holds(path, content)  # an earlier attempt whose reply was lost
             if error.errno == errno.ENOSYS:
-                return self._create_by_turns(path, content)
+                return self._create_unconditionally(path, content)
             raise
         return True
 
-    def _create_by_turns(self, path: str, content: bytes) -> bool:
-        """The same where a store has no conditional writes: the last writer wins."""
+    def _create_unconditionally(self, path: str, content: bytes) -> bool:
+        """For stores without conditional writes: the last writer wins."""
         if self.exists(path):
             return self._holds(path, content)
         self.write(path, content)
@@ -168,7 +166,7 @@ class ObjectStore:
             return False
 
     def find(self, folder: str) -> dict[str, int]:
-        """The paths of all objects below a folder, and their sizes; hidden ones are left out."""
+        """The paths of all objects below a folder and their sizes in bytes, without hidden ones."""
         found = self._fs.find(folder, detail=True)
         return {
             str(path): int(about["size"])
@@ -177,16 +175,16 @@ class ObjectStore:
         }
 
     def exists(self, path: str) -> bool:
-        """Whether an object is there."""
-        try:  # fsspec's `isfile` says no when the store fails
+        """Whether an object exists."""
+        try:  # fsspec's `isfile` is False when the store fails
             return bool(self._fs.info(path)["type"] == "file")
         except FileNotFoundError:
             return False
 
     def remove(self, *paths: str) -> None:
-        """Removes objects that may be there; of many, one that resists stays without an error."""
+        """Removes objects; missing ones are ignored, and so are failures if there are several."""
         if len(paths) > 1:
-            with suppress(OSError):  # not every store can remove many in one call
+            with suppress(OSError):  # not every store supports bulk removal
                 for start in range(0, len(paths), 1000):
                     self._fs.rm(list(paths[start : start + 1000]))
                 return
@@ -195,7 +193,7 @@ class ObjectStore:
 
 
 def _write_beside(target: Path, content: bytes) -> Path:
-    """Writes a hidden file beside the target and syncs it."""
+    """Writes and syncs a hidden file beside the target."""
     _make_folder(target.parent)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
@@ -219,7 +217,7 @@ def _create_in_place(target: Path, content: bytes) -> bool:
 
 
 def _make_folder(folder: Path) -> None:
-    """Makes a folder and its parents, so that they outlive a power cut."""
+    """Makes a folder and its parents, and syncs them."""
     if not folder.is_dir():
         _make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -227,7 +225,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every file system can
+    with suppress(OSError):  # not every file system supports it
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -241,6 +239,6 @@ def _raise_unless_missing(error: OSError) -> None:
 
 
 def _http_status(error: OSError) -> int:
-    """What the server answered, where s3fs has made an OSError of it; 0 otherwise."""
+    """The HTTP status behind an OSError of s3fs; 0 if there is none."""
     response = getattr(error.__cause__, "response", None) or {}
     return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

@@ -1,4 +1,4 @@
-"""Which of a few languages a text is in, where that is beyond doubt."""
+"""Detects a text's language, if it is certain."""
 
 from functools import lru_cache
 from typing import Any
@@ -11,16 +11,13 @@ nl nn no nso oc om or pa pcm pl ps pt qu ro ru rw sa sdh se si sk sl sn so sq sr
 te tg th tk tl tr tt ug uk ur uz uzs vec vi vo wa wuu xh yo yue zh zu
 """
 LANGUAGES = frozenset(_CODES.split())
-"""The languages that can be told apart, by their ISO 639 codes: those of py3langid."""
+"""The ISO 639 codes of the languages that py3langid detects."""
 _MIN_CHARACTERS = 20
 _MIN_CONFIDENCE = 0.8
 
 
 def detect_language(text: str, languages: tuple[str, ...]) -> str | None:
-    """The text's language, of those given; None where the text is too short or too mixed to tell.
-
-    The first call loads the model, which takes half a second.
-    """
+    """The text's language, None if uncertain. Loading the model takes half a second."""
     if len(text) < _MIN_CHARACTERS:
         return None
     language, confidence = _load_detector(languages).classify(text)

@@ -1,6 +1,6 @@
-"""A task: one declarative TOML file that says what the teacher is asked and what the student sees.
+"""A task: a TOML file with the prompts of teacher and student, and the label rules.
 
-`gec.toml` beside this file is the built-in one, and the pattern for others.
+`gec.toml` in this folder is the built-in task and an example for others.
 """
 
 import difflib
@@ -32,7 +32,7 @@ class _Part(BaseModel):
 
 def _check_place(prompt: str) -> str:
     if "{text}" not in prompt:
-        raise ValueError("needs {text}, the place of the example")
+        raise ValueError("needs {text}, the placeholder of the example")
     return prompt
 
 
@@ -40,29 +40,27 @@ TextTemplate = Annotated[str, AfterValidator(_check_place)]
 
 
 class Columns(_Part):
-    """Where a data set keeps what the task needs; settings may name other columns."""
+    """The dataset's columns; settings may name others."""
 
     text: str = "text"
     text_prefix: str = ""
-    """Taken off every text that starts with it."""
+    """Removed from texts that start with it."""
     reference: str = "reference"
-    """A string or a list of strings; read by the evaluate job only."""
+    """Strings or lists of strings; only the evaluate job reads them."""
     groups: list[str] = []
-    """Columns to report on separately, where they exist."""
+    """Columns to group the results by, if they exist."""
 
     @field_validator("groups")
     @classmethod
     def _check_groups(cls, names: list[str]) -> list[str]:
         for name in names:
             if name in PREDICTION_SCHEMA.names:
-                raise ValueError(
-                    f"{name!r} is a column of the predictions; give yours another name"
-                )
+                raise ValueError(f"{name!r} is a column of the predictions; rename yours")
         return names
 
 
 class CompletionTemplate(_Part):
-    """The legacy completions endpoint's prompt: start, one example after the other, end."""
+    """The prompt for the legacy completions endpoint: start, examples, end."""
 
     start: str = "{system}\n\n"
     example: str = "{text}\n{label}\n\n"
@@ -71,7 +69,7 @@ class CompletionTemplate(_Part):
 
 
 class TeacherPrompt(_Part):
-    """What the teacher is asked."""
+    """The teacher's prompt."""
 
     system: str = ""
     user: TextTemplate = "{text}"
@@ -86,7 +84,7 @@ class FewShot(_Part):
 
 
 class StudentPrompt(_Part):
-    """What the student sees, in training and in evaluation."""
+    """The student's prompt, in training and in evaluation."""
 
     prompt: TextTemplate = "{text}"
 
@@ -102,40 +100,40 @@ def _compile(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, TypeError) as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
 
 
 class LabelRules(_Part):
     """How a response becomes a label, and which responses are filtered instead."""
 
     unquote: bool = False
-    """Take off quotes around the response that the text does not have."""
+    """Remove quotes around the response that the text does not have."""
     single_line: bool = False
-    """Filter a response of more than one line."""
+    """Filter responses of several lines."""
     lower_case: bool = False
     allowed: list[str] = []
-    """The only labels there are, for classification; empty: any. A response may end in a full stop,
-    and have other capitals."""
+    """The classes, for classification; empty: any label. Responses may differ in case and end in a
+    full stop."""
     reject_patterns: list[Annotated[re.Pattern[str], BeforeValidator(_compile)]] = []
-    """Regular expressions of chatter and refusals."""
+    """Regular expressions for chatter and refusals."""
     min_length_ratio: float = Field(0.0, ge=0)
-    """Of the label's length to the text's, in characters; texts under 20 characters are exempt."""
+    """Length of the label by that of the text, in characters; texts under 20 are exempt."""
     max_length_ratio: float = Field(float("inf"), gt=0)
     languages: list[str] = []
-    """The texts' languages, by their ISO 639 codes: filter a label in another one than its text's,
-    where both are plain to see. Empty: a label may be in any language."""
+    """The texts' languages (ISO 639): filter a label whose language certainly differs from its
+    text's. Empty: any language."""
     max_edit_ratio: float = Field(1.0, gt=0, le=1)
-    """Of the characters to edit between text and label (Levenshtein's distance) to the longer one's
-    length, letters' case aside; 1: any. Texts under 20 characters are exempt."""
+    """Levenshtein distance of text and label by the longer one's length, in characters, ignoring
+    case; 1: any. Texts under 20 characters are exempt."""
 
     @field_validator("languages")
     @classmethod
     def _check_languages(cls, languages: list[str]) -> list[str]:
         for language in languages:
             if language not in LANGUAGES:
-                raise ValueError(f"{language!r} is no code of a known language, such as 'en'")
+                raise ValueError(f"{language!r} is not a known language code, such as 'en'")
         if len(set(languages)) == 1:
-            raise ValueError("needs at least two languages to tell apart, or none")
+            raise ValueError("needs at least two languages to distinguish, or none")
         return languages
 
 
@@ -161,7 +159,7 @@ _FIRST_FIELDS: dict[str, Any] = {
         True,
     ),
 }
-"""The fields that version 0.1 has, and hashes whatever their values."""
+"""The fields of version 0.1, which the fingerprint has even at their default."""
 
 
 class Task(_Part):
@@ -172,7 +170,7 @@ class Task(_Part):
     metrics: list[str] = Field(["exact_match"], min_length=1)
     columns: Columns = Columns()
     unseen: list[Literal["text", "reference"]] = ["text"]
-    """What a test row may not share with a train row: text, reference."""
+    """What a test row must not share with a train row."""
     teacher: TeacherPrompt = TeacherPrompt()
     few_shot: list[FewShot] = []
     student: StudentPrompt = StudentPrompt()
@@ -183,27 +181,28 @@ class Task(_Part):
     def _check_metrics(cls, names: list[str]) -> list[str]:
         for name in names:
             if name not in METRICS:
-                raise ValueError(f"{name!r} is no metric; there are {', '.join(METRICS)}")
+                raise ValueError(f"{name!r} is not a metric; choose from {', '.join(METRICS)}")
         if METRICS[names[0]].is_better_low:
-            raise ValueError(f"{names[0]!r} is the better the lower; the first one is the main one")
+            raise ValueError(
+                f"{names[0]!r} is better the lower, and cannot be first, as the main one"
+            )
         return names
 
     @property
     def label_fingerprint(self) -> str:
         """A hash of what labels depend on.
 
-        Fields that were added after `_FIRST_FIELDS` count where they are not at their default, so
-        that a new field leaves the hashes of finished runs as they are.
+        Fields added after `_FIRST_FIELDS` count only if they are not at their default, so that a
+        new field does not change the hashes of finished runs.
         """
         first = self.model_dump(mode="json", include=_FIRST_FIELDS)
         later = self.model_dump(
             mode="json", include=set(_FIRST_FIELDS), exclude=_FIRST_FIELDS, exclude_defaults=True
         )
-        later = _drop_empty(later)
-        return hash_content([first, later] if later else first)
+        return hash_content([first, later] if (later := _drop_empty(later)) else first)
 
     def make_messages(self, text: str) -> list[dict[str, str]]:
-        """The chat messages for one text: system, worked examples as turns, the text."""
+        """The chat messages for one text: system, few-shot examples as turns, the text."""
         messages = [{"role": "system", "content": self.teacher.system}]
         for shot in self.few_shot:
             messages.append({"role": "user", "content": fill(self.teacher.user, text=shot.text)})
@@ -212,7 +211,7 @@ class Task(_Part):
         return messages if self.teacher.system else messages[1:]
 
     def make_completion_prompt(self, text: str) -> str:
-        """The same as one string for the legacy completions endpoint."""
+        """The prompt for one text for the legacy completions endpoint."""
         template, system = self.teacher.completion, self.teacher.system
         shots = "".join(
             fill(template.example, text=s.text, label=s.label, system=system) for s in self.few_shot
@@ -221,18 +220,18 @@ class Task(_Part):
         return start + shots + fill(template.end, text=text, system=system)
 
     def make_student_prompt(self, text: str) -> str:
-        """The student's prompt for one text, before any chat template."""
+        """The student's prompt for one text, without chat template."""
         return fill(self.student.prompt, text=text)
 
 
 def fill(template: str, **values: str) -> str:
-    """Puts values in the place of their {names}, once: braces in a value stay as they are."""
+    """Replaces {names} by their values; braces in a value stay as they are."""
     names = "|".join(map(re.escape, values))
     return re.sub(rf"\{{({names})\}}", lambda match: values[match[1]], template)
 
 
 def _drop_empty(content: Any) -> Any:
-    """The content without parts that hold nothing."""
+    """The content without empty parts."""
     if isinstance(content, dict):
         kept = {key: _drop_empty(value) for key, value in content.items()}
         return {key: value for key, value in kept.items() if value not in ({}, [])}
@@ -245,8 +244,8 @@ def load_task(name: str) -> Task:
     """Loads a built-in task by name, or a task file by path or URL.
 
     Raises:
-        SettingsError: there is no such built-in task.
-        InputError: the file cannot be read, or is no valid task.
+        SettingsError: no built-in task has this name.
+        InputError: the file cannot be read, or is not a valid task.
     """
     try:
         return Task.model_validate(_read_toml(name))
@@ -261,7 +260,7 @@ def load_task(name: str) -> Task:
 
 
 def _list_fields(part: type[BaseModel], prefix: str = "") -> list[str]:
-    """The names of a task file's fields, with dots."""
+    """The dotted names of a task file's fields."""
     names: list[str] = []
     for name, field in part.model_fields.items():
         names.append(prefix + name)
@@ -286,7 +285,7 @@ def _read_toml(name: str) -> dict[str, Any]:
             return tomllib.loads(file.read().decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"task file {name!r} is not valid TOML: {error}") from None
-    except Exception as error:  # each storage has errors of its own
+    except Exception as error:  # each storage raises its own types
         raise InputError(
             f"DISTILL_TASK: the task file {name!r} cannot be read: {type(error).__name__}: {error}"
         ) from None

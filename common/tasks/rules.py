@@ -1,4 +1,4 @@
-"""The task's label rules: what a label is cut out of a response, and which responses are none."""
+"""Applies the task's label rules: extracts the label of a response, or filters it."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from common.tasks.model import LabelRules
 
 _SHORT_TEXT_CHARACTERS = 20
 _SAME_LANGUAGE_EDIT_RATIO = 0.3
-"""A label that is closer to its text than this is in the text's language."""
+"""A label with a lower edit ratio is in its text's language."""
 _QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "„": "“", "`": "`"}
 
 
 def apply_rules(text: str, response: str, rules: LabelRules) -> tuple[str, str | None]:
-    """The label in a response, and the name of the first rule that rejects it, or None."""
+    """The label in a response, and the name of the first rule that it breaks, or None."""
     label = response.strip()
     if rules.unquote and len(label) > 1 and not text.startswith(label[0]):
         inner, closing = label[1:-1], _QUOTES.get(label[0])
@@ -29,7 +29,7 @@ def apply_rules(text: str, response: str, rules: LabelRules) -> tuple[str, str |
 
 
 def _find_allowed(label: str, allowed: list[str]) -> str:
-    """The allowed label that this one is, but for a full stop and letters' case; else itself."""
+    """The allowed label, if this one differs only in case and a full stop; else itself."""
     bare = label.rstrip(".!")
     if bare in allowed:
         return bare
@@ -38,10 +38,7 @@ def _find_allowed(label: str, allowed: list[str]) -> str:
 
 
 def measure_edit_ratio(text: str, label: str) -> float:
-    """The Levenshtein distance in characters, of the longer one's length: from 0 to 1.
-
-    Upper and lower case, and Unicode's composed and decomposed characters, count as the same.
-    """
+    """The Levenshtein distance by the longer one's length, from 0 to 1; ignores case and NFC."""
     return Levenshtein.normalized_distance(_fold(text), _fold(label))
 
 

@@ -1,4 +1,4 @@
-"""What the teacher's response headers say of its limits."""
+"""Reads the rate limits in the teacher's response headers."""
 
 import email.utils
 import math
@@ -18,7 +18,7 @@ _DURATION = re.compile(r"((\d+(\.\d*)?|\.\d+)(ms|s|m|h|d))+")
 
 
 def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> Headers | None:
-    """The `x-ratelimit-*` headers, as OpenAI's API has them; None where there are none."""
+    """The `x-ratelimit-*` headers of OpenAI's API; None if there are none."""
     headers = None
     for name, value in raw:
         field = _RATE_LIMIT_FIELDS.get(name.lower())
@@ -29,7 +29,7 @@ def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> Headers | None:
 
 
 def parse_seconds(value: str | None) -> float | None:
-    """A number, or a duration such as 6m0s, 1.5s or 20ms, in seconds; None if it is neither."""
+    """The seconds of a number or of a duration such as 6m0s, 1.5s or 20ms; None for others."""
     if value is None:
         return None
     try:
@@ -44,7 +44,7 @@ def parse_seconds(value: str | None) -> float | None:
 
 
 def parse_retry_after(value: str | None) -> float | None:
-    """The seconds of a Retry-After header: a number, or an HTTP date; None if it is neither."""
+    """The seconds of a Retry-After header, a number or an HTTP date; None for others."""
     if value is None:
         return None
     try:

@@ -1,9 +1,8 @@
-"""The journal: every reply that was or may have to be paid for, raw, durable before it is parsed.
+"""The journal: every raw reply that may be paid for, durable before it is parsed.
 
-Each writer appends to parts of its own, JSON lines named by a random word: on a disk one file that
-is synced for every group of replies, in an object store one small object a group, and after some
-dozens one that replaces them. While a group is being written the next one gathers, so that the cost
-of a write is shared when replies come fast. While the storage fails, replies wait in memory.
+Each writer has JSON Lines files of its own with a random name: on a disk one file, synced after
+each group of replies; in an object store one object per group, and every 64 are merged into one.
+While a group is written, the next one gathers. While the storage fails, replies wait in memory.
 """
 
 import asyncio
@@ -21,34 +20,32 @@ from common.teacher.replies import Reply
 
 FOLDER = "journal"
 _DISK_SECONDS, _OBJECT_STORE_SECONDS = 0.005, 0.1
-"""How long a group gathers at least."""
-_PATIENCE_SECONDS = 600.0
-"""How long a failing storage is waited for."""
+"""The minimum time for which a group gathers."""
+_RETRY_SECONDS = 600.0
+"""How long a failing write is retried."""
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 5.0
 _SMALL_PARTS, _SMALL_BYTES = 64, 4 * 2**20
-"""How many small objects, or bytes in them, a writer replaces by one."""
+"""A writer merges its objects at this number or total size."""
 _MANY_PARTS = 16
-"""How many parts are too many for the next job to find."""
+"""A job that starts merges the parts if there are more."""
 _MERGED_BYTES = 16 * 2**20
-"""How big a merged part becomes; parts of half this size are left as they are."""
+"""The size of a merged part; parts of half this size are left alone."""
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 log = logging.getLogger(__name__)
 
 
 class JournalWriter:
-    """Appends replies. Use it in one event loop.
+    """Appends replies, in one event loop; `storage_error` is why the last write failed, if it did.
 
-    Attributes:
-        storage_error: what is wrong with the storage at the moment, if anything.
+    A write is retried for `retry_seconds`.
     """
 
-    def __init__(self, storage: RunStorage, patience_seconds: float = _PATIENCE_SECONDS) -> None:
+    def __init__(self, storage: RunStorage, retry_seconds: float = _RETRY_SECONDS) -> None:
         self.storage_error: str | None = None
-        self._storage = storage
-        self._patience_seconds = patience_seconds
-        self._name = _make_word()
+        self._storage, self._retry_seconds = storage, retry_seconds
+        self._name = _make_name()
         self._parts = 0
         self._small: dict[str, bytes] = {}
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
@@ -57,15 +54,15 @@ class JournalWriter:
 
     @property
     def waiting(self) -> int:
-        """How many replies are not durable yet."""
+        """The number of replies that are not durable yet."""
         return len(self._waiting)
 
     async def append(self, reply: Reply) -> None:
-        """Returns once the reply is durable; cancelling this does not keep it from becoming so.
+        """Returns once the reply is durable; it is written even if this is cancelled.
 
         Raises:
-            DistillError: the storage has failed for too long, or for good. The reply stays in
-                memory, and is written with the next one or by `drain` if the storage recovers.
+            DistillError: the storage has failed for too long. The reply stays in memory, and the
+                next `append` or `drain` writes it.
         """
         durable = asyncio.get_running_loop().create_future()
         self._waiting.append((_encode_line(reply), durable))
@@ -73,14 +70,13 @@ class JournalWriter:
         await durable
 
     async def drain(self) -> None:
-        """Returns once everything that was appended is durable.
+        """Returns once all replies are durable.
 
         Raises:
-            DistillError: as `append` does.
+            DistillError: see `append`.
         """
         while self._waiting:
-            failure = await asyncio.shield(self._flush())
-            if failure:
+            if failure := await asyncio.shield(self._flush()):
                 raise failure
 
     def _flush(self) -> asyncio.Task[DistillError | None]:
@@ -89,7 +85,7 @@ class JournalWriter:
         return self._flusher
 
     async def _write_all(self) -> DistillError | None:
-        """Writes what waits, group by group; gives the reason if it gives up."""
+        """Writes the waiting replies, group by group; returns the error if it gives up."""
         wait = _FIRST_WAIT_SECONDS
         while self._waiting:
             await asyncio.sleep(_DISK_SECONDS if self._storage.is_local else _OBJECT_STORE_SECONDS)
@@ -98,11 +94,10 @@ class JournalWriter:
                 lines = b"".join(line for line, _ in self._waiting[:group])
                 await asyncio.to_thread(self._write, lines)
             except asyncio.CancelledError:
-                self._name = _make_word()  # the thread may still be writing to the old one
+                self._name = _make_name()  # the thread may still write to the old file
                 raise
             except Exception as error:
-                failure = self._note_failure(error)
-                if failure:
+                if failure := self._note_failure(error):
                     return failure
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
@@ -115,7 +110,7 @@ class JournalWriter:
         if self._storage.is_local:
             self._storage.append_bytes(f"{FOLDER}/{self._name}.jsonl", lines)
             return
-        self._parts += 1  # also after a failure: an object that seemed lost may yet arrive
+        self._parts += 1  # also after a failure: the object may still arrive
         name = f"{FOLDER}/{self._name}-{self._parts:06}.jsonl"
         small_bytes = sum(map(len, self._small.values()))
         if len(self._small) < _SMALL_PARTS and small_bytes < _SMALL_BYTES:
@@ -123,7 +118,7 @@ class JournalWriter:
             self._small[name] = lines
             return
         self._storage.write_bytes(name, b"".join([*self._small.values(), lines]), attempts=1)
-        with suppress(StorageError):  # a reply that is there twice does no harm
+        with suppress(StorageError):  # duplicate replies are harmless
             self._storage.remove(*self._small)
         self._small.clear()
 
@@ -137,18 +132,18 @@ class JournalWriter:
         self._failing_since = self.storage_error = None
 
     def _note_failure(self, error: Exception) -> DistillError | None:
-        """The end of the patience, if that is reached: every caller that waits is told."""
-        self._name = _make_word()  # what follows half a line would be lost
+        """Once retries are used up, fails all waiting callers and returns the error."""
+        self._name = _make_name()  # the old file may end in half a line
         now = asyncio.get_running_loop().time()
         self.storage_error = f"{self.waiting} paid replies wait in memory: {error}"
         is_first = self._failing_since is None
         self._failing_since = self._failing_since or now
-        is_passing = isinstance(error, StorageError) and error.is_transient
-        if is_passing and now - self._failing_since < self._patience_seconds:
+        is_transient = isinstance(error, StorageError) and error.is_transient
+        if is_transient and now - self._failing_since < self._retry_seconds:
             if is_first:
-                log.warning("%s; trying for %.0f s", self.storage_error, self._patience_seconds)
+                log.warning("%s; retrying for %.0f s", self.storage_error, self._retry_seconds)
             return None
-        message = f"{self.storage_error}; what is not stored then is paid for again"
+        message = f"{self.storage_error}; replies that are not stored are paid for again"
         for _, durable in self._waiting:
             if not durable.done():
                 durable.set_exception(DistillError(message))
@@ -156,16 +151,13 @@ class JournalWriter:
 
 
 def write_lost(storage: RunStorage, owner: str, replies: Iterable[Reply]) -> None:
-    """Writes down the calls that a killed job may have paid for; a second time changes nothing."""
+    """Records the calls that a crashed job may have paid for; idempotent."""
     lines = (_encode_line(reply) for reply in replies)
     storage.write_bytes(f"{FOLDER}/lost-{owner}.jsonl", b"".join(lines))
 
 
 def iterate_journal(storage: RunStorage) -> Iterator[Reply]:
-    """All replies; one may come twice.
-
-    A last line that a kill cut off is passed over: it was never durable.
-    """
+    """All replies, some of them twice; skips lines that a crash has cut off."""
     for line in _iterate_lines(storage):
         try:
             yield Reply(**json.loads(line))
@@ -179,7 +171,7 @@ def _iterate_lines(storage: RunStorage) -> Iterator[bytes]:
             with Path(storage.path(name)).open("rb") as file:
                 yield from file
         return
-    known: set[str] = set()  # again, for a writer that outlives its job a moment may replace some
+    known: set[str] = set()  # list again: a writer that outlives its job may merge some
     while parts := {n: size for n, size in _list_parts(storage).items() if n not in known}:
         for content in storage.read_many(parts):
             yield from io.BytesIO(content)
@@ -188,15 +180,11 @@ def _iterate_lines(storage: RunStorage) -> Iterator[bytes]:
 
 def _list_parts(storage: RunStorage) -> dict[str, int]:
     """The names of the parts, and their sizes in bytes."""
-    sizes = storage.list_sizes(FOLDER)
-    return {name: size for name, size in sizes.items() if name.endswith(".jsonl")}
+    return {n: size for n, size in storage.list_sizes(FOLDER).items() if n.endswith(".jsonl")}
 
 
 def compact_journal(storage: RunStorage) -> None:
-    """Merges an object store's small parts into few big ones, if there are many.
-
-    A crash leaves some replies twice, and loses none.
-    """
+    """Merges many small parts in an object store; a crash may duplicate replies, but loses none."""
     parts = {name: n for name, n in _list_parts(storage).items() if n < _MERGED_BYTES // 2}
     if storage.is_local or len(parts) <= _MANY_PARTS:
         return
@@ -213,7 +201,7 @@ def compact_journal(storage: RunStorage) -> None:
 
 def _replace_parts(storage: RunStorage, names: list[str], lines: bytes) -> None:
     if names:
-        storage.write_bytes(f"{FOLDER}/merged-{_make_word()}.jsonl", lines)
+        storage.write_bytes(f"{FOLDER}/merged-{_make_name()}.jsonl", lines)
         storage.remove(*names)
 
 
@@ -221,5 +209,5 @@ def _encode_line(reply: Reply) -> bytes:
     return _encode(vars(reply)).encode("utf-8", "backslashreplace") + b"\n"
 
 
-def _make_word() -> str:
+def _make_name() -> str:
     return uuid.uuid4().hex[:12]

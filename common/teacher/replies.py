@@ -1,4 +1,4 @@
-"""Replies of the teacher, as they came, and what can be read in them."""
+"""The teacher's raw replies, and how to read them."""
 
 import json
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from common.teacher.statuses import (
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back for one request, as it came.
+    """A raw reply.
 
-    `http_status` is 0 where there was no response at all; then `body` is "timeout: …",
-    "connection: …" or "lost: …". `most_prompt_tokens` is for those that do not tell their usage.
+    `http_status` is 0 if there was no response; then `body` is "timeout: …", "connection: …" or
+    "lost: …". `most_prompt_tokens` is an upper bound, for replies without usage.
     """
 
     key: str
@@ -31,7 +31,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Logprobs:
-    """The log-probabilities of a response's tokens, and of the likeliest ones in their places."""
+    """The log-probabilities of a response's tokens and of their likeliest alternatives."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -41,7 +41,7 @@ class Logprobs:
 
 @dataclass(frozen=True)
 class Answer:
-    """The content of a reply. `error` is None, or the type of what is wrong with it."""
+    """The content of a reply; `error` is its error type, if any."""
 
     text: str
     error: str | None
@@ -54,7 +54,7 @@ class Answer:
 
 
 def read_answer(reply: Reply) -> Answer:
-    """The content of a reply; never raises: a reply without content gets an error type."""
+    """The content of a reply; never raises: an unusable reply gets an error type."""
     if reply.http_status != 200:
         kind = name_error(reply.http_status, reply.body)
         return Answer("", kind, read_provider_message(reply.body))
@@ -64,7 +64,7 @@ def read_answer(reply: Reply) -> Answer:
         text = choice["message"]["content"] if "message" in choice else choice["text"]
         reason = choice.get("finish_reason")
         if not isinstance(text, str | None) or not isinstance(reason, str | None):
-            raise TypeError("content or finish_reason is no string")
+            raise TypeError("content or finish_reason is not a string")
     except WRONG_SHAPE as error:
         message = f"{type(error).__name__}: {error} in {reply.body[:200]!r}"
         return Answer("", "bad_response", message)
@@ -82,14 +82,14 @@ def read_answer(reply: Reply) -> Answer:
 
 
 def _read_count(usage: Any, *path: str) -> int:
-    """A number of tokens in a response's usage; 0 where there is none."""
+    """A number of tokens in a response's usage; 0 if it is missing."""
     for name in path:
         usage = usage.get(name) if isinstance(usage, dict) else None
     return int(usage) if isinstance(usage, int | float) and 0 <= usage < 2**63 else 0
 
 
 def _read_logprobs(found: Any) -> Logprobs | None:
-    """A choice's log-probabilities, in the form of either endpoint; None where there are none."""
+    """A choice's log-probabilities in the format of either endpoint; None if there are none."""
     if not found:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The request for one text, and its identity."""
+"""The request for one text, its size and its key."""
 
 import hashlib
 import json
@@ -9,16 +9,16 @@ from common.settings import Settings, TeacherSettings
 from common.tasks.model import Task
 
 _MESSAGE_TOKENS = 16
-"""At most what a chat template puts around a message, its role and marks (ChatML, Llama-3: 5)."""
+"""An upper bound of what a chat template adds to a message: role, markers (ChatML, Llama-3: 5)."""
 _REQUEST_TOKENS = 512
-"""At most what a template puts before all: the marks of a start, and a system message of its own.
+"""An upper bound of what a template adds to a request: start markers, its own system message.
 
-The longest known are gpt-oss's (about 100 tokens) and Command R7B's (about 300).
+The longest known are about 100 tokens (gpt-oss) and about 300 (Command R7B).
 """
 
 
 def make_request(settings: TeacherSettings, task: Task, text: str) -> dict[str, Any]:
-    """The body of the request for one text, as both kinds of endpoint want it."""
+    """The body of the request for one text, for either endpoint."""
     body: dict[str, Any] = {
         "model": settings.model,
         "max_tokens": settings.max_tokens,
@@ -46,7 +46,7 @@ def require_model(settings: TeacherSettings) -> None:
 
 
 def make_key(settings: TeacherSettings, body: dict[str, Any], sample: int = 0) -> str:
-    """The identity of a response: endpoint, canonical request (with its model), sample index."""
+    """A reply's key in the journal: a hash of endpoint, request and sample index."""
     identity = [settings.base_url, settings.endpoint, body, sample]
     text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -54,31 +54,29 @@ def make_key(settings: TeacherSettings, body: dict[str, Any], sample: int = 0) -
 
 def count_characters(body: dict[str, Any]) -> int:
     """The characters of a request's prompt."""
-    messages = body.get("messages")
-    return sum(len(m["content"]) for m in messages) if messages else len(body["prompt"])
+    return sum(map(len, get_contents(body)))
 
 
 def bound_prompt_tokens(body: dict[str, Any]) -> int:
-    """What the tokens of a request's prompt cannot exceed.
+    """An upper bound of the tokens of a request's prompt.
 
-    A token of the prompt covers at least one byte of its UTF-8 text, or belongs to the chat
-    template, for which there is an allowance. That holds for byte-level BPE and for SentencePiece
-    with byte fallback, which all models of today have; a normalisation that makes the text longer
-    (NFKC) could break it.
+    A token covers at least one byte of UTF-8, or belongs to the chat template, which has an
+    allowance. This holds for byte-level BPE and for SentencePiece with byte fallback, but not for a
+    normalisation that lengthens the text (NFKC).
     """
     sizes = [len(c.encode("utf-8", "surrogatepass")) for c in get_contents(body)]
     return sum(sizes) + _MESSAGE_TOKENS * len(sizes) + _REQUEST_TOKENS
 
 
 def get_contents(body: dict[str, Any]) -> list[str]:
-    """The texts of a request: its messages' contents, or the one prompt."""
+    """The texts of a request: its messages' contents, or its prompt."""
     if "prompt" in body:
         return [body["prompt"]]
     return [message["content"] for message in body["messages"]]
 
 
 def fingerprint_teacher(settings: Settings, task: Task) -> dict[str, Any]:
-    """What a label depends on, beside its text."""
+    """What a label depends on, besides its text."""
     names = ("base_url", "model", "endpoint", "max_tokens", "temperature", "logprobs")
     return {
         "task": f"{task.name} {task.label_fingerprint}",

@@ -1,7 +1,7 @@
-"""What the server's answer to a call means for its row and for the job.
+"""What a response's status means for its row and for the job.
 
-One table says it: the first rule that fits a status and what the body says counts. A new provider's
-habit is one line there.
+The first rule in a table that matches the status and the error's text counts. A new provider's
+peculiarity is one line there.
 """
 
 import json
@@ -15,20 +15,19 @@ from common.errors import InputError, TeacherRefusedError
 from common.settings import TeacherSettings
 
 WRONG_SHAPE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
-"""What reading JSON of an unforeseen shape raises."""
-PASSING_ERRORS = ("timeout", "connection", "server_error", "rate_limit", "bad_response")
-"""The error types of rows that another run may get an answer for."""
+"""What reading JSON of an unexpected shape raises."""
+TRANSIENT_ERRORS = ("timeout", "connection", "server_error", "rate_limit", "bad_response")
+"""The error types of rows that may succeed in another run."""
 UNFINISHED = ("length", "content_filter")
-"""The finish reasons of responses that are not labels; also their error types."""
+"""The finish reasons of unusable responses; also their error types."""
 
 
 class Action(Enum):
-    """What follows from an answer.
+    """What follows from a response.
 
-    ANSWER: it is one. RETRY: the call is sent again, with full jitter, at most
-    `teacher.max_attempts` times; then the row fails. THROTTLE: everyone waits as long as
-    `Retry-After` says, and no attempt is used up. FAIL: this row fails. STOP_…: the job stops, for
-    no call can succeed before the user has corrected the key (or paid), the model or the URL.
+    ANSWER: read it. RETRY: retry with backoff, up to `teacher.max_attempts` times; then the row
+    fails. THROTTLE: pause all calls for `Retry-After` without using up an attempt. FAIL: the row
+    fails. STOP_…: the job stops until the user corrects the key (or pays), the model or the URL.
     """
 
     ANSWER = "answer"
@@ -45,25 +44,24 @@ class Rule:
     """A line of the table.
 
     Attributes:
-        statuses: HTTP statuses; 0 stands for no response at all.
-        action: what follows.
-        error: the type of error of a row that ends with it.
-        said: what the error's code, type or message must match; empty: anything.
-        body: what must stand anywhere in the body.
+        statuses: HTTP statuses; 0 for no response.
+        error: the error type of a row that fails with it.
+        message: a pattern for the error's code, type or message.
+        body: a pattern for the body.
     """
 
     statuses: Container[int]
     action: Action
     error: str = ""
-    said: str = ""
+    message: str = ""
     body: str = ""
 
-    def fits(self, status: int, body: str, said: str) -> bool:
-        """Whether it is about such an answer."""
+    def matches(self, status: int, body: str, message: str) -> bool:
+        """Whether the rule covers a response."""
         return (
             status in self.statuses
-            and (not self.said or re.search(self.said, said, re.IGNORECASE) is not None)
-            and (not self.body or re.search(self.body, body) is not None)
+            and re.search(self.message, message, re.IGNORECASE) is not None
+            and re.search(self.body, body) is not None
         )
 
 
@@ -75,15 +73,15 @@ _ROW = range(400, 500)
 
 _RULES = (
     Rule({200}, Action.ANSWER),
-    Rule({0}, Action.RETRY),  # the body says which: "timeout: …", "connection: …", "lost: …"
+    Rule({0}, Action.RETRY),  # the body has the type: "timeout: …", "connection: …", "lost: …"
     Rule({401, 402, 403}, Action.STOP_KEY, "refused"),
-    Rule({429}, Action.STOP_KEY, "refused", said=_NO_CREDIT),
+    Rule({429}, Action.STOP_KEY, "refused", message=_NO_CREDIT),
     Rule({429}, Action.THROTTLE, "rate_limit"),
     Rule({408, 409, 425}, Action.RETRY, "server_error"),
-    Rule({400}, Action.STOP_MODEL, "refused", said=_UNKNOWN_MODEL),
-    Rule({404}, Action.STOP_MODEL, "refused", said="model"),
-    Rule({405}, Action.FAIL, "bad_request", said="model"),
-    Rule({501}, Action.RETRY, "server_error", said="model"),
+    Rule({400}, Action.STOP_MODEL, "refused", message=_UNKNOWN_MODEL),
+    Rule({404}, Action.STOP_MODEL, "refused", message="model"),
+    Rule({405}, Action.FAIL, "bad_request", message="model"),
+    Rule({501}, Action.RETRY, "server_error", message="model"),
     Rule({404, 405, 501}, Action.STOP_URL, "refused"),
     Rule(_ROW, Action.FAIL, "context_length", body="context_length"),
     Rule(_ROW, Action.FAIL, "content_policy", body="content_filter|content_policy|safety"),
@@ -98,25 +96,25 @@ _ADVICE = {
 }
 
 
-def judge(status: int, body: str) -> Rule:
-    """The rule that counts for an answer."""
-    said = ""
+def find_rule(status: int, body: str) -> Rule:
+    """The rule for a response."""
+    message = ""
     if status >= 400:
-        said = f"{read_provider_code(body) or ''} {read_provider_message(body)}"
-    return next(rule for rule in _RULES if rule.fits(status, body, said))
+        message = f"{read_provider_code(body) or ''} {read_provider_message(body)}"
+    return next(rule for rule in _RULES if rule.matches(status, body, message))
 
 
-def stop_if_told(
+def raise_if_fatal(
     action: Action, settings: TeacherSettings, request: str, status: int, body: str
 ) -> None:
-    """Raises the error that stops the job, if an answer to a request says that it must stop."""
+    """Raises the error that stops the job, if the action is to stop."""
     if action not in (Action.STOP_URL, *_ADVICE):
         return
     message = read_provider_message(body)
     if action is Action.STOP_URL:
         raise InputError(
             f"DISTILL_TEACHER__BASE_URL={settings.base_url!r}: what answers there does not speak "
-            f"the OpenAI API ({request}: {status} {message}); such a URL mostly ends in /v1"
+            f"the OpenAI API ({request}: {status} {message}); the URL usually ends in /v1"
         )
     raise TeacherRefusedError(
         f"the teacher at {settings.base_url} (model {settings.model!r}) refuses: {status} "
@@ -125,12 +123,12 @@ def stop_if_told(
 
 
 def name_error(status: int, body: str) -> str:
-    """The type of error of a row whose last answer this is."""
-    return judge(status, body).error or body.split(":")[0]
+    """The error type of a row with this last response."""
+    return find_rule(status, body).error or body.split(":")[0]
 
 
 def read_provider_message(body: str) -> str:
-    """The message in an API's error body, or the body's beginning."""
+    """The message in an API's error body, or the start of the body."""
     try:
         error = json.loads(body)
         error = error.get("error", error)
@@ -141,7 +139,7 @@ def read_provider_message(body: str) -> str:
 
 
 def read_provider_code(body: str) -> str | None:
-    """The code in an API's error body, such as insufficient_quota; None where there is none."""
+    """The code in an API's error body, such as insufficient_quota; None if it is missing."""
     try:
         error: Any = json.loads(body)["error"]
         code = error.get("code") or error.get("type")
@@ -151,5 +149,5 @@ def read_provider_code(body: str) -> str | None:
 
 
 def make_storable(text: str) -> str:
-    """The text without halves of characters (a cut emoji's surrogate), which no file can hold."""
+    """The text without lone surrogates (half an emoji), which UTF-8 cannot encode."""
     return text.encode("utf-8", "replace").decode()

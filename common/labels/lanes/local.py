@@ -1,4 +1,4 @@
-"""The lane in this process: one worker in a thread, without Ray, for some thousand examples."""
+"""The lane in this process: one worker in a thread, without Ray, for thousands of examples."""
 
 import asyncio
 import threading
@@ -16,7 +16,7 @@ class LocalLane(Lane):
     """All rows arrive at once, as one table."""
 
     def open(self) -> None:
-        self._guard = threading.Lock()  # the worker's thread and this one use the quota
+        self._guard = threading.Lock()  # the quota is shared with the worker's thread
 
     def start(self, work: Work) -> None:
         self._work, self._quota = work, work.quota

@@ -20,20 +20,19 @@ from common.run.lock import is_locked
 from common.run.run import PackedRun, Run
 
 _READING_SECONDS = 300.0
-"""How long a worker that has begun a block may read the journal before its first call."""
-_OWNER_SILENCE_SECONDS = 5.0
-"""A driver that is not heard of for so long is dead; calls without it would be lost on the next."""
+"""How long a worker may read the journal between its first block and its first call."""
+_DRIVER_TIMEOUT_SECONDS = 5.0
+"""A driver without a heartbeat for this long has crashed, and no call may start."""
 
 
 class QuotaKeeper:
-    """The job's quota, where all actors reach it; its figures also as Ray metrics."""
+    """The job's quota as an actor, with its figures as Ray metrics."""
 
     def __init__(self, quota: Quota) -> None:
-        """Goes on with what the quota knows."""
-        quota.expect_owner(_OWNER_SILENCE_SECONDS)
+        quota.require_heartbeat(_DRIVER_TIMEOUT_SECONDS)
         self._quota = quota
-        self._begun: set[str] = set()
-        self._begun_at = float("-inf")
+        self._started_blocks: set[str] = set()
+        self._started_at = float("-inf")
         self._counters = {
             name: Counter(f"distill_label_{name}", f"{name} of the label job")
             for name in Totals.__slots__
@@ -48,7 +47,7 @@ class QuotaKeeper:
     def snapshot(self, may_start: bool = True) -> Snapshot:
         """See `Quota.snapshot`."""
         snapshot = self._quota.snapshot(may_start)
-        snapshot.workers += time.monotonic() < self._begun_at + _READING_SECONDS
+        snapshot.workers += time.monotonic() < self._started_at + _READING_SECONDS
         for name, counter in self._counters.items():
             if (more := getattr(snapshot.totals, name) - getattr(self._reported, name)) > 0:
                 counter.inc(more)
@@ -60,11 +59,11 @@ class QuotaKeeper:
         """See `Quota.stop`."""
         self._quota.stop(failure)
 
-    def begin(self, block: str) -> bool:
-        """Notes that a block is begun; whether it was begun before, by a worker that is gone."""
-        was_begun, self._begun_at = block in self._begun, time.monotonic()
-        self._begun.add(block)
-        return was_begun
+    def start_block(self, block: str) -> bool:
+        """Records the start of a block; whether a crashed worker had started it before."""
+        is_retry, self._started_at = block in self._started_blocks, time.monotonic()
+        self._started_blocks.add(block)
+        return is_retry
 
 
 class LabelActor:
@@ -73,16 +72,13 @@ class LabelActor:
     def __init__(
         self, packed: PackedRun, url: str, keeper: Any, known: Any, needs_key: bool
     ) -> None:
-        """See `Worker`; `keeper` is the session's, `known` a reference to a dictionary.
-
-        A teacher's key, if it `needs_key`, is in the environment of the actor's node.
-        """
+        """See `Worker`; `known` is a Ray reference. If it `needs_key`, the node has one."""
         self._packed, self._url, self._needs_key = packed, url, needs_key
         self._keeper, self._known = keeper, known
         self._opening: asyncio.Task[tuple[Run, Worker]] | None = None
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
-        """Labels a block. If the job is to stop, the driver hears of it from the quota."""
+        """Labels a block. A failure reaches the driver through the quota."""
         self._opening = self._opening or asyncio.create_task(self._open())
         try:
             run, worker = await self._opening
@@ -90,7 +86,7 @@ class LabelActor:
             await self._keeper.stop.remote(type(error)(f"{error} (on {gethostname()})"))
             return make_label_table([])
         examples = [Example(**row) for row in batch.to_pylist()]
-        if await self._keeper.begin.remote(examples[0].id):
+        if await self._keeper.start_block.remote(examples[0].id):
             worker.add_known(await asyncio.to_thread(read_answered, run.storage))
         try:
             return make_label_table(await worker.label(examples))
@@ -98,8 +94,8 @@ class LabelActor:
             return make_label_table([])
 
     async def _open(self) -> tuple[Run, Worker]:
-        """Raises a DistillError if this node lacks what the job's own has."""
-        load_environment()  # this node's own secret files may hold the keys of the object store
+        """Raises a DistillError if this node lacks the job's storage or the teacher's key."""
+        load_environment()  # this node's secret files may hold the object store's keys
         key = read_api_key() if self._needs_key else SecretStr("")
         run = self._packed.open(key)
         if not is_locked(run.storage):
@@ -110,7 +106,7 @@ class LabelActor:
         if self._needs_key and not key.get_secret_value():
             raise SettingsError(
                 "DISTILL_TEACHER__API_KEY is not set on this node of the Ray cluster; put it into "
-                "the environment of its containers: keys are not sent along with a job"
+                "the environment of its containers: keys are not sent with a job"
             )
 
         async def renew(name: str, tally: Tally) -> Lease:

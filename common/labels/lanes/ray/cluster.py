@@ -1,4 +1,4 @@
-"""Starts Ray on this machine, or reaches the cluster of RAY_ADDRESS, and leaves it again."""
+"""Starts Ray on this machine, or connects to the cluster of RAY_ADDRESS; disconnects again."""
 
 import atexit
 import contextlib
@@ -24,16 +24,16 @@ _SUBMIT = "`ray job submit --address http://head:8265 -- python -m jobs.label`"
 
 
 def start_ray(dashboard_host: str | None = None) -> None:
-    """Connects to the cluster of RAY_ADDRESS, or starts Ray here; signal handlers stay.
+    """Connects to the cluster of RAY_ADDRESS, or starts Ray here; keeps the signal handlers.
 
     Raises:
-        SettingsError: a job cannot run over such a RAY_ADDRESS, or not from this machine.
+        SettingsError: RAY_ADDRESS is not usable, or not from this machine.
         DistillError: Ray does not start, or the cluster cannot be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")
-    auto_init_hook.enable_auto_connect = False  # the data set's thread must not start another Ray
+    auto_init_hook.enable_auto_connect = False  # the dataset's thread must not start another Ray
     address = os.environ.get("RAY_ADDRESS", "")
     if not re.fullmatch(r"|local|auto|[^/]+:\d+", address):
         raise SettingsError(
@@ -44,27 +44,27 @@ def start_ray(dashboard_host: str | None = None) -> None:
         options: dict[str, Any] = {"address": "local", "include_dashboard": bool(dashboard_host)}
         if dashboard_host:
             options["dashboard_host"] = dashboard_host
-        _connect(lambda said: DistillError(f"Ray did not start: {_cut(said)}; run again"), options)
+        _connect(lambda text: DistillError(f"Ray did not start: {_cut(text)}; run again"), options)
     else:
         if address != "auto":
             _require_node(address)
-        _connect(lambda said: _explain_refusal(address, said), {})
+        _connect(lambda text: _explain_refusal(address, text), {})
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
 
 
 def _connect(explain: Callable[[str], DistillError], options: dict[str, Any]) -> None:
-    """Connects; `explain` makes an error of what Ray says if it cannot."""
+    """Connects; `explain` converts Ray's error message."""
     try:
-        with _keeping_handlers():
+        with _restoring_handlers():
             ray.init(log_to_driver=False, logging_level="ERROR", **options)
-    except Exception as error:  # Ray raises plain ones
+    except Exception as error:  # Ray raises many types
         raise explain(str(error) or type(error).__name__) from None
 
 
-def _cut(said: str) -> str:
-    return said.splitlines()[0][:300]
+def _cut(text: str) -> str:
+    return text.splitlines()[0][:300]
 
 
 def _name(address: str) -> str:
@@ -72,13 +72,13 @@ def _name(address: str) -> str:
 
 
 def _require_node(address: str) -> None:
-    """Makes sure that this machine is a node of the cluster: elsewhere Ray aborts the process."""
+    """Checks that this machine is a node of the cluster: elsewhere Ray aborts the process."""
     wanted = _resolve(address)
     if not wanted:
-        raise DistillError(f"{_name(address)}: there is no such host; run again when there is")
+        raise DistillError(f"{_name(address)}: no such host; run again when it resolves")
     if _is_node(wanted):
         return
-    try:  # Ray itself takes a minute to give up
+    try:  # Ray takes a minute to fail
         socket.create_connection(min(wanted), _ANSWER_SECONDS).close()
     except OSError as error:
         raise DistillError(
@@ -106,7 +106,7 @@ def _is_node(wanted: set[tuple[str, int]]) -> bool:
 
 
 def _resolve(address: str) -> set[tuple[str, int]]:
-    """The IP addresses, and the port, of host:port; none where there is no such host."""
+    """The IP addresses and the port of host:port; empty if the host does not resolve."""
     host, _, port = address.rpartition(":")
     try:
         found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
@@ -115,9 +115,9 @@ def _resolve(address: str) -> set[tuple[str, int]]:
     return {(str(where[0]), int(where[1])) for *_, where in found}
 
 
-def _explain_refusal(address: str, said: str) -> DistillError:
-    """What Ray has said, as an error: one that no retry repeats, where that cannot help."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def _explain_refusal(address: str, text: str) -> DistillError:
+    """Converts Ray's message to an error; a SettingsError if a retry cannot help."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     for sign, advice in (
         ("Version mismatch", "use the cluster's own versions here, or `ray job submit`"),
         ("InvalidAuthToken", "set RAY_AUTH_MODE=token and the cluster's RAY_AUTH_TOKEN"),
@@ -132,7 +132,7 @@ def _explain_refusal(address: str, said: str) -> DistillError:
 
 
 def check_ray() -> None:
-    """Raises a DistillError if a process of Ray's has died: soon it would end this one, too."""
+    """Raises a DistillError if a Ray process has died, before Ray ends this process, too."""
     node = ray._private.worker._global_node
     dead = [name for name, _ in node.dead_processes()] if node else []
     if dead:
@@ -140,8 +140,8 @@ def check_ray() -> None:
 
 
 def end_ray(can_shut_down: bool) -> None:
-    """Leaves Ray; without a shutdown where a thread is inside it: that would end the process."""
-    for name in ("ray", "ray.data"):  # they complain of what ends before its time
+    """Disconnects; no shutdown while a thread uses Ray: that would end the process."""
+    for name in ("ray", "ray.data"):  # they log what ends early
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if can_shut_down:
         ray.shutdown()
@@ -150,8 +150,8 @@ def end_ray(can_shut_down: bool) -> None:
 
 
 @contextlib.contextmanager
-def _keeping_handlers() -> Iterator[None]:
-    """Ray sets signal handlers as it starts, which end the process in ways of their own."""
+def _restoring_handlers() -> Iterator[None]:
+    """Undoes Ray's own signal handlers, which it sets when it starts."""
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     utils = ray._private.utils
     set_handler, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
@@ -160,4 +160,4 @@ def _keeping_handlers() -> Iterator[None]:
     finally:
         utils.set_sigterm_handler = set_handler
         for number, handler in handlers.items():
-            signal.signal(number, handler)  # instead of one of Ray's that ends with a core dump
+            signal.signal(number, handler)  # Ray's ends with a core dump

@@ -23,12 +23,12 @@ from common.records import EXAMPLE_SCHEMA, Example
 _BLOCK_ROWS = 256
 _POLL_SECONDS = 0.25
 _QUOTA_SECONDS = 30.0
-"""When the quota's actor does not answer for so long, Ray has died without saying so."""
-_LOOK_SECONDS, _WORKER_SECONDS = 5.0, 60.0
-"""How often free CPUs are looked for; how long one may be free without an actor that lives."""
-_DEATHS_PER_ACTOR = 10
+"""If the quota's actor does not answer for this long, Ray has crashed."""
+_CPU_POLL_SECONDS, _WORKER_SECONDS = 5.0, 60.0
+"""How often to look for free CPUs; how long one may be free while no label actor lives."""
+_MAX_CRASHES_PER_ACTOR = 10
 _END_SECONDS = 3.0
-"""How long the data set may take to end."""
+"""How long the dataset may take to end."""
 _ACTOR_CPUS = 0.1
 
 
@@ -38,28 +38,28 @@ class RayLane(Lane):
     refusal_drain_seconds = 3.0
 
     def __init__(self, dashboard_host: str | None = None) -> None:
-        """`dashboard_host` is where a Ray that this lane starts shows its dashboard."""
+        """`dashboard_host` is the host of Ray's dashboard, if this lane starts Ray."""
         super().__init__()
         self._dashboard_host = dashboard_host
         self._thread: threading.Thread | None = None
-        self._coming: Any = None
-        self._asked_at = self._worker_at = self._looked_at = time.monotonic()
+        self._pending: Any = None
+        self._asked_at = self._worker_at = self._polled_at = time.monotonic()
 
     def open(self) -> None:
         start_ray(self._dashboard_host)
 
     def start(self, work: Work) -> None:
-        with _explaining():
+        with _converting_errors():
             self._keeper = _start_keeper(work.quota)
             batches = _make_dataset(work, self._keeper).iter_batches
         options = {"batch_size": None, "batch_format": "pyarrow"}
-        self._most_deaths = _DEATHS_PER_ACTOR * work.run.settings.label.actors
+        self._max_crashes = _MAX_CRASHES_PER_ACTOR * work.run.settings.label.actors
         self._worker_at = time.monotonic()
         self._thread = self.deliver(lambda: batches(**options))
 
     def take(self, seconds: float) -> pa.Table | None:
         try:
-            with _explaining():
+            with _converting_errors():
                 return super().take(seconds)
         except (DistillError, queue.Empty):
             raise
@@ -68,39 +68,39 @@ class RayLane(Lane):
 
     def snapshot(self, may_start: bool) -> Snapshot | None:
         check_ray()
-        with _explaining():
-            if self._coming is None:
-                self._coming = self._keeper.snapshot.remote(may_start)
+        with _converting_errors():
+            if self._pending is None:
+                self._pending = self._keeper.snapshot.remote(may_start)
                 self._asked_at = time.monotonic()
             try:
-                snapshot: Snapshot = ray.get(self._coming, timeout=_POLL_SECONDS)
+                snapshot: Snapshot = ray.get(self._pending, timeout=_POLL_SECONDS)
             except ray.exceptions.GetTimeoutError:
                 if time.monotonic() > self._asked_at + _QUOTA_SECONDS:
                     raise
                 return None
-            self._coming = None
+            self._pending = None
             self._check_workers(snapshot)
             return snapshot
 
     def _check_workers(self, snapshot: Snapshot) -> None:
-        """Raises a DistillError if actors die again and again: Ray restarts them without end."""
+        """Raises a DistillError if actors crash repeatedly: Ray restarts them without a limit."""
         now = time.monotonic()
         if snapshot.workers:
             self._worker_at = now
-        elif now > self._looked_at + _LOOK_SECONDS:
-            self._looked_at = now
+        elif now > self._polled_at + _CPU_POLL_SECONDS:
+            self._polled_at = now
             if ray.available_resources().get("CPU", 0) < _ACTOR_CPUS:
                 self._worker_at = now  # they wait for a CPU
-        is_without = now > self._worker_at + _WORKER_SECONDS
-        if is_without or snapshot.lost_workers > self._most_deaths:
-            seen = f"none has lived for {_WORKER_SECONDS:.0f} s" if is_without else "so far"
+        has_none = now > self._worker_at + _WORKER_SECONDS
+        if has_none or snapshot.lost_workers > self._max_crashes:
+            state = f"none has run for {_WORKER_SECONDS:.0f} s" if has_none else "too many"
             raise DistillError(
-                f"Ray: the processes of label actors die again and again ({snapshot.lost_workers} "
-                f"in mid-work, {seen}); see Ray's logs, look at the memory, and run again"
+                f"Ray: label actors crash repeatedly ({snapshot.lost_workers} crashes, {state}); "
+                "check Ray's logs and the memory, and run again"
             )
 
     def stop(self, reason: DistillError) -> None:
-        with _explaining():
+        with _converting_errors():
             ray.get(self._keeper.stop.remote(reason), timeout=_END_SECONDS)
 
     def close(self) -> None:
@@ -110,8 +110,8 @@ class RayLane(Lane):
 
 
 @contextlib.contextmanager
-def _explaining() -> Iterator[None]:
-    """Makes one kind of error of Ray's."""
+def _converting_errors() -> Iterator[None]:
+    """Converts Ray's errors to a DistillError."""
     try:
         yield
     except ray.exceptions.RayError as error:
@@ -120,10 +120,7 @@ def _explaining() -> Iterator[None]:
 
 
 def _start_keeper(quota: Quota) -> Any:
-    """The quota's actor, on the driver's own node: the job lives no longer than that anyway.
-
-    Not softly so: Ray may then choose another node, whose death would be the job's.
-    """
+    """Starts the quota's actor on the driver's node, so that no other node's crash ends the job."""
     here = ray.get_runtime_context().get_node_id()
     options = {
         "name": f"distill-quota-{uuid.uuid4().hex[:8]}",
@@ -145,15 +142,13 @@ def _make_dataset(work: Work, keeper: Any) -> "ray.data.Dataset":
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
-            size=actors,
-            max_tasks_in_flight_per_actor=8,
-            max_concurrent_calls_per_actor=8,
+            size=actors, max_tasks_in_flight_per_actor=8, max_concurrent_calls_per_actor=8
         ),
         num_cpus=_ACTOR_CPUS,
     )
 
 
 def _make_blocks(examples: Sequence[Example]) -> list[pa.Table]:
-    """Small blocks, for Ray works on one block at a time and would make only one of few rows."""
+    """Small blocks: Ray distributes blocks, and would make a single one of few rows."""
     table = pa.Table.from_pylist([vars(e) for e in examples], schema=EXAMPLE_SCHEMA)
     return [table.slice(at, _BLOCK_ROWS) for at in range(0, len(examples), _BLOCK_ROWS)]
