@@ -12,8 +12,8 @@ from common.command import run_job
 from common.data.examples import Examples, load_examples, warn_without_test_rows
 from common.labels.files import arrange_rows, check_failures, write_parts
 from common.labels.forecast import format_forecast, make_forecast
-from common.labels.known import Known, read_known
 from common.labels.lane import Lane
+from common.labels.resume import Known, read_known
 from common.labels.session import Session, make_quota
 from common.records import count_by_status, hash_content, make_label_table
 from common.run.lock import RunLock, hold_run

@@ -12,7 +12,7 @@ from common.run.steps import LABELS
 from common.run.storage import RunStorage
 from common.settings import Settings
 from common.student.student import check_student
-from common.tasks.model import load_task
+from common.tasks.task import load_task
 from jobs import evaluate, label, report, train
 
 SECTIONS = ()

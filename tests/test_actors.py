@@ -12,7 +12,7 @@ from common.run.lock import hold_run
 from common.run.run import PackedRun, Run
 from common.run.storage import RunStorage
 from common.settings import Settings
-from common.tasks.model import Task
+from common.tasks.task import Task
 
 SECRET = "sk-very-secret"
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from common.student.prompt import IGNORED
-from common.tasks.model import Task
+from common.tasks.task import Task
 from common.training.batches import plan_batches
 from common.training.objectives.supervised import Supervised
 

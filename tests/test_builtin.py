@@ -9,7 +9,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from common.builtin.correction import correct
 from common.builtin.mistakes import PREFIX, make_rows
 from common.builtin.teacher import StandIn, running_stand_in
-from common.tasks.model import load_task
+from common.tasks.task import load_task
 
 WRONG, RIGHT = "the dog sees a apple", "The dog sees an apple."
 

@@ -8,7 +8,7 @@ import pytest
 
 from common.data.examples import load_examples, load_test_rows
 from common.errors import InputError
-from common.tasks.model import Columns, Task, load_task
+from common.tasks.task import Columns, Task, load_task
 
 TASK = Task(name="tiny", columns=Columns(groups=["lang"]))
 SUFFIXES = ["parquet", "jsonl", "csv"]

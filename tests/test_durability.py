@@ -72,7 +72,7 @@ def test_actors_that_die_again_and_again_end_the_job(tmp_path, source):
         job.kill()
         _, errors = job.communicate()
         assert job.returncode == 1, errors
-        assert "they crash repeatedly" in errors.splitlines()[-1]
+        assert "crash repeatedly" in errors.splitlines()[-1]
         assert "Traceback" not in errors
 
 

@@ -17,7 +17,7 @@ from common.run.lock import RunLock
 from common.run.manifest import write_manifest
 from common.run.steps import LABELS
 from common.run.storage import RunStorage
-from common.tasks.model import Task, load_task
+from common.tasks.task import Task, load_task
 from common.teacher.requests import fingerprint_teacher
 from jobs import evaluate, train
 

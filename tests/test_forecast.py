@@ -8,7 +8,7 @@ from common.labels.forecast import Forecast, estimate_tokens, format_forecast, m
 from common.labels.forecast import optimum_seconds as optimum
 from common.prices.prices import Price, find_price
 from common.settings import Settings
-from common.tasks.model import load_task
+from common.tasks.task import load_task
 from common.teacher.requests import bound_prompt_tokens
 
 SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import DistillError, StorageError
-from common.labels.known import read_answered
+from common.labels.resume import read_answered
 from common.run.storage import RunStorage
 from common.teacher.journal import (
     FOLDER,

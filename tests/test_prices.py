@@ -9,7 +9,7 @@ import pytest
 from common.errors import InputError, SettingsError
 from common.prices.prices import Price, find_price, require_price
 from common.settings import TeacherSettings
-from common.tasks.model import load_task
+from common.tasks.task import load_task
 from common.teacher.requests import bound_prompt_tokens
 
 TOGETHER = "https://api.together.xyz/v1"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from common.tasks.languages import LANGUAGES, detect_language
-from common.tasks.model import LabelRules, load_task
-from common.tasks.rules import apply_rules, measure_edit_ratio
+from common.tasks.rules import LabelRules, apply_rules, measure_edit_ratio
+from common.tasks.task import load_task
 
 TEXT = "She go to school every days."
 LABEL = "She goes to school every day."

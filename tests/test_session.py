@@ -16,7 +16,7 @@ from common.records import hash_text
 from common.run.lock import hold_run
 from common.run.run import Run
 from common.run.storage import RunStorage
-from common.tasks.model import Task
+from common.tasks.task import Task
 from support.fake_teacher import refuse, running_teacher
 
 EXAMPLES = [Example(hash_text(text), text) for text in ("one", "two", "three", "four", "five")]

@@ -10,7 +10,7 @@ import pytest
 from common.data.examples import load_examples, load_test_rows
 from common.errors import InputError, StorageError
 from common.run.storage import RunStorage
-from common.tasks.model import load_task
+from common.tasks.task import load_task
 from support.failing_store import running_failing_store
 
 TASK_TOML = 'name = "tiny"\n[student]\nprompt = "Do: {text}"\n'

@@ -16,7 +16,7 @@ from common.student.prompt import (
 )
 from common.student.student import check_student, open_student
 from common.student.weights import check_device, find_student, load_weights
-from common.tasks.model import FewShot, StudentPrompt, Task
+from common.tasks.task import FewShot, StudentPrompt, Task
 
 TASK = Task(name="copy", student=StudentPrompt(prompt="Say:\n{text}"))
 

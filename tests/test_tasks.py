@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import InputError, SettingsError
-from common.tasks.model import load_task
+from common.tasks.task import load_task
 
 TINY = """
 name = "tiny"

@@ -13,10 +13,10 @@ from common.quota.leases import Leases, reach_quota
 from common.quota.protocol import Headers
 from common.quota.quota import Quota
 from common.settings import TeacherSettings
-from common.tasks.model import Task
+from common.tasks.task import Task
 from common.teacher import client as teacher_module
 from common.teacher.client import Teacher
-from common.teacher.headers import parse_retry_after, parse_seconds, read_headers
+from common.teacher.rate_limits import parse_retry_after, parse_seconds, read_headers
 from common.teacher.replies import Reply, read_answer
 from common.teacher.requests import bound_prompt_tokens, make_key, make_request
 from support.fake_teacher import make_body, refuse, running_teacher

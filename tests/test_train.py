@@ -24,7 +24,7 @@ from common.student.adapter import HISTORY_FILE
 from common.student.generation import TransformersRuntime
 from common.student.prompt import encode_example, encode_prompt, load_tokenizer
 from common.student.weights import find_student, load_weights
-from common.tasks.model import load_task
+from common.tasks.task import load_task
 from common.training.agreement import make_measure
 from common.training.checkpoints import Checkpoints
 from common.training.lora import add_adapter, make_lora

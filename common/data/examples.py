@@ -10,7 +10,7 @@ from common.data.sources import name_source, read_split
 from common.errors import InputError
 from common.records import Example, hash_text
 from common.settings import Settings
-from common.tasks.model import Task
+from common.tasks.task import Task
 
 log = logging.getLogger(__name__)
 

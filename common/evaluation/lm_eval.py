@@ -16,7 +16,7 @@ from common.evaluation.systems import SYSTEMS
 from common.metrics.metrics import METRICS
 from common.run.manifest import code_version
 from common.run.storage import RunStorage
-from common.tasks.model import Task
+from common.tasks.task import Task
 
 _Z = 1.959964
 

@@ -15,8 +15,8 @@ import torch
 from common.data.examples import TestRow
 from common.errors import DistillError
 from common.evaluation.systems import System
-from common.labels.known import read_known
 from common.labels.lanes.local import LocalLane
+from common.labels.resume import read_known
 from common.labels.session import Session
 from common.records import Example, LabelRow, Response
 from common.run.lock import hold_run

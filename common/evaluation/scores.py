@@ -18,7 +18,7 @@ from common.metrics.statistics import (
     smallest_difference,
     wilson_interval,
 )
-from common.tasks.model import Task
+from common.tasks.task import Task
 
 METRICS_FILE = "metrics.json"
 FEW_ROWS = 30

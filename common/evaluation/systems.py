@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from common.data.examples import TestRow
 from common.records import Response
-from common.tasks.model import Task
+from common.tasks.task import Task
 
 if TYPE_CHECKING:
     from common.evaluation.runner import SystemRunner

@@ -16,7 +16,7 @@ from typing import Any
 
 from common.prices.prices import Price
 from common.settings import Settings
-from common.tasks.model import Task
+from common.tasks.task import Task
 from common.teacher.requests import bound_prompt_tokens, get_contents
 
 _LETTERS = ((0x80, "ascii"), (0x370, "accented"), (0x400, "other"), (0x530, "cyrillic"))

@@ -16,11 +16,11 @@ import pyarrow as pa
 
 from common.builtin.teacher import running_stand_in
 from common.errors import DistillError, StoppedError
-from common.labels.in_flight import InFlightRecord
-from common.labels.known import resume
+from common.labels.crash_record import InFlightRecord
+from common.labels.label_row import make_label
 from common.labels.lane import Lane, Work
-from common.labels.outcome import make_label
 from common.labels.progress import Progress, summarize_calls
+from common.labels.resume import resume
 from common.prices.prices import require_price
 from common.quota.leases import Leases, reach_quota
 from common.quota.protocol import Snapshot

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from common.labels.known import make_keys
-from common.labels.outcome import make_label
+from common.labels.label_row import make_label
+from common.labels.resume import make_keys
 from common.quota.leases import Leases, Renew
 from common.records import Example, LabelRow
 from common.run.run import Run

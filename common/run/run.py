@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from common.prices.prices import Price, find_price
 from common.run.storage import RunStorage
 from common.settings import Settings
-from common.tasks.model import Task, load_task
+from common.tasks.task import Task, load_task
 
 
 @dataclass(frozen=True)

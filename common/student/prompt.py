@@ -4,7 +4,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.settings import Settings
 from common.student.weights import find_student, refuse_student
-from common.tasks.model import Task
+from common.tasks.task import Task
 
 IGNORED = -100
 """The label of a token without loss, as in torch's cross-entropy."""

@@ -12,7 +12,7 @@ from common.settings import EvaluateSettings, Settings
 from common.student.generation import TransformersRuntime
 from common.student.prompt import encode_few_shot_prompt, encode_prompt, load_tokenizer
 from common.student.weights import check_weights, load_adapter, load_weights
-from common.tasks.model import Task
+from common.tasks.task import Task
 
 
 class Student:

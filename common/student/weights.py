@@ -20,7 +20,7 @@ from common.errors import DistillError, InputError, SettingsError
 from common.hub import is_transient
 from common.settings import BUILTIN, Settings
 from common.student.memory import is_memory_error
-from common.tasks.model import Task
+from common.tasks.task import Task
 
 _BUILTIN_FOLDER = Path(__file__).parents[1] / "builtin" / "student"
 

@@ -1,17 +1,61 @@
-"""Applies the task's label rules: extracts the label of a response, or filters it."""
+"""Label rules: they extract the label of a response, or filter it."""
 
+import re
 import unicodedata
 from collections.abc import Iterator
+from typing import Annotated
 
-from rapidfuzz.distance import Levenshtein
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from common.tasks.languages import detect_language
-from common.tasks.model import LabelRules
+from common.tasks.languages import LANGUAGES, detect_language
 
 _SHORT_TEXT_CHARACTERS = 20
 _SAME_LANGUAGE_EDIT_RATIO = 0.3
 """A label with a lower edit ratio is in its text's language."""
 _QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "„": "“", "`": "`"}
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+
+
+class LabelRules(BaseModel):
+    """How a response becomes a label, and which responses are filtered instead."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    unquote: bool = False
+    """Remove quotes around the response that the text does not have."""
+    single_line: bool = False
+    """Filter responses of several lines."""
+    lower_case: bool = False
+    allowed: list[str] = []
+    """The classes, for classification; empty: any label. Responses may differ in case and end in a
+    full stop."""
+    reject_patterns: list[Annotated[re.Pattern[str], BeforeValidator(_compile)]] = []
+    """Regular expressions for chatter and refusals."""
+    min_length_ratio: float = Field(0.0, ge=0)
+    """Length of the label by that of the text, in characters; texts under 20 are exempt."""
+    max_length_ratio: float = Field(float("inf"), gt=0)
+    languages: list[str] = []
+    """The texts' languages (ISO 639): filter a label whose language certainly differs from its
+    text's. Empty: any language."""
+    max_edit_ratio: float = Field(1.0, gt=0, le=1)
+    """Levenshtein distance of text and label by the longer one's length, in characters, ignoring
+    case; 1: any. Texts under 20 characters are exempt."""
+
+    @field_validator("languages")
+    @classmethod
+    def _check_languages(cls, languages: list[str]) -> list[str]:
+        for language in languages:
+            if language not in LANGUAGES:
+                raise ValueError(f"{language!r} is not a known language code, such as 'en'")
+        if len(set(languages)) == 1:
+            raise ValueError("needs at least two languages to distinguish, or none")
+        return languages
 
 
 def apply_rules(text: str, response: str, rules: LabelRules) -> tuple[str, str | None]:
@@ -39,6 +83,8 @@ def _find_allowed(label: str, allowed: list[str]) -> str:
 
 def measure_edit_ratio(text: str, label: str) -> float:
     """The Levenshtein distance by the longer one's length, from 0 to 1; ignores case and NFC."""
+    from rapidfuzz.distance import Levenshtein  # the train job lacks it
+
     return Levenshtein.normalized_distance(_fold(text), _fold(label))
 
 

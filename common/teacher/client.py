@@ -17,7 +17,7 @@ from common.prices.prices import Price
 from common.quota.leases import Call, Leases, Outcome
 from common.quota.protocol import Headers, Totals
 from common.settings import TeacherSettings
-from common.teacher.headers import parse_retry_after, read_headers
+from common.teacher.rate_limits import parse_retry_after, read_headers
 from common.teacher.replies import Answer, Reply, read_answer
 from common.teacher.requests import bound_prompt_tokens, count_characters, require_model
 from common.teacher.statuses import Action, find_rule, raise_if_fatal, read_provider_message

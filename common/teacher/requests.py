@@ -6,7 +6,7 @@ from typing import Any
 
 from common.errors import SettingsError
 from common.settings import Settings, TeacherSettings
-from common.tasks.model import Task
+from common.tasks.task import Task
 
 _MESSAGE_TOKENS = 16
 """An upper bound of what a chat template adds to a message: role, markers (ChatML, Llama-3: 5)."""

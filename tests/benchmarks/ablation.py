@@ -35,8 +35,8 @@ from common.records import LabelRow
 from common.settings import Settings
 from common.student.generation import TransformersRuntime
 from common.student.prompt import encode_prompt, load_tokenizer
-from common.tasks.model import load_task
 from common.tasks.rules import apply_rules
+from common.tasks.task import load_task
 from common.training.objectives.supervised import Supervised
 from common.training.trainer import make_trainer
 from tests.benchmarks.measure import BUILD, print_table

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from common.settings import Settings
 from common.student.prompt import load_tokenizer
 from common.student.weights import load_weights
-from common.tasks.model import load_task
+from common.tasks.task import load_task
 from common.training.lora import add_adapter
 from common.training.objectives.supervised import Supervised
 from tests.benchmarks.measure import print_table

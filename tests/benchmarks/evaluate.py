@@ -21,7 +21,7 @@ from common.data.examples import load_test_rows
 from common.student.generation import TransformersRuntime
 from common.student.prompt import encode_prompt, load_tokenizer
 from common.student.weights import load_weights
-from common.tasks.model import load_task
+from common.tasks.task import load_task
 from tests.benchmarks.measure import BUILD, print_table
 from tests.benchmarks.train import configure, preparing_student
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from common.tasks.model import load_task
+from common.tasks.task import load_task
 from tests.benchmarks.measure import (
     BUILD,
     Run,

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from common.builtin.lexicon import LANGUAGES
 from common.builtin.mistakes import add_mistakes, make_rows
 from common.builtin.sentences import join_words, make_sentence
-from common.tasks.model import load_task
+from common.tasks.task import load_task
 
 STEPS = 6000
 BATCH_TOKENS = 1024

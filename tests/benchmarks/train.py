@@ -45,7 +45,7 @@ from common.environment import load_settings
 from common.settings import Settings
 from common.student.prompt import encode_example, load_tokenizer
 from common.student.weights import find_student, load_weights
-from common.tasks.model import load_task
+from common.tasks.task import load_task
 from common.training.agreement import measure_loss
 from common.training.lora import make_lora
 from common.training.objectives.supervised import Supervised

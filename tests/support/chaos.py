@@ -37,10 +37,10 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 from common.environment import load_settings
-from common.labels.known import make_keys, read_answered
+from common.labels.resume import make_keys, read_answered
 from common.run.storage import RunStorage
 from common.settings import Settings
-from common.tasks.model import load_task
+from common.tasks.task import load_task
 from common.teacher.requests import make_request
 from support.commands import Job, start_job
 from support.fake_teacher import FakeTeacher, make_body, refuse, running_teacher

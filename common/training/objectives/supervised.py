@@ -10,7 +10,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from common.records import LabelRow
 from common.student.prompt import IGNORED, encode_example
-from common.tasks.model import Task
+from common.tasks.task import Task
 from common.training.objectives.objective import Batch, Encoded
 
 

@@ -11,7 +11,7 @@ from ray.util.metrics import Counter, Gauge
 
 from common.environment import load_environment, read_api_key
 from common.errors import DistillError, InputError, SettingsError
-from common.labels.known import read_answered
+from common.labels.resume import read_answered
 from common.labels.worker import Worker
 from common.quota.protocol import Lease, Snapshot, Tally, Totals
 from common.quota.quota import Quota

@@ -4,8 +4,8 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from common.labels.in_flight import CrashedSession, forget_crashed, list_crashed
-from common.labels.outcome import make_label
+from common.labels.crash_record import CrashedSession, forget_crashed, list_crashed
+from common.labels.label_row import make_label
 from common.records import Example, LabelRow
 from common.run.run import Run
 from common.run.storage import RunStorage

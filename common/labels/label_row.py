@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from common.metrics.metrics import normalize
 from common.records import Example, LabelRow
-from common.tasks.model import Task
 from common.tasks.rules import apply_rules
+from common.tasks.task import Task
 from common.teacher.replies import Answer, Reply, read_answer
 
 

@@ -13,7 +13,6 @@ import fsspec
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -23,7 +22,7 @@ from pydantic import (
 from common.errors import InputError, SettingsError
 from common.metrics.metrics import METRICS
 from common.records import PREDICTION_SCHEMA, hash_content
-from common.tasks.languages import LANGUAGES
+from common.tasks.rules import LabelRules
 
 
 class _Part(BaseModel):
@@ -94,47 +93,6 @@ class StudentPrompt(_Part):
         if prompt.endswith(" "):
             raise ValueError("ends in a space, which tokenizers join to the label's first word")
         return prompt
-
-
-def _compile(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
-
-
-class LabelRules(_Part):
-    """How a response becomes a label, and which responses are filtered instead."""
-
-    unquote: bool = False
-    """Remove quotes around the response that the text does not have."""
-    single_line: bool = False
-    """Filter responses of several lines."""
-    lower_case: bool = False
-    allowed: list[str] = []
-    """The classes, for classification; empty: any label. Responses may differ in case and end in a
-    full stop."""
-    reject_patterns: list[Annotated[re.Pattern[str], BeforeValidator(_compile)]] = []
-    """Regular expressions for chatter and refusals."""
-    min_length_ratio: float = Field(0.0, ge=0)
-    """Length of the label by that of the text, in characters; texts under 20 are exempt."""
-    max_length_ratio: float = Field(float("inf"), gt=0)
-    languages: list[str] = []
-    """The texts' languages (ISO 639): filter a label whose language certainly differs from its
-    text's. Empty: any language."""
-    max_edit_ratio: float = Field(1.0, gt=0, le=1)
-    """Levenshtein distance of text and label by the longer one's length, in characters, ignoring
-    case; 1: any. Texts under 20 characters are exempt."""
-
-    @field_validator("languages")
-    @classmethod
-    def _check_languages(cls, languages: list[str]) -> list[str]:
-        for language in languages:
-            if language not in LANGUAGES:
-                raise ValueError(f"{language!r} is not a known language code, such as 'en'")
-        if len(set(languages)) == 1:
-            raise ValueError("needs at least two languages to distinguish, or none")
-        return languages
 
 
 _FIRST_FIELDS: dict[str, Any] = {

@@ -3,12 +3,12 @@ from dataclasses import replace
 
 import pytest
 
-from common.labels.in_flight import InFlightRecord
-from common.labels.known import make_keys, read_known, resume
+from common.labels.crash_record import InFlightRecord
+from common.labels.resume import make_keys, read_known, resume
 from common.records import Example, hash_text
 from common.run.lock import RunLock
 from common.run.run import open_run
-from common.tasks.model import Task
+from common.tasks.task import Task
 from common.teacher.replies import Reply
 from common.teacher.requests import bound_prompt_tokens, make_request
 from support.clock import FakeTime
@@ -100,7 +100,7 @@ def test_a_session_that_is_killed_while_it_charges_another_charges_it_once(run, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("common.labels.known.forget_crashed", crash)
+        patch.setattr("common.labels.resume.forget_crashed", crash)
         resume(run, EXAMPLES)
     known = resume(run, EXAMPLES)
     assert known.cost_usd == pytest.approx(worst(run, "a longer one", "and four"))

@@ -5,12 +5,12 @@ import pytest
 from common.data.examples import TestRow
 from common.errors import DistillError
 from common.evaluation.runner import SystemRunner
-from common.labels.outcome import make_label
+from common.labels.label_row import make_label
 from common.records import Example, hash_text, make_label_table
 from common.run.run import Run
 from common.run.storage import RunStorage
 from common.settings import TeacherSettings
-from common.tasks.model import Task, load_task
+from common.tasks.task import Task, load_task
 from common.teacher.replies import Reply
 from common.teacher.requests import make_key, make_request
 from support.fake_teacher import refuse, running_teacher
