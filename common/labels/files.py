@@ -43,20 +43,12 @@ def write_parts(storage: RunStorage, folder: str, table: pa.Table) -> list[str]:
     return names
 
 
-def _warn_of_filtered(table: pa.Table) -> None:
-    rows = table.select(["status", "error", "response"]).to_pylist()
-    filtered = [row for row in rows if row["status"] == "filtered"]
-    (kind, _), *_ = Counter(row["error"] for row in filtered).most_common(1)
-    response = next(row["response"] for row in filtered if row["error"] == kind)
-    log.warning(
-        "%d of %d rows filtered, mostly by %r, such as the response %r; to keep more, change the "
-        "task's [label_rules], delete the folder labels, and run again: the replies are kept, and "
-        "not paid for again",
-        len(filtered),
-        table.num_rows,
-        kind,
-        response[:100],
-    )
+def _find_commonest(table: pa.Table, status: str, column: str) -> tuple[str, str]:
+    """The most frequent error of the rows with a status, and the first value of a column for it."""
+    rows = table.select(["status", "error", column]).to_pylist()
+    found = [(row["error"], row[column]) for row in rows if row["status"] == status]
+    ((kind, _),) = Counter(error for error, _ in found).most_common(1)
+    return kind, next(value for error, value in found if error == kind)
 
 
 def check_failures(settings: Settings, table: pa.Table) -> None:
@@ -68,13 +60,16 @@ def check_failures(settings: Settings, table: pa.Table) -> None:
     """
     counts = count_by_status(table)
     if counts["filtered"] > _MAX_FILTERED_SHARE * table.num_rows:
-        _warn_of_filtered(table)
+        kind, response = _find_commonest(table, "filtered", "response")
+        log.warning(
+            "%d of %d rows filtered, mostly by %r, such as the response %r; to keep more, change "
+            "the task's [label_rules], delete the folder labels, and run again: the replies are "
+            "kept, and not paid for again",
+            *(counts["filtered"], table.num_rows, kind, response[:100]),
+        )
     if counts["failed"] / table.num_rows <= settings.label.max_failure_rate:
         return
-    rows = table.select(["status", "error", "message"]).to_pylist()
-    failed = [row for row in rows if row["status"] == "failed"]
-    (kind, _), *_ = Counter(row["error"] for row in failed).most_common(1)
-    message = next(row["message"] for row in failed if row["error"] == kind)
+    kind, message = _find_commonest(table, "failed", "message")
     text = (
         f"{counts['failed']} of {table.num_rows} rows failed, mostly by {kind!r}"
         f"{f' ({message})' if message else ''}; DISTILL_LABEL__MAX_FAILURE_RATE="
