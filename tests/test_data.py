@@ -238,7 +238,7 @@ def test_a_missing_reference_column_is_named(settings):
 def test_a_column_of_numbers_is_no_text(settings):
     write("data.parquet", [{"text": 1}])
     loaded = settings(DATA__SOURCE="data.parquet")
-    assert_refuses(lambda: load_examples(loaded, TASK), "holds 1, and not", "DATA__TEXT_COLUMN")
+    assert_refuses(lambda: load_examples(loaded, TASK), "has 1, not a string", "DATA__TEXT_COLUMN")
 
 
 def test_classes_may_be_numbers_and_references_of_both_kinds(settings, tmp_path):
@@ -309,7 +309,7 @@ def test_the_column_of_the_references_is_not_shown_to_the_teacher(settings, tmp_
         ("empty.jsonl", "", "has no rows"),
         ("list.jsonl", '[{"text": "a"}]', "one JSON object"),
         ("lists.jsonl", '{"text": ["a", "b"]}', "not a string"),
-        ("number.jsonl", '{"text": 5}', "holds 5, and not a string"),
+        ("number.jsonl", '{"text": 5}', "has 5, not a string"),
     ],
 )
 def test_odd_files_are_refused_in_one_line(settings, tmp_path, name, content, told):

@@ -96,7 +96,7 @@ def test_an_address_of_another_kind(monkeypatch: pytest.MonkeyPatch, address: st
 
 def test_a_host_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "no-such-host.invalid:6379")
-    with pytest.raises(DistillError, match=r"RAY_ADDRESS='no-such-host.invalid:6379': .* no such"):
+    with pytest.raises(DistillError, match=r"RAY_ADDRESS='no-such-host.invalid:6379': no such host"):
         start_ray()
 
 
