@@ -80,7 +80,7 @@ build/checkov/.$(checkov):
 
 # Puts the table of settings into docs/settings.md.
 settings-table: $(VENV)/.installed
-	$(python) -m common.environment
+	$(python) -m tests.support.settings_page
 
 # Pins the newest versions that resolve together.
 constraints:

@@ -3,11 +3,10 @@
 Precedence: the environment, `.env` in the working folder, secret files (one value a file, named
 like the variable, in /run/secrets or $DISTILL_SECRETS_DIR), the defaults in `common.settings`. The
 same places may set variables of other software: OPENAI_API_KEY, OPENAI_BASE_URL, AWS_*, HF_*,
-RAY_ADDRESS. `python -m common.environment` writes the tables in docs/settings.md.
+RAY_ADDRESS.
 """
 
 import difflib
-import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -114,28 +113,3 @@ def describe_choices(field: FieldInfo) -> str:
     choices = [str(c) for c in get_args(field.annotation) if isinstance(c, str)]
     suffix = f" One of {', '.join(choices)}." if choices else ""
     return (field.description or "") + suffix
-
-
-def make_table() -> str:
-    """The settings in Markdown, a table for each section."""
-    lines: list[str] = []
-    for section, settings in itertools.groupby(list_settings(), key=lambda setting: setting[2]):
-        lines += [f"\n## {section.capitalize() or 'Run'}", "", "| variable | default | meaning |"]
-        lines.append("| --- | --- | --- |")
-        for name, field, _ in settings:
-            default = describe_default(field)
-            shown = f"`{default}`" if default else ""
-            lines.append(f"| `{name}` | {shown} | {describe_choices(field)} |")
-    return "\n".join(lines)
-
-
-def put_table(page: Path) -> None:
-    """Replaces the text between a page's two `settings` marks by the tables."""
-    start, end = "<!-- settings -->", "<!-- /settings -->"
-    before, rest = page.read_text("utf-8").split(start)
-    after = rest.split(end)[1]
-    page.write_text(f"{before}{start}\n{make_table()}\n{end}{after}", "utf-8")
-
-
-if __name__ == "__main__":
-    put_table(Path("docs/settings.md"))

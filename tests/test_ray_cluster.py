@@ -96,7 +96,8 @@ def test_an_address_of_another_kind(monkeypatch: pytest.MonkeyPatch, address: st
 
 def test_a_host_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "no-such-host.invalid:6379")
-    with pytest.raises(DistillError, match=r"RAY_ADDRESS='no-such-host.invalid:6379': no such host"):
+    told = r"RAY_ADDRESS='no-such-host.invalid:6379': no such host"
+    with pytest.raises(DistillError, match=told):
         start_ray()
 
 

@@ -4,9 +4,10 @@ from pathlib import Path
 import botocore.session
 import pytest
 
-from common.environment import load_settings, make_table
+from common.environment import load_settings
 from common.errors import SettingsError
 from common.settings import PRESETS
+from support.settings_page import make_table
 
 SETTINGS_PAGE = Path(__file__).parents[1] / "docs/settings.md"
 

@@ -20,11 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def arrange_rows(examples: Examples, tables: list[pa.Table]) -> pa.Table:
-    """All rows in the order of the examples.
-
-    Raises:
-        DistillError: rows are missing.
-    """
+    """All rows in the order of the examples. Raises a DistillError if rows are missing."""
     table = pa.concat_tables(tables)
     places = {id: place for place, id in enumerate(table["id"].to_pylist())}
     missing = [e for e in examples.rows if e.id not in places]

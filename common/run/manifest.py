@@ -100,11 +100,7 @@ def require_manifest(storage: RunStorage, step: Step[S]) -> Manifest[S]:
 
 
 def is_done(storage: RunStorage, step: Step[Any], fingerprint: Fingerprint) -> bool:
-    """Whether the step is done.
-
-    Raises:
-        InputError: it was done with another fingerprint.
-    """
+    """Whether the step is done. Raises an InputError if it was done with another fingerprint."""
     if manifest := read_manifest(storage, step):
         check_same(f"{storage.url}/{step.folder}", manifest.fingerprint, fingerprint)
     return manifest is not None

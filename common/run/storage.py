@@ -107,11 +107,7 @@ class RunStorage:
         return {path[len(self._path) + 1 :]: sizes[path] for path in sorted(sizes)}
 
     def read_bytes(self, name: str) -> bytes:
-        """The content of a file.
-
-        Raises:
-            FileNotFoundError: it does not exist.
-        """
+        """The content of a file. Raises a FileNotFoundError if it does not exist."""
         return self._try("read", name, self._store.read)
 
     def read_many(self, sizes: Mapping[str, int]) -> Iterator[bytes]:
@@ -186,11 +182,7 @@ class RunStorage:
                     place.rmdir()
 
     def read_json(self, name: str) -> Any:
-        """The content of a JSON file.
-
-        Raises:
-            InputError: it is damaged or missing.
-        """
+        """The content of a JSON file. Raises an InputError if it is damaged or missing."""
         try:
             return json.loads(self.read_bytes(name))
         except (ValueError, FileNotFoundError) as error:
@@ -202,11 +194,7 @@ class RunStorage:
         self.write_bytes(name, text.encode())
 
     def read_table(self, name: str) -> pa.Table:
-        """The content of a Parquet file.
-
-        Raises:
-            InputError: it is damaged or missing.
-        """
+        """The content of a Parquet file. Raises an InputError if it is damaged or missing."""
         try:
             return pq.read_table(io.BytesIO(self.read_bytes(name)))
         except (pa.ArrowException, FileNotFoundError) as error:

@@ -50,7 +50,7 @@ class JournalWriter:
         self._small: dict[str, bytes] = {}
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._failing_since: float | None = None
-        self._flusher: asyncio.Task[DistillError | None] | None = None
+        self._flusher: asyncio.Task[None] | None = None
 
     @property
     def waiting(self) -> int:
@@ -62,30 +62,16 @@ class JournalWriter:
 
         Raises:
             DistillError: the storage has failed for too long. The reply stays in memory, and the
-                next `append` or `drain` writes it.
+                next `append` writes it.
         """
         durable = asyncio.get_running_loop().create_future()
         self._waiting.append((_encode_line(reply), durable))
-        self._flush()
-        await durable
-
-    async def drain(self) -> None:
-        """Returns once all replies are durable.
-
-        Raises:
-            DistillError: see `append`.
-        """
-        while self._waiting:
-            if failure := await asyncio.shield(self._flush()):
-                raise failure
-
-    def _flush(self) -> asyncio.Task[DistillError | None]:
         if self._flusher is None or self._flusher.done():
             self._flusher = asyncio.create_task(self._write_all())
-        return self._flusher
+        await durable
 
-    async def _write_all(self) -> DistillError | None:
-        """Writes the waiting replies, group by group; returns the error if it gives up."""
+    async def _write_all(self) -> None:
+        """Writes the waiting replies, group by group, until all are written or it gives up."""
         wait = _FIRST_WAIT_SECONDS
         while self._waiting:
             await asyncio.sleep(_DISK_SECONDS if self._storage.is_local else _OBJECT_STORE_SECONDS)
@@ -97,14 +83,13 @@ class JournalWriter:
                 self._name = _make_name()  # the thread may still write to the old file
                 raise
             except Exception as error:
-                if failure := self._note_failure(error):
-                    return failure
+                if self._gives_up(error):
+                    return
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, _LONGEST_WAIT_SECONDS)
             else:
                 self._note_success(group)
                 wait = _FIRST_WAIT_SECONDS
-        return None
 
     def _write(self, lines: bytes) -> None:
         if self._storage.is_local:
@@ -131,8 +116,8 @@ class JournalWriter:
             log.warning("%s/%s can be written again", self._storage.url, FOLDER)
         self._failing_since = self.storage_error = None
 
-    def _note_failure(self, error: Exception) -> DistillError | None:
-        """Once retries are used up, fails all waiting callers and returns the error."""
+    def _gives_up(self, error: Exception) -> bool:
+        """Whether retries are used up; then all waiting callers fail."""
         self._name = _make_name()  # the old file may end in half a line
         now = asyncio.get_running_loop().time()
         self.storage_error = f"{self.waiting} paid replies wait in memory: {error}"
@@ -142,12 +127,12 @@ class JournalWriter:
         if is_transient and now - self._failing_since < self._retry_seconds:
             if is_first:
                 log.warning("%s; retrying for %.0f s", self.storage_error, self._retry_seconds)
-            return None
+            return False
         message = f"{self.storage_error}; replies that are not stored are paid for again"
         for _, durable in self._waiting:
             if not durable.done():
                 durable.set_exception(DistillError(message))
-        return DistillError(message)
+        return True
 
 
 def write_lost(storage: RunStorage, owner: str, replies: Iterable[Reply]) -> None:

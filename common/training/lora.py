@@ -28,11 +28,7 @@ def make_lora(train: TrainSettings) -> LoraConfig:
 
 
 def add_adapter(settings: Settings, student: Any) -> PeftModel:
-    """The student with a new adapter.
-
-    Raises:
-        SettingsError: it lacks the target modules.
-    """
+    """The student with a new adapter. Raises a SettingsError if it lacks the target modules."""
     try:
         model = get_peft_model(student, make_lora(settings.train))
     except ValueError as error:
