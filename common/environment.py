@@ -42,11 +42,7 @@ def load_settings() -> Settings:
 
 
 def load_environment() -> None:
-    """Adds `.env` and the secret files to the environment, and botocore's name of AWS_REGION.
-
-    Raises:
-        SettingsError: one of them cannot be read.
-    """
+    """Adds `.env`, the secret files and AWS_REGION. Raises a SettingsError if one is unreadable."""
     try:
         _set_missing({name: value or "" for name, value in dotenv_values(".env").items()})
         _set_missing(_read_secret_files())

@@ -34,11 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def main(settings: Settings) -> None:
-    """Renders the report of a run; prints its main table and its path.
-
-    Raises:
-        InputError: the run has not been evaluated.
-    """
+    """Writes a run's report. Raises an InputError if the run has not been evaluated."""
     storage = RunStorage(settings)
     evaluated = require_manifest(storage, PREDICTIONS)
     metrics = _read_metrics(storage)

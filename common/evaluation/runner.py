@@ -104,11 +104,7 @@ class SystemRunner:
 
 
 def _check_gaps(run: Run, answers: list[LabelRow]) -> None:
-    """Logs the teacher's rows without a label, which count as wrong.
-
-    Raises:
-        DistillError: more rows failed than `label.max_failure_rate` allows.
-    """
+    """Logs the rows without a label. Raises a DistillError if more failed than allowed."""
     lost = [answer.error for answer in answers if answer.error in TRANSIENT_ERRORS]
     allowed = run.settings.label.max_failure_rate
     if len(lost) > allowed * len(answers):

@@ -32,11 +32,7 @@ class InFlightRecord:
         self._storage, self._name = storage, f"{_PREFIX}{uuid.uuid4().hex[:12]}.json"
 
     def write(self, in_flight: int, lost: int = 0) -> None:
-        """Records how many calls a crash loses; removes the file if there are none.
-
-        Raises:
-            StorageError: the file cannot be written.
-        """
+        """Records how many calls a crash loses; removes the file if there are none."""
         if in_flight or lost:
             self._storage.write_json(self._name, {"in_flight": in_flight, "lost": lost})
         else:
@@ -45,11 +41,8 @@ class InFlightRecord:
 
 def list_crashed(storage: RunStorage) -> list[CrashedSession]:
     """The crashed sessions that are not charged yet."""
-    return [
-        _read(name.removeprefix(_PREFIX).removesuffix(".json"), _read_counts(storage, name))
-        for name in storage.list_files(FOLDER)
-        if name.startswith(_PREFIX)
-    ]
+    names = [name for name in storage.list_files(FOLDER) if name.startswith(_PREFIX)]
+    return [_read(storage, name) for name in names]
 
 
 def forget_crashed(storage: RunStorage, sessions: list[CrashedSession]) -> None:
@@ -57,14 +50,10 @@ def forget_crashed(storage: RunStorage, sessions: list[CrashedSession]) -> None:
     storage.remove(*(f"{_PREFIX}{crashed.name}.json" for crashed in sessions))
 
 
-def _read_counts(storage: RunStorage, name: str) -> Any:
+def _read(storage: RunStorage, name: str) -> CrashedSession:
+    counts: Any = None
     with suppress(InputError):  # a damaged file charges nothing
-        return storage.read_json(name)
-    return {}
-
-
-def _read(name: str, content: Any) -> CrashedSession:
-    counts = content if isinstance(content, dict) else {}
-    found = [counts.get(key) for key in ("in_flight", "lost")]
+        counts = storage.read_json(name)
+    found = [counts.get(key) if isinstance(counts, dict) else 0 for key in ("in_flight", "lost")]
     in_flight, lost = (n if isinstance(n, int) and n > 0 else 0 for n in found)
-    return CrashedSession(name, in_flight, lost)
+    return CrashedSession(name.removeprefix(_PREFIX).removesuffix(".json"), in_flight, lost)

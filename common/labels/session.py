@@ -171,11 +171,7 @@ def opening(lane: Lane) -> Iterator[Lane]:
 
 
 def make_quota(run: Run, spent_usd: float) -> Quota:
-    """The quota of a session.
-
-    Raises:
-        SettingsError: the cost is capped, and the model's price is unknown.
-    """
+    """A session's quota. Raises a SettingsError if the cost is capped without a known price."""
     teacher, cap = run.settings.teacher, run.settings.label.max_cost_usd
     if cap is not None:
         require_price(run.price, teacher)

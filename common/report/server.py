@@ -13,11 +13,7 @@ _KINDS = {
 
 
 def make_server(storage: RunStorage, address: str) -> ThreadingHTTPServer:
-    """A server at host:port (0: any free port) that reads the report for each request.
-
-    Raises:
-        SettingsError: the address is taken or wrong.
-    """
+    """Serves the report at host:port (0: any). Raises a SettingsError if it is not usable."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

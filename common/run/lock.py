@@ -38,11 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class RunLock:
-    """A job's lock on a run.
-
-    Attributes:
-        storage_error: why the last heartbeat failed, if it did.
-    """
+    """A job's lock on a run; `storage_error` says why the last heartbeat failed, if it did."""
 
     def __init__(
         self,
@@ -229,11 +225,7 @@ def is_locked(storage: RunStorage) -> bool:
 
 
 def wait_for_release(storage: RunStorage, job: str) -> None:
-    """Waits up to `storage.wait_seconds` for the job that holds the run, if any.
-
-    Raises:
-        DistillError: it is still at work.
-    """
+    """Waits up to `storage.wait_seconds` for another job; a DistillError if it is still at work."""
     if storage.wait_seconds and is_locked(storage):
         with hold_run(storage, job, storage.wait_seconds):
             pass

@@ -79,11 +79,7 @@ def read_manifest(storage: RunStorage, step: Step[S]) -> Manifest[S] | None:
 
 
 def require_manifest(storage: RunStorage, step: Step[S]) -> Manifest[S]:
-    """The manifest of a step that must be done; waits up to `storage.wait_seconds` for it.
-
-    Raises:
-        InputError: it is not done.
-    """
+    """The manifest of a step, once it is done; an InputError after `storage.wait_seconds`."""
     deadline = time.monotonic() + storage.wait_seconds
     manifest = read_manifest(storage, step)
     if manifest is None and storage.wait_seconds:

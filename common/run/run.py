@@ -21,11 +21,7 @@ class Run:
 
     @cached_property
     def price(self) -> Price | None:
-        """The teacher's price, None if unknown; its file is read once, at the first use.
-
-        Raises:
-            InputError: the price file cannot be used.
-        """
+        """The teacher's price, None if unknown. Raises an InputError if its file is unusable."""
         return find_price(self.settings.teacher)
 
     def pack(self) -> "PackedRun":

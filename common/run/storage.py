@@ -39,11 +39,7 @@ class RunStorage:
     """The folder `<root>/<run>`; names are relative to it. Methods may raise a StorageError."""
 
     def __init__(self, settings: Settings) -> None:
-        """Opens the storage root without writing.
-
-        Raises:
-            InputError: the root has an unknown protocol, is missing or is not accessible.
-        """
+        """Opens the root without writing. Raises an InputError if it is missing or unreadable."""
         root = settings.storage.absolute_root
         try:
             fs, path = url_to_fs(root, **_client_options(root))

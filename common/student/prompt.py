@@ -11,11 +11,7 @@ IGNORED = -100
 
 
 def load_tokenizer(settings: Settings) -> PreTrainedTokenizerBase:
-    """The student's tokenizer, with a padding token.
-
-    Raises:
-        InputError: it cannot be loaded.
-    """
+    """The student's tokenizer, with a padding token. Raises an InputError if it is unusable."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(find_student(settings), padding_side="left")
     except Exception as error:  # a damaged folder raises many types

@@ -34,11 +34,7 @@ def find_student(settings: Settings) -> str:
 
 
 def check_device(settings: Settings) -> None:
-    """Logs the device and its precision.
-
-    Raises:
-        SettingsError: a GPU is required, and none can be used.
-    """
+    """Logs the device. Raises a SettingsError if a GPU is required and none can be used."""
     dtype = str(choose_dtype()).removeprefix("torch.")
     if torch.cuda.is_available():
         log.info("on %s, in %s", torch.cuda.get_device_name(), dtype)

@@ -38,11 +38,7 @@ class Checkpoints:
         return sorted(int(n.split("/")[1]) for n in names if n.endswith("/manifest.json"))
 
     def load(self, update: int, local: Path) -> None:
-        """Downloads a checkpoint to a local folder.
-
-        Raises:
-            InputError: it is damaged, or of other labels or settings.
-        """
+        """Downloads a checkpoint. Raises an InputError if it is damaged or of another training."""
         step = name_checkpoint(update)
         manifest = read_manifest(self._storage, step)
         assert manifest is not None, step

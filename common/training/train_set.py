@@ -64,11 +64,7 @@ def fingerprint_labels(manifest: Manifest[Any]) -> str:
 
 
 def read_labels(storage: RunStorage, files: list[str]) -> Labels:
-    """The rows with status ok, without unknown columns of other versions.
-
-    Raises:
-        InputError: no row has status ok.
-    """
+    """The rows with status ok. Raises an InputError if there is none."""
     known = {f.name for f in fields(LabelRow)}
     rows = [row for name in files for row in storage.read_table(name).to_pylist()]
     labels = [
