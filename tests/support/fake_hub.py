@@ -3,6 +3,7 @@
 import base64
 import json
 import threading
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,8 @@ class FakeHub:
     """`files` are those of the last commit; `refusal` is the status of every answer, if it is set.
 
     Attributes:
-        url: of the hub.
+        url: of the hub; it has a path of its own, since a client of a server that had the port
+            before may still send requests there, which are not the hub's.
         requests: method and path of each.
         created: what was asked for when the repository was made.
         tokens: paths, and the keys that came with them.
@@ -59,6 +61,9 @@ def running_hub() -> Iterator[FakeHub]:
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
+            if not f"http://127.0.0.1:{server.server_port}{self.path}".startswith(hub.url):
+                self.send_error(404)
+                return
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             hub.requests.append(f"{self.command} {self.path}")
             hub.tokens.add((self.path, self.headers.get("Authorization")))
@@ -77,7 +82,7 @@ def running_hub() -> Iterator[FakeHub]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.url = f"http://127.0.0.1:{server.server_port}"
+    hub.url = f"http://127.0.0.1:{server.server_port}/{uuid.uuid4().hex}"
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
