@@ -61,7 +61,7 @@ def test_kills_cost_no_more_than_what_was_in_flight(tmp_path):
 def test_actors_that_die_again_and_again_end_the_job(tmp_path, source):
     with (
         running_teacher(lambda text, call: text) as teacher,
-        start_job("label", tmp_path, **describe(source, teacher)) as job,
+        start_job("tests.support.impatient_label", tmp_path, **describe(source, teacher)) as job,
     ):
         deadline = time.monotonic() + 120
         while job.poll() is None and time.monotonic() < deadline:

@@ -18,6 +18,7 @@ class Job(subprocess.Popen[str]):
 
     def __init__(self, job: str, folder: Path, *arguments: str, **settings: object) -> None:
         """See `start_job`."""
+        module = job if "." in job else f"jobs.{job}"
         inherited = ("PATH", "HOME", "TMPDIR", "LANG", "VIRTUAL_ENV", "OMP_NUM_THREADS")
         environment = {name: os.environ[name] for name in inherited if name in os.environ}
         environment |= {n: v for n, v in os.environ.items() if n.startswith("AWS_")}
@@ -28,7 +29,7 @@ class Job(subprocess.Popen[str]):
         self.mark = uuid.uuid4().hex
         environment[_MARK] = self.mark
         super().__init__(
-            [sys.executable, "-m", f"jobs.{job}", *arguments],
+            [sys.executable, "-m", module, *arguments],
             cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,
@@ -59,7 +60,10 @@ class Job(subprocess.Popen[str]):
 
 
 def start_job(job: str, folder: Path, *arguments: str, **settings: object) -> Job:
-    """`settings` are named without DISTILL_; `folder` is the working folder and holds the runs."""
+    """`settings` are named without DISTILL_; `folder` is the working folder and holds the runs.
+
+    `job` is the job's name, or a module that stands for it.
+    """
     return Job(job, folder, *arguments, **settings)
 
 

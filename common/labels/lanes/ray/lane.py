@@ -26,7 +26,8 @@ _QUOTA_SECONDS = 30.0
 """If the quota's actor does not answer for this long, Ray has crashed."""
 _CPU_POLL_SECONDS, _WORKER_SECONDS = 5.0, 60.0
 """How often to look for free CPUs; how long one may be free while no label actor lives."""
-_MAX_CRASHES_PER_ACTOR = 10
+_MAX_CRASHES_PER_ACTOR = 3
+"""How often an actor may crash on average before a call is answered again."""
 _END_SECONDS = 3.0
 """How long the dataset may take to end."""
 _ACTOR_CPUS = 0.1
@@ -44,6 +45,7 @@ class RayLane(Lane):
         self._thread: threading.Thread | None = None
         self._pending: Any = None
         self._asked_at = self._worker_at = self._polled_at = time.monotonic()
+        self._answered = self._crashes = 0
 
     def open(self) -> None:
         start_ray(self._dashboard_host)
@@ -84,7 +86,9 @@ class RayLane(Lane):
 
     def _check_workers(self, snapshot: Snapshot) -> None:
         """Raises a DistillError if actors crash repeatedly: Ray restarts them without a limit."""
-        now = time.monotonic()
+        now, answered = time.monotonic(), snapshot.totals.answered
+        if answered > self._answered:
+            self._answered, self._crashes = answered, snapshot.lost_workers
         if snapshot.workers:
             self._worker_at = now
         elif now > self._polled_at + _CPU_POLL_SECONDS:
@@ -92,10 +96,11 @@ class RayLane(Lane):
             if ray.available_resources().get("CPU", 0) < _ACTOR_CPUS:
                 self._worker_at = now  # they wait for a CPU
         has_none = now > self._worker_at + _WORKER_SECONDS
-        if has_none or snapshot.lost_workers > self._max_crashes:
-            state = f"none has run for {_WORKER_SECONDS:.0f} s" if has_none else "too many"
+        crashes = snapshot.lost_workers - self._crashes
+        if has_none or crashes > self._max_crashes:
+            state = f"none has run for {_WORKER_SECONDS:.0f} s" if has_none else "in a row"
             raise DistillError(
-                f"Ray: label actors crash repeatedly ({snapshot.lost_workers} crashes, {state}); "
+                f"Ray: label actors crash repeatedly ({crashes} crashes, {state}); "
                 "check Ray's logs and the memory, and run again"
             )
 
