@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dotenv import dotenv_values
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from common.errors import SettingsError
-from common.settings import PREFIX, Section, Settings
+from common.settings import PREFIX, SECRETS, Section, Settings
 
 _FOREIGN = ("OPENAI_", "AWS_", "HF_", "RAY_ADDRESS", "RAY_AUTH_")
 _SECRETS_DIR = "DISTILL_SECRETS_DIR"
@@ -51,11 +51,17 @@ def load_environment() -> None:
         raise SettingsError(f".env or a secret file cannot be read: {error}") from None
 
 
-def read_api_key() -> SecretStr:
-    """The teacher's key from this machine's environment: no key is sent to a Ray worker."""
+def read_teacher_secrets() -> dict[str, Any]:
+    """The teacher's secret settings from this machine: none is sent to a Ray worker.
+
+    Raises a SettingsError if one is of the wrong type.
+    """
     load_environment()
-    name = f"{PREFIX}TEACHER__API_KEY"
-    return SecretStr((os.environ.get(name) or os.environ.get("OPENAI_API_KEY") or "").strip())
+    try:
+        teacher = Settings().teacher
+    except ValidationError as error:
+        raise SettingsError("; ".join(map(_explain, error.errors()))) from None
+    return {name: getattr(teacher, name) for name in SECRETS}
 
 
 def _set_missing(values: dict[str, str]) -> None:
@@ -76,8 +82,9 @@ def _read_secret_files() -> dict[str, str]:
 
 
 def _explain(error: Any) -> str:
-    name = PREFIX + "__".join(str(part) for part in error["loc"] if isinstance(part, str)).upper()
-    has_secret = "API_KEY" in name or "@" in str(error["input"])
+    place = [str(part) for part in error["loc"] if isinstance(part, str)]
+    name = PREFIX + "__".join(place[:2]).upper() + "".join(f" {part!r}" for part in place[2:])
+    has_secret = any(secret.upper() in name for secret in SECRETS) or "@" in str(error["input"])
     value = "" if has_secret else f"={error['input']!r}"
     reason = error["msg"].removeprefix("Value error, ")
     return f"{name}{value}: {reason[0].lower()}{reason[1:]}"

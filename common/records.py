@@ -25,10 +25,11 @@ class LabelRow:
     """The outcome of an example.
 
     `status` is ok (`label` is set), failed (no usable response: `error` says why) or filtered (a
-    label rule rejects the response: `error` names the rule). `message` is for people. `agreement`
-    is the share of the samples that gave this label. `cached_tokens` are the prompt tokens that the
-    provider's cache held. The last four columns are log-probabilities, an item per response token;
-    None unless requested and offered.
+    label rule rejects the response: `error` names the rule). `message` is for people. `reasoning`
+    is what the teacher wrote before its response; its tokens are part of the completion's.
+    `agreement` is the share of the samples that gave this label. `cached_tokens` are the prompt
+    tokens that the provider's cache held. The last four columns are log-probabilities, an item per
+    response token; None unless requested and offered.
     """
 
     id: str
@@ -38,12 +39,14 @@ class LabelRow:
     error: str | None = None
     message: str | None = None
     response: str | None = None
+    reasoning: str | None = None
     finish_reason: str | None = None
     agreement: float | None = None
     samples: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
     attempts: int = 0
     seconds: float = 0.0
     tokens: list[str] | None = None

@@ -3,12 +3,13 @@
 `common.environment` reads them.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import (
     BaseModel,
@@ -26,6 +27,26 @@ BUILTIN = "builtin"
 """The value of a setting that selects the project's own data, teacher or student."""
 DEFAULTS_VERSION = 1
 """Goes up when a new default changes results, since fingerprints omit defaults."""
+
+_SECRET_PARAMETER = re.compile(r"(^|&)[^=&]*(key|token|secret|password|sig)[^=&]*=", re.IGNORECASE)
+_OWN_PARAMETERS = {
+    "model": "DISTILL_TEACHER__MODEL",
+    "messages": "the task",
+    "prompt": "the task",
+    "stop": "the task",
+    "response_format": "the task",
+    "max_tokens": "DISTILL_TEACHER__MAX_TOKENS",
+    "max_completion_tokens": "DISTILL_TEACHER__MAX_TOKENS",
+    "temperature": "DISTILL_TEACHER__TEMPERATURE",
+    "logprobs": "DISTILL_TEACHER__LOGPROBS",
+    "top_logprobs": "DISTILL_TEACHER__LOGPROBS",
+    "n": "DISTILL_LABEL__SAMPLES",
+    "stream": "the job, which reads whole responses",
+}
+"""What no extra parameter may replace."""
+
+SECRETS = ("api_key", "extra_headers")
+"""The settings of the teacher that no worker, manifest or log gets."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -117,6 +138,18 @@ class TeacherSettings(Section):
     max_tokens: int = Field(512, ge=1, description="Length limit of a response, in tokens.")
     temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature.")
     logprobs: int = Field(0, ge=0, le=20, description="Top log-probabilities per token to keep.")
+    extra_body: Annotated[dict[str, Any], NoDecode] = Field(
+        {}, description='More parameters of each request, as JSON: {"reasoning_effort": "low"}.'
+    )
+    extra_headers: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        {}, description='More headers of each request, as JSON: {"api-key": "…"}. Kept secret.'
+    )
+    startup_seconds: float = Field(
+        120, ge=0, description="Time for a teacher that loads its model to give its first answer."
+    )
+    outage_seconds: float = Field(
+        900, ge=0, description="Longest wait while the teacher is down, or asks to wait."
+    )
     prices: str | None = Field(
         None, description="Path or s3 URL of a TOML file with more model prices."
     )
@@ -126,11 +159,41 @@ class TeacherSettings(Section):
     def _check_url(cls, url: str) -> str:
         if url != BUILTIN and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
             raise ValueError("should be an http(s) URL such as http://localhost:8000/v1")
-        if "@" in urlsplit(url).netloc or urlsplit(url).query:
+        parts = urlsplit(url)
+        if "@" in parts.netloc or _SECRET_PARAMETER.search(parts.query):
             raise ValueError(
-                "should hold no user, password or query; the key is DISTILL_TEACHER__API_KEY"
+                "should hold no user, password or key; the key is DISTILL_TEACHER__API_KEY"
             )
-        return url.rstrip("/")
+        return urlunsplit(parts._replace(path=parts.path.rstrip("/"), fragment=""))
+
+    @field_validator("extra_body", "extra_headers", mode="before")
+    @classmethod
+    def _parse_json(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        try:
+            return json.loads(given)
+        except ValueError as error:
+            raise ValueError(f"should be a JSON object: {error}") from None
+
+    @field_validator("extra_body")
+    @classmethod
+    def _check_body(cls, body: dict[str, Any]) -> dict[str, Any]:
+        for name in body:
+            if name in _OWN_PARAMETERS:
+                raise ValueError(f"{name!r} is set by {_OWN_PARAMETERS[name]}")
+        return body
+
+    @field_validator("extra_headers")
+    @classmethod
+    def _check_headers(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, value in headers.items():
+            text = value.get_secret_value()
+            if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+                raise ValueError(f"{name!r} is not the name of a header")
+            if not (text.isascii() and text.isprintable()):
+                raise ValueError(f"the value of {name!r} should be one line of ASCII characters")
+        return headers
 
     @field_validator("api_key")
     @classmethod
@@ -274,9 +337,12 @@ class Settings(BaseSettings):
     report: ReportSettings = Field(default_factory=ReportSettings)
 
     def describe(self, sections: Sequence[str]) -> dict[str, Any]:
-        """The settings of some sections, without secrets."""
-        secrets: Any = {"teacher": {"api_key"}}
-        return self.model_dump(mode="json", include=set(sections), exclude=secrets)
+        """The settings of some sections, without secrets; of extra headers, the names."""
+        secrets: Any = {"teacher": set(SECRETS)}
+        described = self.model_dump(mode="json", include=set(sections), exclude=secrets)
+        if "teacher" in described:
+            described["teacher"]["extra_headers"] = sorted(self.teacher.extra_headers)
+        return described
 
     def fingerprint(
         self, section: str, names: Iterable[str] | None = None, exclude: Iterable[str] = ()
@@ -298,7 +364,8 @@ class Settings(BaseSettings):
 
     def for_workers(self) -> "Settings":
         """A copy for other processes and machines: an absolute root, no secrets."""
-        teacher = self.teacher.model_copy(update={"api_key": SecretStr("")})
+        secrets = {"api_key": SecretStr(""), "extra_headers": {}}
+        teacher = self.teacher.model_copy(update=secrets)
         storage = self.storage.model_copy(update={"root": self.storage.absolute_root})
         return self.model_copy(update={"teacher": teacher, "storage": storage})
 

@@ -10,16 +10,16 @@ import time
 
 from common.command import run_job
 from common.data.examples import Examples, load_examples, warn_without_test_rows
-from common.labels.files import arrange_rows, check_failures, write_parts
+from common.labels.files import arrange_rows, check_failures, count_transient, write_parts
 from common.labels.forecast import format_forecast, make_forecast
 from common.labels.lane import Lane
 from common.labels.resume import Known, read_known
 from common.labels.session import Session, make_quota
 from common.records import count_by_status, hash_content, make_label_table
 from common.run.lock import RunLock, hold_run
-from common.run.manifest import Fingerprint, is_done, write_manifest
+from common.run.manifest import Fingerprint, is_done, read_manifest, write_manifest
 from common.run.run import Run, open_run
-from common.run.steps import LABELS, LabelSummary
+from common.run.steps import ADAPTER, LABELS, LabelSummary
 from common.settings import Settings
 from common.teacher.journal import compact_journal
 from common.teacher.requests import fingerprint_teacher, require_model
@@ -42,7 +42,7 @@ def main(settings: Settings) -> None:
     run = open_run(settings)
     examples = load_examples(settings, run.task)
     fingerprint = make_fingerprint(run, examples)
-    if is_done(run.storage, LABELS, fingerprint):
+    if is_done(run.storage, LABELS, fingerprint) and not is_worth_asking_again(run):
         log.info("labels: already done, see %s/%s", run.storage.url, LABELS.folder)
     elif settings.label.dry_run:
         forecast(run, examples, read_known(run, examples.rows))
@@ -68,6 +68,7 @@ def label(
         "ok": counts["ok"],
         "failed": counts["failed"],
         "filtered": counts["filtered"],
+        "transient": count_transient(table),
         "duplicates": examples.duplicates,
         "reused": len(known.rows),
         **figures,
@@ -77,12 +78,24 @@ def label(
     line = ", ".join(f"{name} {value}" for name, value in summary.items() if value is not None)
     log.info("labels: %s", line, extra={"figures": summary})
     check_failures(run.settings, table)
+    if summary["transient"]:
+        log.warning(
+            "%d rows failed for passing reasons; run again before training to ask for them",
+            summary["transient"],
+        )
     lock.check()
     described = run.settings.describe(SECTIONS)
     write_manifest(
         run.storage, LABELS, fingerprint, summary, files=files, counts=counts, settings=described
     )
     compact_journal(run.storage)
+
+
+def is_worth_asking_again(run: Run) -> bool:
+    """Whether rows failed for passing reasons, and no student is trained on the others yet."""
+    manifest = read_manifest(run.storage, LABELS)
+    transient = manifest.summary.get("transient", 0) if manifest else 0
+    return transient > 0 and read_manifest(run.storage, ADAPTER) is None
 
 
 def forecast(run: Run, examples: Examples, known: Known) -> None:

@@ -7,7 +7,8 @@ import pytest
 from sacrebleu.metrics import CHRF
 
 from common.errors import InputError
-from common.metrics.metrics import METRICS, exact_match, exact_match_normalized, normalize
+from common.metrics.metrics import METRICS, exact_match, exact_match_normalized
+from common.metrics.text import normalize
 
 WORDS = ["the", "a", "old", "dog", "dogs", "sleep", "in", "house,", "big.", "é", "œuf", "Straße"]
 

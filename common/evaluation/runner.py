@@ -5,6 +5,7 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -26,6 +27,7 @@ from common.run.steps import ADAPTER, MERGED, LabelSummary
 from common.student.memory import explaining_memory
 from common.student.student import Student, open_student
 from common.student.weights import describe_weights
+from common.tasks.cleaning import clean
 from common.teacher.statuses import TRANSIENT_ERRORS
 
 _ADVICE = "a batch of one row is too large; lower DISTILL_EVALUATE__MAX_NEW_TOKENS"
@@ -52,8 +54,17 @@ class SystemRunner:
         self._student: Student | None = None
 
     def ask(self, system: System, rows: Sequence[TestRow]) -> list[Response]:
-        """A system's answers, in the order of the rows; raises a DistillError if that fails."""
+        """A system's answers, cleaned, in the order of the rows.
+
+        Raises a DistillError if that fails.
+        """
         responses = system.ask(self, rows)
+        if system.key != "teacher":  # whose labels are clean
+            rules = self._run.task.label_rules
+            responses = [
+                replace(response, text=clean(row.text, response.text, rules)[0])
+                for row, response in zip(rows, responses, strict=True)
+            ]
         if system.is_student:
             seconds = sum(response.seconds for response in responses)
             log.info("evaluate: %s, %d rows in %.0f s", system.key, len(rows), seconds)

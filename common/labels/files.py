@@ -39,6 +39,11 @@ def write_parts(storage: RunStorage, folder: str, table: pa.Table) -> list[str]:
     return names
 
 
+def count_transient(table: pa.Table) -> int:
+    """The rows that failed for a reason that passes."""
+    return sum(error in TRANSIENT_ERRORS for error in table["error"].to_pylist())
+
+
 def _find_commonest(table: pa.Table, status: str, column: str) -> tuple[str, str]:
     """The most frequent error of the rows with a status, and the first value of a column for it."""
     rows = table.select(["status", "error", column]).to_pylist()

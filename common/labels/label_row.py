@@ -4,11 +4,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from common.metrics.metrics import normalize
+from common.metrics.text import normalize
 from common.records import Example, LabelRow
 from common.tasks.rules import apply_rules
 from common.tasks.task import Task
-from common.teacher.replies import Answer, Reply, read_answer
+from common.teacher.replies import Answer, Reply, Usage, read_answer
 
 
 def make_label(example: Example, replies: Sequence[Reply], task: Task) -> LabelRow:
@@ -19,8 +19,8 @@ def make_label(example: Example, replies: Sequence[Reply], task: Task) -> LabelR
     frequent spelling of the most frequent vote; in a draw, the first sample's. If no sample passes,
     the row's error is the most frequent rule that filters one, else the most frequent error.
 
-    Response, message, finish reason and log-probabilities are the chosen sample's. Tokens and
-    attempts are sums; seconds are the maximum, as samples run concurrently.
+    Response, reasoning, message, finish reason and log-probabilities are the chosen sample's.
+    Tokens and attempts are sums; seconds are the maximum, as samples run concurrently.
     """
     if not replies:
         return LabelRow(example.id, example.text, "failed", error="empty_text")
@@ -32,7 +32,8 @@ def make_label(example: Example, replies: Sequence[Reply], task: Task) -> LabelR
     winners = [s for s, vote in zip(voters, votes, strict=True) if vote == elected]
     label = _find_commonest(sample.label for sample in winners)
     chosen = next(sample for sample in winners if sample.label == label)
-    answer, answers = chosen.answer, [sample.answer for sample in samples]
+    answer = chosen.answer
+    usages = [sample.answer.usage or Usage() for sample in samples]
     return LabelRow(
         id=example.id,
         text=example.text,
@@ -41,12 +42,14 @@ def make_label(example: Example, replies: Sequence[Reply], task: Task) -> LabelR
         error=chosen.error,
         message=answer.message,
         response=answer.text or None,
+        reasoning=answer.reasoning,
         finish_reason=answer.finish_reason,
         agreement=len(winners) / len(samples) if status == "ok" else None,
         samples=len(samples),
-        prompt_tokens=sum(answer.prompt_tokens for answer in answers),
-        cached_tokens=sum(answer.cached_tokens for answer in answers),
-        completion_tokens=sum(answer.completion_tokens for answer in answers),
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        cached_tokens=sum(usage.cached_tokens for usage in usages),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
         attempts=sum(reply.attempts for reply in replies),
         seconds=max(reply.seconds for reply in replies),
         **(vars(answer.logprobs) if answer.logprobs else {}),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from common.labels.forecast import optimum_seconds
 from common.quota.protocol import Snapshot
 from common.run.steps import LabelSummary
+from common.teacher.dialect import describe
 
 _LOG_SECONDS = 5.0
 _RATE_SECONDS = 15.0
@@ -34,7 +35,7 @@ class Progress:
 
     def show(self, snapshot: Snapshot, is_last: bool = False) -> None:
         """Shows the state, unless the last line is recent."""
-        now, answered = self._clock(), snapshot.totals.answered
+        now, answered = self._clock(), snapshot.totals.answered + snapshot.totals.failed
         if not self._marks or answered <= self._marks[0][1]:
             self._marks = [(now, answered)]  # the rate starts at the first answer
         if now - self._logged_at < (0.5 if self._in_place else _LOG_SECONDS) and not is_last:
@@ -45,14 +46,15 @@ class Progress:
             self._marks.pop(0)
         (then, before), *_ = self._marks
         rate = (answered - before) / max(now - then, 1e-9)
-        left = (self._calls - answered) / rate if rate else None
+        left = max(0, self._calls - answered) / rate if rate else None
         line = f"{self._name}: {self._describe(snapshot, rate, left)}"
         if self._in_place:
             print(f"\r\033[K{line}", end="\n" if is_last else "", file=sys.stderr, flush=True)
             return
         totals = snapshot.totals
         figures = {
-            "answered": answered,
+            "answered": totals.answered,
+            "failed": totals.failed,
             "of": self._calls,
             "answers_per_second": round(rate, 1),
             "eta_seconds": None if left is None else round(left),
@@ -61,20 +63,24 @@ class Progress:
             "retries": totals.retries,
             "in_flight": snapshot.in_flight,
             "pause_seconds": round(snapshot.pause_seconds, 1),
+            "outage": snapshot.outage or None,
             "storage_error": snapshot.storage_error,
         }
         log.info(line, extra={"figures": figures})
 
     def _describe(self, snapshot: Snapshot, rate: float, left: float | None) -> str:
-        totals = snapshot.totals
+        totals, (waiting, seconds, reason) = snapshot.totals, snapshot.resting
         parts = [
             f"{totals.answered:,} of {self._calls:,} answers",
+            f"{totals.failed:,} failed" if totals.failed else "",
             f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s",
             f"{format_seconds(left)} left" if left is not None else "",
             f"${totals.cost_usd:.4f}" if self._has_price else "",
             f"429s: {totals.throttled}" if totals.throttled else "",
             f"retries: {totals.retries}" if totals.retries else "",
             f"paused for {snapshot.pause_seconds:.0f} s" if snapshot.pause_seconds >= 1 else "",
+            f"{waiting} calls wait up to {seconds:.0f} s ({reason})" if seconds >= 5 else "",
+            snapshot.outage,
             snapshot.storage_error or "",
         ]
         return ", ".join(part for part in parts if part)
@@ -99,14 +105,18 @@ def summarize_calls(snapshot: Snapshot, concurrency: int, has_price: bool) -> La
         totals.call_seconds / max(totals.calls, 1),
         concurrency,
     )
-    return {
+    summary: LabelSummary = {
         "calls": totals.calls,
         "retries": totals.retries,
         "throttled": totals.throttled,
         "prompt_tokens": totals.prompt_tokens,
         "completion_tokens": totals.completion_tokens,
+        "reasoning_tokens": totals.reasoning_tokens,
         "cost_usd": round(totals.cost_usd, 6) if has_price else None,
         "call_seconds": round(snapshot.active_seconds, 1),
         "optimum_seconds": round(best, 1),
         "efficiency": round(min(1.0, best / max(snapshot.active_seconds, 1e-9)), 3),
     }
+    if snapshot.adaptations:
+        summary["adaptations"] = describe(snapshot.adaptations)
+    return summary

@@ -10,6 +10,7 @@ from common.records import Example, LabelRow
 from common.run.run import Run
 from common.run.storage import RunStorage
 from common.settings import Settings
+from common.teacher.costs import find_cost
 from common.teacher.journal import iterate_journal, write_lost
 from common.teacher.replies import Answer, Reply, read_answer
 from common.teacher.requests import bound_prompt_tokens, make_key, make_request
@@ -28,6 +29,11 @@ class Known:
     rows: dict[str, LabelRow]
     replies: dict[str, Reply]
     cost_usd: float
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether the teacher has answered such a request."""
+        return bool(self.replies) or any(row.samples for row in self.rows.values())
 
 
 def read_known(run: Run, examples: Sequence[Example]) -> Known:
@@ -100,11 +106,7 @@ def _read_paid(run: Run) -> tuple[dict[str, Reply], float]:
             identity = hash(reply)
             if price and identity not in counted:  # the journal may have duplicates
                 counted.add(identity)
-                cost_usd += (
-                    price.cost(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens)
-                    if answer.prompt_tokens
-                    else price.worst_cost(reply.most_prompt_tokens, max_tokens)
-                )
+                cost_usd += find_cost(price, reply, answer, max_tokens)
             yield reply, answer
 
     replies = _choose(iterate())
@@ -115,8 +117,7 @@ def _choose(pairs: Iterable[tuple[Reply, Answer]]) -> dict[str, Reply]:
     """The usable replies by key; a finished answer is preferred to an unfinished one."""
     chosen: dict[str, Reply] = {}
     for reply, answer in pairs:
-        is_usable = reply.http_status == 200 and answer.error != "bad_response"
-        if is_usable and (reply.key not in chosen or answer.error is None):
+        if answer.is_final and (reply.key not in chosen or answer.error is None):
             chosen[reply.key] = reply
     return chosen
 

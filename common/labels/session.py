@@ -22,7 +22,7 @@ from common.labels.lane import Lane, Work
 from common.labels.progress import Progress, summarize_calls
 from common.labels.resume import resume
 from common.prices.prices import require_price
-from common.quota.leases import Leases, reach_quota
+from common.quota.health import Health
 from common.quota.protocol import Snapshot
 from common.quota.quota import Quota
 from common.records import Example, make_label_table
@@ -31,7 +31,8 @@ from common.run.run import Run
 from common.run.steps import LabelSummary
 from common.settings import BUILTIN, Settings
 from common.signals import deferring_signals
-from common.teacher.client import Teacher
+from common.teacher.connection import Connection
+from common.teacher.dialect import describe
 from common.teacher.journal import FOLDER as JOURNAL
 
 _POLL_SECONDS = 0.25
@@ -53,9 +54,10 @@ class Session:
         self._run, self._lock = run, lock
         self.known = resume(run, examples)
         self.missing = [e for e in examples if e.id not in self.known.rows]
-        self._quota = make_quota(run, self.known.cost_usd)
+        self._quota = make_quota(run, self.known.cost_usd, self.known.has_answer)
         self._in_flight = InFlightRecord(run.storage)
         self._concurrency, self._lost = run.settings.teacher.max_concurrency, 0
+        self._adaptations: frozenset[str] = frozenset()
 
     def ask(self, make_lane: Callable[[], Lane], name: str) -> tuple[list[pa.Table], LabelSummary]:
         """Labels the missing examples; returns their rows, unordered, and the calls' figures.
@@ -125,6 +127,8 @@ class Session:
             progress.show(snapshot)
             if snapshot.failure:
                 raise snapshot.failure
+            if is_over and snapshot.refusal:
+                raise snapshot.refusal
             if is_over:
                 return tables, snapshot
             with suppress(queue.Empty):
@@ -135,10 +139,13 @@ class Session:
                     tables.append(table)
 
     def _note(self, snapshot: Snapshot) -> None:
-        """Records the calls of crashed workers, and adds the lock's storage error."""
+        """Records the calls of crashed workers, and says what requests have become."""
         if snapshot.lost_calls > self._lost:
             self._lost = snapshot.lost_calls
             self._in_flight.write(self._concurrency, self._lost)
+        if snapshot.adaptations != self._adaptations:
+            self._adaptations = snapshot.adaptations
+            log.info("the teacher takes other requests: %s", ", ".join(describe(self._adaptations)))
         snapshot.storage_error = snapshot.storage_error or self._lock.storage_error
 
     def _drain(self, lane: Lane, seconds: float) -> int:
@@ -170,7 +177,7 @@ def opening(lane: Lane) -> Iterator[Lane]:
         lane.close()
 
 
-def make_quota(run: Run, spent_usd: float) -> Quota:
+def make_quota(run: Run, spent_usd: float, has_succeeded: bool = False) -> Quota:
     """A session's quota. Raises a SettingsError if the cost is capped without a known price."""
     teacher, cap = run.settings.teacher, run.settings.label.max_cost_usd
     if cap is not None:
@@ -182,18 +189,19 @@ def make_quota(run: Run, spent_usd: float) -> Quota:
         cap,
         spent_usd,
         sends_scout=True,
+        health=Health(has_succeeded, teacher.startup_seconds, teacher.outage_seconds),
     )
 
 
 def check_teacher(run: Run, url: str) -> None:
-    """Runs `Teacher.check`, which also says what this raises."""
+    """Raises an InputError if nothing answers at the URL."""
 
     async def check() -> None:
-        teacher = Teacher(run.settings.teacher, url, Leases(reach_quota(Quota())))
+        connection = Connection(run.settings.teacher, url)
         try:
-            await teacher.check()
+            await connection.check()
         finally:
-            await teacher.close()
+            await connection.close()
 
     asyncio.run(check())
 

@@ -5,7 +5,6 @@ measures no row again. A new metric is a function and a line in `METRICS`; a tas
 metrics.
 """
 
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,8 +19,10 @@ from common.metrics.edits import (
     edits_too_little,
     edits_too_much,
 )
+from common.metrics.json_values import combine_f1, count_fields, json_match
 from common.metrics.overlap import combine_chrf, combine_gleu, count_chrf, measure_gleu, thin_gleu
 from common.metrics.statistics import Array, Combine, divide
+from common.metrics.text import normalize
 
 Measure = Callable[[Sequence[str], Sequence[str], Sequence[Sequence[str]]], Array]
 """From texts, predictions and each one's references to (rows, statistics)."""
@@ -84,12 +85,6 @@ def exact_match(text: str, prediction: str, references: Sequence[str]) -> float:
 def exact_match_normalized(text: str, prediction: str, references: Sequence[str]) -> float:
     """Exact match of normalised texts, see `normalize`."""
     return float(normalize(prediction) in {normalize(reference) for reference in references})
-
-
-def normalize(text: str) -> str:
-    """The text in NFKC, with straight quotes and single spaces; keeps case."""
-    plain = unicodedata.normalize("NFKC", text).translate(str.maketrans("’‘“”„«»", '\'\'"""""'))
-    return " ".join(plain.split())
 
 
 def accuracy(text: str, prediction: str, references: Sequence[str]) -> float:
@@ -157,6 +152,8 @@ METRICS: dict[str, Metric] = {
     "edit_f05": Metric("Edit F0.5 (own token diff)", _edits, combine_f05),
     "over_edit_rate": share("Rows edited too much", edits_too_much, is_better_low=True),
     "under_edit_rate": share("Rows edited too little", edits_too_little, is_better_low=True),
+    "json_match": share("JSON match", json_match),
+    "json_field_f1": Metric("F1 of JSON fields", measure_each(count_fields), combine_f1),
     "accuracy": share("Accuracy", accuracy),
     "macro_f1": Metric("Macro F1 of the references' classes", measure_classes, combine_macro_f1),
 }

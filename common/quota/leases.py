@@ -9,7 +9,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from common.errors import DistillError
-from common.quota.protocol import Amount, Headers, Lease, Tally, TokenEstimate, Totals, add
+from common.quota.protocol import (
+    Amount,
+    Fault,
+    Headers,
+    Lease,
+    Refusal,
+    Tally,
+    TokenEstimate,
+    Totals,
+    add,
+)
 from common.quota.quota import AT_ONCE_SECONDS, Quota
 
 Renew = Callable[[str, Tally], Awaitable[Lease]]
@@ -44,6 +54,8 @@ class Outcome:
     headers: Headers | None = None
     is_throttled: bool = False
     retry_after_seconds: float | None = None
+    refusal: Refusal | None = None
+    fault: Fault | None = None
 
 
 class Leases:
@@ -69,6 +81,11 @@ class Leases:
         self._is_unlimited = self._had_demand = False
         self._paused_until = float("-inf")
         self._failure: DistillError | None = None
+        self.adaptations: frozenset[str] = frozenset()
+        self.is_outage = False
+        self.answered = 0
+        """The job's answers, as far as this worker knows."""
+        self._resting: list[tuple[float, str]] = []
         self._tally = Tally()
         self._started = 0.0, 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -108,11 +125,31 @@ class Leases:
             raise
         return call
 
+    def learn(self, adaptations: frozenset[str]) -> None:
+        """Tells all workers how the teacher takes requests."""
+        self.adaptations |= adaptations
+        self._tally.adaptations |= adaptations
+        self._renew_now.set()
+
+    async def rest(self, seconds: float, reason: str) -> None:
+        """Sleeps before a retry; the progress says so."""
+        if seconds <= 0:
+            return
+        waiting = self._now() + seconds, reason
+        self._resting.append(waiting)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._resting.remove(waiting)
+
     def settle(self, call: Call, outcome: Outcome) -> None:
         """Ends a call, which is then no longer in flight."""
         self._in_flight -= 1
         tally = self._tally
         tally.totals.add(outcome.totals)
+        if outcome.totals.answered:
+            self.answered += outcome.totals.answered
+            tally.faults.clear()  # the teacher is not down
         tally.token_correction += outcome.used_tokens - call.tokens
         if outcome.totals.prompt_tokens:
             answers, characters, prompt, completion = tally.usage
@@ -128,6 +165,11 @@ class Leases:
         if outcome.is_throttled:
             tally.throttles.append((call.sent_at, outcome.retry_after_seconds))
             self._pause(outcome.retry_after_seconds or 0.0)
+        if outcome.refusal:
+            tally.refusals.append(outcome.refusal)
+        if outcome.fault:
+            tally.faults.append(outcome.fault)
+        if outcome.is_throttled or outcome.refusal or outcome.fault:
             self._slots = min(self._slots, self._in_flight)  # until the next lease
             self._renew_now.set()
         self._start_calls()
@@ -234,6 +276,9 @@ class Leases:
         tally.demand = len(self._waiting) + len(self._granted)
         tally.granted = len(self._granted), sum(call.tokens for call in self._granted)
         tally.storage_error = self._storage_error()
+        if self._resting:
+            until, reason = max(self._resting)
+            tally.resting = len(self._resting), max(0.0, until - now), reason
         tally.throttles = [(now - sent_at, wait) for sent_at, wait in tally.throttles]
         if tally.headers is not None:
             headers, started, sent_at = tally.headers
@@ -274,6 +319,8 @@ class Leases:
         requested, self._requested = self._requested, []
         self._slots, self._is_unlimited = lease.slots, lease.delays is None
         self._started = add(lease.started, self._tally.started)
+        self.adaptations |= lease.adaptations
+        self.answered, self.is_outage = max(self.answered, lease.answered), lease.is_outage
         self._estimate = lease.estimate or self._estimate
         delays = lease.delays or []
         self._waiting.extendleft(reversed(requested[len(delays) :]))

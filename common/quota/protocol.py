@@ -1,6 +1,7 @@
 """The messages between a job's workers and its quota, and the snapshot of its state."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from common.errors import DistillError
 
@@ -32,16 +33,59 @@ class Headers:
     tokens_reset_seconds: float | None = None
 
 
+class Blame(Enum):
+    """Who is at fault for a refused call, until other rows tell.
+
+    ROW: this row. DOUBT: the row, or the job: its key, model or settings. JOB: the job, unless
+    another row has an answer. CERTAIN: the job.
+    """
+
+    ROW = "row"
+    DOUBT = "doubt"
+    JOB = "job"
+    CERTAIN = "certain"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A row that has failed for good; `error` is what the job would stop with.
+
+    `alike` is equal for refusals of one and the same reason.
+    """
+
+    error: DistillError
+    blame: Blame
+    alike: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A call without an answer for a passing reason; `message` says which.
+
+    Attributes:
+        is_outage: the teacher is down or starts, rather than fails at this call.
+        is_new: the row had no fault since the last answer to any row.
+        is_of_row: other rows were answered after the row's first fault.
+    """
+
+    message: str
+    is_outage: bool
+    is_new: bool = True
+    is_of_row: bool = False
+
+
 @dataclass(slots=True)
 class Totals:
-    """Sums over calls."""
+    """Sums over calls; `answered` and `failed` count replies that end a sample."""
 
     calls: int = 0
     retries: int = 0
     answered: int = 0
+    failed: int = 0
     throttled: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
     cost_usd: float = 0.0
     call_seconds: float = 0.0
 
@@ -76,6 +120,13 @@ class Tally:
     """The latest headers, what had started with their call, the seconds since it was sent."""
     throttles: list[tuple[float, float | None]] = field(default_factory=list)
     """For each 429: the seconds since its call was sent, and its Retry-After in seconds."""
+    resting: tuple[int, float, str] = (0, 0.0, "")
+    """The calls that wait before a retry: their number, the longest wait in seconds, its reason."""
+    refusals: list[Refusal] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    """Those since the worker's last answer."""
+    adaptations: frozenset[str] = frozenset()
+    """What calls have learned about the teacher's requests, see `common.teacher.dialect`."""
     failure: DistillError | None = None
     """The error that stops the job, if any."""
     storage_error: str | None = None
@@ -96,6 +147,11 @@ class Lease:
     """By all workers, according to their last tallies."""
     estimate: TokenEstimate | None = None
     """From the usage of all workers' calls."""
+    adaptations: frozenset[str] = frozenset()
+    """Those of all workers."""
+    answered: int = 0
+    """Answers to all workers."""
+    is_outage: bool = False
 
 
 @dataclass
@@ -117,6 +173,13 @@ class Snapshot:
     lost_calls: int
     """Calls of crashed workers, with unknown results."""
     lost_workers: int
+    adaptations: frozenset[str]
+    resting: tuple[int, float, str]
+    """See `Tally`."""
+    outage: str
+    """Why no call is answered, and for how long; empty without an outage."""
+    refusal: DistillError | None
+    """What the job ends with if no row is answered."""
 
 
 def add(one: Amount, other: Amount) -> Amount:

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from common.errors import CostCapError, DistillError
+from common.quota.health import Health
 from common.quota.limits import EstimatedRate, Limit
 from common.quota.protocol import (
     Amount,
@@ -69,6 +70,7 @@ class _Worker:
     granted_tokens: float = 0.0
     reserved_usd: float = 0.0
     storage_error: str | None = None
+    resting: tuple[int, float, str] = (0, 0.0, "")
 
 
 class Quota:
@@ -82,21 +84,25 @@ class Quota:
         max_cost_usd: float | None = None,
         spent_usd: float = 0.0,
         sends_scout: bool = False,
+        health: Health | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """A limit of None is unknown; `spent_usd` counts towards `max_cost_usd`.
 
         A scout is a first call that goes alone: a refusal then costs one call only, and headers
-        arrive before the other calls start.
+        arrive before the other calls start. `health` decides when failing calls end the job.
         """
         self._clock, self._epoch = clock, clock()
         self.dead_seconds = _DEAD_SECONDS
         self._requests = Limit(requests_per_minute, reserve_calls=0.5, now=0.0)
         self._tokens = Limit(tokens_per_minute, reserve_calls=1.0, now=0.0)
         self._estimated_rate = EstimatedRate()
+        self._health = health or Health()
+        self._adaptations: frozenset[str] = frozenset()
         self._max_slots, self._window = max_concurrency, float(max_concurrency)
         self._max_cost_usd, self._spent_usd = max_cost_usd, spent_usd
         self._owner_timeout_seconds, self._owner_seen = float("inf"), 0.0
+        self._sends_scout = sends_scout
         self._scout_sent_at = None if sends_scout else float("-inf")
         self._workers: dict[str, _Worker] = {}
         self._totals = Totals()
@@ -127,6 +133,8 @@ class Quota:
         """Counts a worker's tally and returns its next lease."""
         lease = self._renew(name, tally)
         lease.started, lease.estimate = self._started, self._estimate
+        lease.adaptations, lease.answered = self._adaptations, self._totals.answered
+        lease.is_outage = self._health.is_outage
         return lease
 
     def _renew(self, name: str, tally: Tally) -> Lease:
@@ -146,7 +154,8 @@ class Quota:
             return Lease(0, [], _HEARTBEAT_SECONDS, 0.0, self._failure)
         if pause:
             return Lease(worker.slots, [], min(pause, _HEARTBEAT_SECONDS), pause)
-        if self._scout_sent_at is None and tally.waiting:
+        is_scout_due = self._scout_sent_at is None and self._waits_for_scout(now)
+        if is_scout_due and tally.waiting:
             worker.slots = 1
             delays, _ = self._grant(worker, tally.waiting[:1], now)
             self._scout_sent_at = now if delays else None
@@ -162,7 +171,7 @@ class Quota:
         return Lease(worker.slots, delays, renew if tally.demand else _HEARTBEAT_SECONDS)
 
     def _waits_for_scout(self, now: float) -> bool:
-        if self._totals.calls:
+        if self._health.has_outcome:
             return False
         return self._scout_sent_at is None or now - self._scout_sent_at < _SCOUT_SECONDS
 
@@ -195,6 +204,10 @@ class Quota:
             max(0.0, self._answered_at - self._joined_at) if self._joined_at is not None else 0.0,
             self._lost_calls,
             self._lost_workers,
+            self._adaptations,
+            self._sum_resting(),
+            self._health.describe_outage(now),
+            self._health.suspicion,
         )
 
     @property
@@ -210,9 +223,14 @@ class Quota:
     def _in_flight(self) -> int:
         return sum(worker.in_flight for worker in self._workers.values())
 
+    def _sum_resting(self) -> tuple[int, float, str]:
+        resting = [worker.resting for worker in self._workers.values()]
+        _, seconds, reason = max(resting, key=lambda r: r[1], default=(0, 0.0, ""))
+        return sum(number for number, _, _ in resting), seconds, reason
+
     def _absorb(self, worker: _Worker, tally: Tally, now: float) -> None:
         worker.in_flight, worker.demand = tally.in_flight, tally.demand
-        worker.storage_error = tally.storage_error
+        worker.storage_error, worker.resting = tally.storage_error, tally.resting
         worker.granted_calls, worker.granted_tokens = tally.granted
         self._started = add(self._started, tally.started)
         self._totals.add(tally.totals)
@@ -225,7 +243,9 @@ class Quota:
         answered = tally.totals.answered
         self._tokens.correct(tally.token_correction, answered, now)
         self._estimated_rate.accept(answered, now)
+        self._adaptations |= tally.adaptations
         if answered:
+            self._health.answer()
             self._answered_at = now
             self._answered_in_episode += answered
             self._refusals_in_a_row = 0
@@ -234,8 +254,15 @@ class Quota:
             self._apply_headers(*tally.headers, now)
         for age_seconds, retry_after in tally.throttles:
             self._throttle(now - age_seconds, retry_after, now)
-        if tally.failure:
-            self.stop(tally.failure)
+        for refusal in tally.refusals:
+            self._health.refuse(refusal)
+        for fault in tally.faults:
+            pause = self._health.fault(fault, now)
+            self._paused_until = max(self._paused_until, now + pause)
+        if failure := tally.failure or self._health.failure:
+            self.stop(failure)
+        if self._sends_scout and tally.totals.calls and not self._health.has_outcome:
+            self._scout_sent_at = None  # the next call is another scout
 
     def _update_estimate(
         self, answers: int, characters: float, prompt: int, completion: int
@@ -284,6 +311,7 @@ class Quota:
             return
         self._strikes = 0 if self._answered_in_episode >= _HELPED_CALLS else self._strikes + 1
         self._episode_start, self._answered_in_episode, self._room = now, 0, self._in_flight
+        self._health.throttle(now)
         if adapts_window:
             self._window = max(1.0, min(self._window * _DECREASE, self._room))
         if retry_after is None:
@@ -305,7 +333,7 @@ class Quota:
         if not worker.demand:
             return worker.in_flight
         others = [other for other in self._workers.values() if other is not worker]
-        window = int(self._window)
+        window = self._health.limit_window(int(self._window))
         share = max(1, window // (len(others) + 1))
         claimed = sum(max(share, o.in_flight) if o.demand else o.in_flight for o in others)
         held = sum(other.held for other in others)

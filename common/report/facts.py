@@ -36,7 +36,8 @@ def _list_call_facts(summary: LabelSummary) -> Facts:
     faults = f"{summary.get('retries', 0):,} retries, {summary.get('throttled', 0):,} throttled"
     facts = [
         ("Calls", f"{calls:,} ({faults})"),
-        ("Tokens", f"{summary['prompt_tokens']:,} in, {summary['completion_tokens']:,} out"),
+        ("Tokens", _format_tokens(summary)),
+        ("Requests", ", ".join(summary.get("adaptations", []))),
     ]
     if seconds:
         rate = f"{calls / seconds:,.0f}" if calls >= 10 * seconds else f"{calls / seconds:.1f}"
@@ -45,6 +46,12 @@ def _list_call_facts(summary: LabelSummary) -> Facts:
         best = f"the limits allow no less than {summary['optimum_seconds']:,.1f} s"
         facts.append(("Efficiency", f"{summary['efficiency']:.0%}: {best}"))
     return facts
+
+
+def _format_tokens(summary: LabelSummary) -> str:
+    reasoning = summary.get("reasoning_tokens")
+    of_these = f" ({reasoning:,} of them reasoning)" if reasoning else ""
+    return f"{summary['prompt_tokens']:,} in, {summary['completion_tokens']:,} out{of_these}"
 
 
 def _format_cost(summary: LabelSummary) -> str:

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-
-from pydantic import SecretStr
+from typing import Any
 
 from common.prices.prices import Price, find_price
 from common.run.storage import RunStorage
@@ -37,9 +36,9 @@ class PackedRun:
     task: Task
     price: Price | None
 
-    def open(self, api_key: SecretStr) -> Run:
-        """Opens the run on this machine, with its own key for the teacher."""
-        teacher = self.settings.teacher.model_copy(update={"api_key": api_key})
+    def open(self, secrets: dict[str, Any]) -> Run:
+        """Opens the run on this machine, with its own secrets for the teacher."""
+        teacher = self.settings.teacher.model_copy(update=secrets)
         settings = self.settings.model_copy(update={"teacher": teacher})
         run = Run(settings, self.task, RunStorage(settings))
         vars(run)["price"] = self.price  # this machine may lack the price file

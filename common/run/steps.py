@@ -9,6 +9,9 @@ Summary = TypeVar("Summary", covariant=True)
 class LabelSummary(TypedDict, total=False):
     """The label job's figures; `inputs` is the sum of `ok`, `failed` and `filtered` rows.
 
+    `transient` counts the failed rows that another run may answer. `adaptations` say how requests
+    differ from those of OpenAI's first chat models.
+
     From `calls` on, they are those of the job that finished the labels, except `run_cost_usd`,
     which adds up all jobs of the run. Costs are None if the price is unknown.
     """
@@ -17,6 +20,7 @@ class LabelSummary(TypedDict, total=False):
     ok: int
     failed: int
     filtered: int
+    transient: int
     duplicates: int
     reused: int
     calls: int
@@ -24,6 +28,8 @@ class LabelSummary(TypedDict, total=False):
     throttled: int
     prompt_tokens: int
     completion_tokens: int
+    reasoning_tokens: int
+    adaptations: list[str]
     cost_usd: float | None
     call_seconds: float
     optimum_seconds: float

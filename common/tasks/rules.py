@@ -5,14 +5,14 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from common.tasks.cleaning import check_extract, clean
 from common.tasks.languages import LANGUAGES, detect_language
 
 _SHORT_TEXT_CHARACTERS = 20
 _SAME_LANGUAGE_EDIT_RATIO = 0.3
 """A label with a lower edit ratio is in its text's language."""
-_QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "„": "“", "`": "`"}
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
@@ -27,14 +27,17 @@ class LabelRules(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    extract: Annotated[str, AfterValidator(check_extract)] = ""
+    """What cuts the label out of the response: a regular expression with one group, or a JSON path
+    such as $.label. Filter responses without it."""
     unquote: bool = False
     """Remove quotes around the response that the text does not have."""
     single_line: bool = False
     """Filter responses of several lines."""
     lower_case: bool = False
     allowed: list[str] = []
-    """The classes, for classification; empty: any label. Responses may differ in case and end in a
-    full stop."""
+    """The classes, for classification; empty: any label. Responses may differ in case, Markdown,
+    quotes, punctuation, and a name before the label."""
     reject_patterns: list[Annotated[re.Pattern[str], BeforeValidator(_compile)]] = []
     """Regular expressions for chatter and refusals."""
     min_length_ratio: float = Field(0.0, ge=0)
@@ -60,25 +63,10 @@ class LabelRules(BaseModel):
 
 def apply_rules(text: str, response: str, rules: LabelRules) -> tuple[str, str | None]:
     """The label in a response, and the name of the first rule that it breaks, or None."""
-    label = response.strip()
-    if rules.unquote and len(label) > 1 and not text.startswith(label[0]):
-        inner, closing = label[1:-1], _QUOTES.get(label[0])
-        if closing == label[-1] and not {label[0], closing} & set(inner):
-            label = inner.strip()
-    if rules.lower_case:
-        label = label.lower()
-    if rules.allowed:
-        label = _find_allowed(label, rules.allowed)
+    label, is_found = clean(text, response, rules)
+    if not is_found and response.strip():
+        return label, "extract"
     return label, next(_find_broken_rules(text, label, rules), None)
-
-
-def _find_allowed(label: str, allowed: list[str]) -> str:
-    """The allowed label, if this one differs only in case and a full stop; else itself."""
-    bare = label.rstrip(".!")
-    if bare in allowed:
-        return bare
-    alike = [a for a in allowed if a.casefold() == bare.casefold()]
-    return alike[0] if len(alike) == 1 else label
 
 
 def measure_edit_ratio(text: str, label: str) -> float:

@@ -72,6 +72,8 @@ class TeacherPrompt(_Part):
 
     system: str = ""
     user: TextTemplate = "{text}"
+    response_format: dict[str, Any] = {}
+    """The chat API's parameter, such as a JSON schema; left out where the teacher refuses it."""
     completion: CompletionTemplate = CompletionTemplate()
 
 

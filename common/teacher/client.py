@@ -1,31 +1,26 @@
-"""The teacher's client: sends a request, with throttling, backoff and retries."""
+"""The teacher's client: sends requests, and retries, adapts or gives them up."""
 
 import asyncio
 import json
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import aiohttp
-import httpx2
-import openai
-
-from common.errors import DistillError, InputError
+from common.errors import DistillError
 from common.prices.prices import Price
 from common.quota.leases import Call, Leases, Outcome
-from common.quota.protocol import Headers, Totals
+from common.quota.protocol import Blame, Fault, Refusal, Totals
 from common.settings import TeacherSettings
-from common.teacher.rate_limits import parse_retry_after, read_headers
-from common.teacher.replies import Answer, Reply, read_answer
+from common.teacher.connection import Connection, Response
+from common.teacher.costs import find_cost
+from common.teacher.dialect import REFUSED_PARAMETER, Adaptations, adapt, learn
+from common.teacher.replies import Answer, Reply, read_answer, split_reply
 from common.teacher.requests import bound_prompt_tokens, count_characters, require_model
-from common.teacher.statuses import Action, find_rule, raise_if_fatal, read_provider_message
+from common.teacher.statuses import Action, Rule, make_refusal, match_rule
 
 _BACKOFF_SECONDS = (0.5, 30.0)
-_MAX_WAIT_SECONDS = 900.0
-"""A row that has waited for this long in all fails."""
-_CHECK_ATTEMPTS = 3
+T = TypeVar("T")
 
 
 class Teacher:
@@ -48,172 +43,191 @@ class Teacher:
         require_model(settings)
         self._settings, self._leases, self._keep = settings, leases, keep
         self._path = "/chat/completions" if settings.endpoint == "chat" else "/completions"
-        self._price, slots = price, settings.max_concurrency
-        # The package's transport and headers, without its request options, retries and models,
-        # which take more CPU time than everything else (tests/benchmarks/label.py).
-        self._http = openai.DefaultAioHttpClient(
-            timeout=None,  # _send limits the whole call
-            limits=httpx2.Limits(max_connections=slots, max_keepalive_connections=slots),
-        )
-        key = settings.api_key.get_secret_value() or "none"
-        client = openai.AsyncOpenAI(base_url=url, api_key=key, http_client=self._http)
-        headers = client.default_headers | client.auth_headers
-        self._headers = httpx2.Headers({n: v for n, v in headers.items() if isinstance(v, str)})
-        self._url = url.rstrip("/")
+        self._price = price
+        self._connection = Connection(settings, url)
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._leases.close()
-        await self._http.aclose()
+        await self._connection.close()
 
-    async def check(self) -> None:
-        """Checks without a paid call that the API answers and accepts the key.
-
-        Raises:
-            InputError: nothing answers at the URL, or not an OpenAI API.
-            TeacherRefusedError: the API refuses the key.
-        """
-        for attempt in range(_CHECK_ATTEMPTS):
-            try:
-                async with asyncio.timeout(self._settings.timeout_seconds):
-                    response = await self._http.get(f"{self._url}/models", headers=self._headers)
-                status, text = response.status_code, response.text
-                action = find_rule(status, text).action
-                if not response.is_error and not _is_json(text):
-                    action = Action.STOP_URL
-                if not response.is_error or action is Action.STOP_KEY:
-                    raise_if_fatal(action, self._settings, "GET /models", status, text)
-                return  # any other error: the API does not list its models
-            except (httpx2.HTTPError, TimeoutError) as error:
-                reason = _describe(error)
-            if attempt < _CHECK_ATTEMPTS - 1:
-                await asyncio.sleep(attempt + 0.5)
-        is_local = "//localhost" in self._settings.base_url or "//127." in self._settings.base_url
-        is_container = Path("/.dockerenv").exists()
-        hint = "; localhost is this container itself" if is_local and is_container else ""
-        raise InputError(
-            f"DISTILL_TEACHER__BASE_URL={self._settings.base_url!r}: nothing answers there "
-            f"({reason}); correct the URL, or start the server{hint}"
-        )
-
-    async def ask(self, body: dict[str, Any], key: str) -> Reply:
-        """Sends a request, and retries it as the settings allow.
+    async def ask(self, body: dict[str, Any], keys: Sequence[str]) -> list[Reply]:
+        """Asks for a sample per key, in one request where the teacher takes the parameter `n`.
 
         Raises:
-            TeacherRefusedError, InputError: no request can succeed.
-            DistillError: the job stops.
+            DistillError: the job stops: the teacher refuses every call, or the quota is over.
         """
-        max_prompt_tokens, worst_usd = bound_prompt_tokens(body), 0.0
+        several = len(keys) > 1 and "n" not in self._leases.adaptations
+        replies = await self._ask(body | {"n": len(keys)} if several else body, keys)
+        if several and len(replies) == 1:
+            self._leases.learn(frozenset({"n"}))  # it is refused or ignored
+        rest = [self.ask(body, [key]) for key in keys[len(replies) :]]
+        return replies + [reply for found in await gather(rest) for reply in found]
+
+    async def _ask(self, body: dict[str, Any], keys: Sequence[str]) -> list[Reply]:
+        """Sends one request, as often as it takes; its choices belong to the keys in order."""
+        row = _Row(bound_prompt_tokens(body))
+        size, worst_usd = count_characters(body), 0.0
         if self._price:
-            worst_usd = self._price.worst_cost(max_prompt_tokens, self._settings.max_tokens)
-        size, content = count_characters(body), json.dumps(body).encode()
-        attempts = calls = 0
-        first_sent_at = 0.0
+            most_tokens = self._settings.max_tokens * body.get("n", 1)
+            worst_usd = self._price.worst_cost(row.max_prompt_tokens, most_tokens)
         while True:
-            call = await self._leases.acquire(size, worst_usd, is_retry=calls > 0)
-            calls += 1
-            first_sent_at = first_sent_at or call.sent_at
-            outcome = Outcome(Totals(calls=1, retries=int(calls > 1)), call.tokens)
+            call = await self._leases.acquire(size, worst_usd, is_retry=row.calls > 0)
+            row.start(call)
+            outcome = Outcome(Totals(calls=1, retries=int(row.calls > 1)), call.tokens)
             try:
-                response = await self._send(content)
-                now = asyncio.get_running_loop().time()
-                outcome.totals.call_seconds, waited = now - call.sent_at, now - first_sent_at
-                status, text = response.status, response.text
-                reply = Reply(key, status, text, attempts + 1, waited, max_prompt_tokens)
+                adaptations = self._leases.adaptations
+                content = json.dumps(adapt(body, adaptations)).encode()
+                response = await self._connection.post(self._path, content)
+                outcome.totals.call_seconds = self._now() - call.sent_at
+                reply = row.make_reply(keys[0], response, self._now())
+                replies = split_reply(reply, keys)
                 if response.may_be_paid and self._keep is not None:
-                    await self._keep(reply)
+                    await gather(map(self._keep, replies))
                 answer = read_answer(reply)
-                self._count(outcome, call, answer, response)
+                self._count(outcome, call, reply, answer, response)
+                if self._learns(body, adaptations, answer):
+                    continue
+                is_over, wait = self._judge(row, outcome, answer, response)
+                if is_over and outcome.totals.answered:
+                    outcome.totals.answered = len(replies)
+                elif is_over:
+                    outcome.totals.failed = len(replies)
             except DistillError as error:
                 self._leases.fail(error)
                 raise
             finally:
                 self._leases.settle(call, outcome)
-            action = response.action if answer.error != "bad_response" else Action.RETRY
-            if action in (Action.ANSWER, Action.FAIL):
-                return reply
-            if action is not Action.THROTTLE:
-                attempts += 1
-                if attempts >= self._settings.max_attempts:
-                    return reply
-                wait = response.retry_after
-                await asyncio.sleep(_jitter(attempts) if wait is None else wait)
-            if waited > _MAX_WAIT_SECONDS:
-                return reply
+            if is_over:
+                return replies
+            await self._leases.rest(wait, f"{answer.status or ''} {answer.message}".strip())
 
-    def _count(self, outcome: Outcome, call: Call, answer: Answer, response: "_Response") -> None:
-        """Fills in a call's outcome for the quota."""
+    def _learns(self, body: dict[str, Any], sent_with: Adaptations, answer: Answer) -> bool:
+        """Whether the refused request goes again, in another form.
+
+        Raises:
+            SettingsError: the teacher refuses a setting of the user's own.
+        """
+        known = self._leases.adaptations
+        new = learn(body, answer.status, answer.api_error, self._settings, sent_with) - known
+        if new:
+            self._leases.learn(new)
+        return bool(new) or (answer.status in REFUSED_PARAMETER and known != sent_with)
+
+    def _judge(
+        self, row: "_Row", outcome: Outcome, answer: Answer, response: Response
+    ) -> tuple[bool, float]:
+        """Whether the row has ended, and else the seconds until its next call.
+
+        Raises:
+            DistillError: the job stops.
+        """
+        rule = match_rule(answer.status, answer.api_error)
+        if answer.is_final:
+            outcome.totals.answered = 1
+            return True, 0.0
+        wait, longest = find_wait(response, answer), self._settings.outage_seconds
+        if wait is not None and wait > longest:
+            return self._refuse_to_wait(rule, outcome, answer, wait)
+        if rule.action is Action.THROTTLE:
+            outcome.totals.throttled = 1
+            outcome.is_throttled, outcome.retry_after_seconds = True, wait
+            return row.waited(self._now()) > longest, 0.0
+        if rule.action is Action.FAIL:
+            error, path = answer.api_error, self._path
+            outcome.refusal = make_refusal(rule, self._settings, path, answer.status, error)
+            if rule.blame is Blame.CERTAIN:
+                raise outcome.refusal.error
+            return True, 0.0
+        message = f"{answer.status or ''} {answer.message or ''}".strip()
+        outcome.fault = row.fault(message, rule.is_outage, self._leases.answered)
+        if self._leases.is_outage:
+            return False, 0.0  # the next call waits for the outage's end
+        row.attempts += 1
+        is_over = row.attempts >= self._settings.max_attempts
+        return is_over, _jitter(row.attempts) if wait is None else wait
+
+    def _refuse_to_wait(
+        self, rule: Rule, outcome: Outcome, answer: Answer, wait: float
+    ) -> tuple[bool, float]:
+        error = DistillError(
+            f"the teacher at {self._settings.base_url} asks to wait {wait:.0f} s ({answer.status} "
+            f"{answer.message}); run again then, or raise DISTILL_TEACHER__OUTAGE_SECONDS="
+            f"{self._settings.outage_seconds:g}"
+        )
+        if rule.action is Action.THROTTLE:
+            raise error
+        outcome.refusal = Refusal(error, Blame.JOB, f"{answer.status} wait")
+        return True, 0.0
+
+    def _count(
+        self, outcome: Outcome, call: Call, reply: Reply, answer: Answer, response: Response
+    ) -> None:
+        """Fills in a call's usage for the quota."""
         totals, outcome.headers = outcome.totals, response.headers
-        prompt, completion = answer.prompt_tokens, answer.completion_tokens
-        if response.status == 200:
-            totals.answered, totals.prompt_tokens, totals.completion_tokens = 1, prompt, completion
-        elif not response.may_be_paid:
+        usage = answer.usage
+        if not response.may_be_paid:
             outcome.used_tokens = 0.0  # refused, or never sent
-        if prompt:
-            outcome.used_tokens = prompt + completion
-            if self._price:
-                totals.cost_usd = self._price.cost(prompt, completion, answer.cached_tokens)
-        elif response.may_be_paid:
+        elif usage is None or reply.http_status == 0:
             totals.cost_usd = call.usd
-        if response.action is Action.THROTTLE:
-            totals.throttled = 1
-            outcome.is_throttled, outcome.retry_after_seconds = True, response.retry_after
-
-    async def _send(self, content: bytes) -> "_Response":
-        try:
-            async with asyncio.timeout(self._settings.timeout_seconds):
-                response = await self._http.post(
-                    self._url + self._path, content=content, headers=self._headers
-                )
-        except TimeoutError:
-            return _Response(0, f"timeout: no answer in {self._settings.timeout_seconds} s")
-        except httpx2.HTTPError as error:
-            was_sent = not isinstance(error.__cause__, aiohttp.ClientConnectorError)
-            return _Response(0, f"connection: {_describe(error)}", was_sent=was_sent)
-        status = response.status_code
-        text = response.content.decode("utf-8", "replace")  # JSON is UTF-8
-        headers = read_headers(response.headers.raw)
-        action = find_rule(status, text).action
-        if action is Action.ANSWER:
-            return _Response(status, text, action, headers)
-        raise_if_fatal(action, self._settings, self._path, status, text)
-        wait = parse_retry_after(response.headers.get("retry-after"))
-        if action is Action.THROTTLE and wait is not None and wait > _MAX_WAIT_SECONDS:
-            raise DistillError(
-                f"the teacher at {self._settings.base_url} asks to wait {wait:.0f} s ({status} "
-                f"{read_provider_message(text)}); run again then"
+        else:
+            totals.prompt_tokens, totals.completion_tokens = (
+                usage.prompt_tokens,
+                usage.completion_tokens,
             )
-        return _Response(status, text, action, headers, wait)
+            totals.reasoning_tokens = usage.reasoning_tokens
+            outcome.used_tokens = usage.prompt_tokens + usage.completion_tokens
+            totals.cost_usd = find_cost(self._price, reply, answer, self._settings.max_tokens)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
 
 
 @dataclass(slots=True)
-class _Response:
-    """A response, or the lack of one (status 0). `retry_after` is in seconds."""
+class _Row:
+    """A request's history."""
 
-    status: int
-    text: str
-    action: Action = Action.RETRY
-    headers: Headers | None = None
-    retry_after: float | None = None
-    was_sent: bool = True
+    max_prompt_tokens: int
+    calls: int = 0
+    attempts: int = 0
+    """The calls that count towards `teacher.max_attempts`."""
+    first_sent_at: float = 0.0
+    answered_before: int | None = None
+    """The job's answers at this row's first fault."""
 
-    @property
-    def may_be_paid(self) -> bool:
-        """Whether the provider may charge for it; a timeout may have been answered."""
-        return self.was_sent and self.status in (0, 200)
+    def start(self, call: Call) -> None:
+        self.calls += 1
+        self.first_sent_at = self.first_sent_at or call.sent_at
+
+    def waited(self, now: float) -> float:
+        return now - self.first_sent_at
+
+    def make_reply(self, key: str, response: Response, now: float) -> Reply:
+        attempts, waited = self.attempts + 1, self.waited(now)
+        return Reply(key, response.status, response.text, attempts, waited, self.max_prompt_tokens)
+
+    def fault(self, message: str, is_outage: bool, answered: int) -> Fault:
+        is_new = self.answered_before is None
+        if self.answered_before is None:
+            self.answered_before = answered
+        return Fault(message, is_outage, is_new, answered > self.answered_before)
 
 
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
+def find_wait(response: Response, answer: Answer) -> float | None:
+    """The seconds that the teacher asks to wait; None if it does not."""
+    waits = (response.retry_after, answer.api_error.retry_seconds)
+    return next((wait for wait in waits if wait is not None), None)
 
 
-def _describe(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+async def gather(calls: Iterable[Awaitable[T]]) -> list[T]:
+    """All results; raises the first error once all calls have ended."""
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    results: list[T] = []
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        results.append(outcome)
+    return results
 
 
 def _jitter(attempts: int) -> float:

@@ -1,16 +1,20 @@
 """The teacher's raw replies, and how to read them."""
 
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from common.teacher.statuses import (
-    UNFINISHED,
+from common.teacher.api_errors import (
+    NO_ERROR,
     WRONG_SHAPE,
+    ApiError,
+    find_error,
     make_storable,
-    name_error,
-    read_provider_message,
+    read_error,
 )
+from common.teacher.statuses import match_rule, name_error
 
 
 @dataclass(frozen=True)
@@ -40,44 +44,190 @@ class Logprobs:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """A call's tokens; `completion_tokens` include `reasoning_tokens`."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class Answer:
-    """The content of a reply; `error` is its error type, if any."""
+    """The content of a reply.
+
+    Attributes:
+        text: the response, without its reasoning.
+        error: the error type, if the response is unusable.
+        message: the error for people.
+        reasoning: what a reasoning teacher wrote before its response.
+        usage: None if the reply does not tell, and may be paid for.
+        status: the HTTP status, or the one of the error in a response of status 200.
+        api_error: the error in the body.
+    """
 
     text: str
     error: str | None
     message: str | None
     finish_reason: str | None = None
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
+    reasoning: str | None = None
+    usage: Usage | None = None
     logprobs: Logprobs | None = None
+    status: int = 200
+    api_error: ApiError = NO_ERROR
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the model has answered, if only with an unusable response."""
+        return self.status == 200 and self.error != "bad_response"
+
+
+_FINISHED = ("", "stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "completed")
+"""The finish reasons of whole responses, as is null."""
+_FINISH_ERRORS = {
+    "length": "length",
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_length": "length",
+    "model_context_window_exceeded": "length",
+    "content_filter": "content_filter",
+    "safety": "content_filter",
+    "recitation": "content_filter",
+    "blocklist": "content_filter",
+    "prohibited_content": "content_filter",
+    "spii": "content_filter",
+    "refusal": "refusal",
+    "error": "bad_response",
+    "abort": "bad_response",
+    "network_error": "bad_response",
+}
+"""Error types of finish reasons; of all others: `unfinished`."""
+_RAISE = "raise DISTILL_TEACHER__MAX_TOKENS"
+_THOUGHT = re.compile(r"(.*)</think(?:ing)?>", re.DOTALL)
+_OPENING = re.compile(r"\s*<think(?:ing)?>")
 
 
 def read_answer(reply: Reply) -> Answer:
     """The content of a reply; never raises: an unusable reply gets an error type."""
     if reply.http_status != 200:
         kind = name_error(reply.http_status, reply.body)
-        return Answer("", kind, read_provider_message(reply.body))
+        return _make_failure(kind, read_error(reply.body), Usage(), reply.http_status)
     try:
-        content = json.loads(reply.body)
-        choice = content["choices"][0]
-        text = choice["message"]["content"] if "message" in choice else choice["text"]
-        reason = choice.get("finish_reason")
-        if not isinstance(text, str | None) or not isinstance(reason, str | None):
-            raise TypeError("content or finish_reason is not a string")
-    except WRONG_SHAPE as error:
-        message = f"{type(error).__name__}: {error} in {reply.body[:200]!r}"
+        content = json.loads(reply.body.removeprefix("\ufeff"))
+        usage = _read_usage(content.get("usage")) if isinstance(content, dict) else None
+        if (error := find_error(content)) is not None:
+            status = error.status or (429 if "rate_limit" in error.codes else 500)
+            kind = match_rule(status, error).error
+            return _make_failure(kind, error, usage or Usage(), status)
+        if not content["choices"]:
+            message = f"no choices in {reply.body[:200]!r}"
+            return Answer("", "bad_response", message, usage=usage or Usage())
+        return _read_choice(content["choices"][0], usage)
+    except WRONG_SHAPE as wrong:
+        message = f"{type(wrong).__name__}: {wrong} in {reply.body[:200]!r}"
         return Answer("", "bad_response", message)
-    usage = content.get("usage")
+
+
+def _make_failure(kind: str, error: ApiError, usage: Usage, status: int) -> Answer:
+    return Answer("", kind, error.message, usage=usage, status=status, api_error=error)
+
+
+def _read_choice(choice: Any, usage: Usage | None) -> Answer:
+    """Raises one of WRONG_SHAPE if the choice has an unexpected shape."""
+    message = choice.get("message") or choice
+    content = message["content"] if "content" in message else message["text"]
+    reason = choice.get("finish_reason")
+    if not isinstance(content, str | list | None) or not isinstance(reason, str | None):
+        raise TypeError("content or finish_reason is of an unexpected type")
+    text, thoughts = _split_parts(content)
+    text, thought, is_cut = _split_thought(text)
+    for name in ("reasoning_content", "reasoning"):
+        found = message.get(name)
+        thoughts += [found] if isinstance(found, str) and found not in thoughts else []
+    reasoning = "\n".join(part for part in (*thoughts, thought) if part.strip())
+    refusal = message.get("refusal")
+    error = explanation = None
+    if (reason or "").lower() not in _FINISHED:
+        error = _FINISH_ERRORS.get((reason or "").lower(), "unfinished")
+        explanation = f"finish_reason {reason!r}"
+    if error == "length":
+        is_thinking = is_cut or not text.strip()
+        explanation = f"cut off{' inside its reasoning' if is_thinking else ''}; {_RAISE}"
+    if isinstance(refusal, str) and refusal and not text.strip():
+        error, explanation = "refusal", make_storable(refusal)[:500]
     return Answer(
-        text=make_storable(text or ""),
-        error=reason if reason in UNFINISHED else None,
-        message=None,
-        finish_reason=reason,
-        prompt_tokens=_read_count(usage, "prompt_tokens"),
-        cached_tokens=_read_count(usage, "prompt_tokens_details", "cached_tokens"),
-        completion_tokens=_read_count(usage, "completion_tokens"),
-        logprobs=_read_logprobs(choice.get("logprobs")),
+        make_storable(text),
+        error,
+        explanation,
+        reason,
+        make_storable(reasoning) or None,
+        usage,
+        _read_logprobs(choice.get("logprobs")),
+    )
+
+
+def _split_parts(content: str | list[Any] | None) -> tuple[str, list[str]]:
+    """The text of a message's content, and its thinking parts."""
+    if not isinstance(content, list):
+        return content or "", []
+    texts, thoughts = [], []
+    for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+        elif part.get("type", "text") in ("text", "output_text"):
+            texts.append(str(part["text"]))
+        elif inner := part.get("thinking") or part.get("reasoning") or part.get("text"):
+            thoughts.append(_split_parts(inner)[0])
+    return "".join(texts), thoughts
+
+
+def _split_thought(text: str) -> tuple[str, str, bool]:
+    """The text after its last closing <think> tag, what stood before, and whether it is open.
+
+    A chat template may have written the opening tag.
+    """
+    if found := _THOUGHT.match(text):
+        return text[found.end() :].lstrip(), _OPENING.sub("", found[1], count=1).strip(), False
+    if found := _OPENING.match(text):
+        return "", text[found.end() :].strip(), True
+    return text, "", False
+
+
+def split_reply(reply: Reply, keys: Sequence[str]) -> list[Reply]:
+    """A reply per choice, with the keys in order; the first has the usage of all.
+
+    A reply without several choices belongs to the first key, or to all if it is an error.
+    """
+    first = replace(reply, key=keys[0])
+    if len(keys) == 1:
+        return [first]
+    try:
+        content = json.loads(reply.body.removeprefix("\ufeff"))
+        choices = content["choices"]
+        if len(choices) < 2:
+            return [first]
+        bodies = [content | {"choices": [choice]} for choice in choices[: len(keys)]]
+    except WRONG_SHAPE:
+        return [replace(reply, key=key) for key in keys]
+    for body in bodies[1:] if content.get("usage") else []:
+        body["usage"] = {"prompt_tokens": 0, "completion_tokens": 0}
+    texts = [json.dumps(body, ensure_ascii=False) for body in bodies]
+    return [replace(reply, key=k, body=t) for k, t in zip(keys, texts, strict=False)]
+
+
+def _read_usage(usage: Any) -> Usage | None:
+    """The tokens of a call; some APIs count reasoning only in the total."""
+    if not isinstance(usage, dict) or "prompt_tokens" not in usage:
+        return None
+    prompt, completion = (_read_count(usage, f"{name}_tokens") for name in ("prompt", "completion"))
+    reasoning = _read_count(usage, "completion_tokens_details", "reasoning_tokens")
+    beyond = _read_count(usage, "total_tokens") - prompt
+    return Usage(
+        prompt,
+        _read_count(usage, "prompt_tokens_details", "cached_tokens"),
+        max(completion, beyond),
+        max(reasoning, beyond - completion),
     )
 
 

@@ -18,7 +18,7 @@ The longest known are about 100 tokens (gpt-oss) and about 300 (Command R7B).
 
 
 def make_request(settings: TeacherSettings, task: Task, text: str) -> dict[str, Any]:
-    """The body of the request for one text, for either endpoint."""
+    """The body of the request for one text, for either endpoint, before `dialect.adapt`."""
     body: dict[str, Any] = {
         "model": settings.model,
         "max_tokens": settings.max_tokens,
@@ -28,7 +28,10 @@ def make_request(settings: TeacherSettings, task: Task, text: str) -> dict[str, 
         body |= {"logprobs": True, "top_logprobs": settings.logprobs}
     elif settings.logprobs:
         body["logprobs"] = settings.logprobs
+    body |= settings.extra_body
     if settings.endpoint == "chat":
+        if task.teacher.response_format:
+            body["response_format"] = task.teacher.response_format
         return body | {"messages": task.make_messages(text)}
     return body | {
         "prompt": task.make_completion_prompt(text),
@@ -77,9 +80,11 @@ def get_contents(body: dict[str, Any]) -> list[str]:
 
 def fingerprint_teacher(settings: Settings, task: Task) -> dict[str, Any]:
     """What a label depends on, besides its text."""
-    names = ("base_url", "model", "endpoint", "max_tokens", "temperature", "logprobs")
+    names = ("base_url", "model", "endpoint", "max_tokens", "temperature", "logprobs", "extra_body")
+    headers = sorted(settings.teacher.extra_headers)  # their values may be secrets
     return {
         "task": f"{task.name} {task.label_fingerprint}",
         **settings.fingerprint("teacher", names),
+        **({"teacher.extra_headers": headers} if headers else {}),
         **settings.fingerprint("label", ["samples"]),
     }

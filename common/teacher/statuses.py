@@ -4,22 +4,18 @@ The first rule in a table that matches the status and the error's text counts. A
 peculiarity is one line there.
 """
 
-import json
 import re
 from collections.abc import Container
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
-from common.errors import InputError, TeacherRefusedError
+from common.errors import DistillError, InputError, TeacherRefusedError
+from common.quota.protocol import Blame, Refusal
 from common.settings import TeacherSettings
+from common.teacher.api_errors import NO_ERROR, ApiError, read_error
 
-WRONG_SHAPE = (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
-"""What reading JSON of an unexpected shape raises."""
 TRANSIENT_ERRORS = ("timeout", "connection", "server_error", "rate_limit", "bad_response")
 """The error types of rows that may succeed in another run."""
-UNFINISHED = ("length", "content_filter")
-"""The finish reasons of unusable responses; also their error types."""
 
 
 class Action(Enum):
@@ -27,16 +23,13 @@ class Action(Enum):
 
     ANSWER: read it. RETRY: retry with backoff, up to `teacher.max_attempts` times; then the row
     fails. THROTTLE: pause all calls for `Retry-After` without using up an attempt. FAIL: the row
-    fails. STOP_…: the job stops until the user corrects the key (or pays), the model or the URL.
+    fails, or the job stops: `Rule.blame` says which.
     """
 
     ANSWER = "answer"
     RETRY = "retry"
     THROTTLE = "throttle"
     FAIL = "fail"
-    STOP_KEY = "key"
-    STOP_MODEL = "model"
-    STOP_URL = "url"
 
 
 @dataclass(frozen=True)
@@ -46,108 +39,126 @@ class Rule:
     Attributes:
         statuses: HTTP statuses; 0 for no response.
         error: the error type of a row that fails with it.
-        message: a pattern for the error's code, type or message.
-        body: a pattern for the body.
+        blame: whether the row or the job is at fault.
+        fix: what the user corrects if the job is: a key of `_ADVICE`, or `url`.
+        text: a pattern for the error's codes and message.
+        is_outage: with RETRY: the teacher is down or starts, rather than fails at this request.
     """
 
     statuses: Container[int]
     action: Action
     error: str = ""
-    message: str = ""
-    body: str = ""
+    blame: Blame = Blame.ROW
+    fix: str = "request"
+    text: str = ""
+    is_outage: bool = False
 
-    def matches(self, status: int, body: str, message: str) -> bool:
+    def matches(self, status: int, text: str) -> bool:
         """Whether the rule covers a response."""
-        return (
-            status in self.statuses
-            and re.search(self.message, message, re.IGNORECASE) is not None
-            and re.search(self.body, body) is not None
-        )
+        return status in self.statuses and re.search(self.text, text, re.IGNORECASE) is not None
 
 
-_NO_CREDIT = r"\A(insufficient_quota|billing_hard_limit_reached) "
+_NO_CREDIT = (
+    r"insufficient.?(quota|balance|funds?|credits?)\b|exceeded_current_quota|credits? balance is"
+    r" too low|billing.?(hard.?limit|not.?active)|\barrear|out of credits|payment required|budget"
+    r".?(has.been.)?exceeded"
+)
+_PER_DAY = r"per.?day|daily|\b[RT]PD\b"
+_BAD_KEY = (
+    r"key.{0,20}(invalid|not valid|not found|incorrect|expired|missing|revoked)|(invalid|incorrect"
+    r"|expired|missing|no|revoked).{0,12}\bkey\b|unauthenticated|unauthori[sz]ed|authentication"
+)
 _UNKNOWN_MODEL = (
-    r"\Amodel_not_found |model\b.*(not found|not exist|unknown)|(unknown|invalid|not a valid) model"
+    r"model_not_found|model_not_exist|model\b.{0,80}\b(not found|(not|n't) exist|unknown)|(unknown|"
+    r"invalid|not a valid) model|model\b.*(decommissioned|deprecated|retired|no longer|shut ?down)"
+)
+_TOO_LONG = (
+    r"context.?(length|window|size)|(prompt|input|request|text) is too (long|large)|too many"
+    r" (input )?tokens|string_above_max_length|maximum.{0,30}tokens"
+)
+_POLICY = (
+    r"content.?(filter|policy|management)|safety|moderat|flagged|guardrail|blocked|prohibited"
+    r"|responsible.?ai|data_?inspection|inappropriate|usage polic|sensitive"
 )
 _ROW = range(400, 500)
+_DOWN = (408, 498, 502, 503, 504, *range(520, 530))
+"""498: no capacity (Groq's flex tier); 520 to 529: Cloudflare's, and overload (Anthropic)."""
 
 _RULES = (
     Rule({200}, Action.ANSWER),
-    Rule({0}, Action.RETRY),  # the body has the type: "timeout: …", "connection: …", "lost: …"
-    Rule({401, 402, 403}, Action.STOP_KEY, "refused"),
-    Rule({429}, Action.STOP_KEY, "refused", message=_NO_CREDIT),
+    # The body has the type: "timeout: …", "connection: …", "lost: …".
+    Rule({0}, Action.RETRY, is_outage=True),
+    Rule(range(300, 400), Action.FAIL, "refused", Blame.JOB, "redirect"),
+    Rule(range(400, 600), Action.FAIL, "refused", Blame.CERTAIN, "key", _NO_CREDIT),
+    Rule({401, 402}, Action.FAIL, "refused", Blame.CERTAIN, "key"),
+    Rule({429}, Action.FAIL, "rate_limit", Blame.CERTAIN, "day", _PER_DAY),
     Rule({429}, Action.THROTTLE, "rate_limit"),
-    Rule({408, 409, 425}, Action.RETRY, "server_error"),
-    Rule({400}, Action.STOP_MODEL, "refused", message=_UNKNOWN_MODEL),
-    Rule({404}, Action.STOP_MODEL, "refused", message="model"),
-    Rule({405}, Action.FAIL, "bad_request", message="model"),
-    Rule({501}, Action.RETRY, "server_error", message="model"),
-    Rule({404, 405, 501}, Action.STOP_URL, "refused"),
-    Rule(_ROW, Action.FAIL, "context_length", body="context_length"),
-    Rule(_ROW, Action.FAIL, "content_policy", body="content_filter|content_policy|safety"),
-    Rule(_ROW, Action.FAIL, "bad_request"),
+    Rule({409, 425}, Action.RETRY, "server_error"),
+    Rule(_DOWN, Action.RETRY, "server_error", is_outage=True),
+    Rule({400, 403}, Action.FAIL, "refused", Blame.JOB, "key", _BAD_KEY),
+    Rule({400, 404, 410}, Action.FAIL, "refused", Blame.JOB, "model", _UNKNOWN_MODEL),
+    Rule({413}, Action.FAIL, "context_length"),
+    Rule(_ROW, Action.FAIL, "context_length", text=_TOO_LONG),
+    Rule(_ROW, Action.FAIL, "content_policy", text=_POLICY),
+    Rule({403}, Action.FAIL, "refused", Blame.DOUBT, "key"),
+    Rule({404, 410}, Action.FAIL, "refused", Blame.DOUBT, "model", r"\bmodel\b"),
+    Rule({405}, Action.FAIL, "bad_request", Blame.DOUBT, text=r"\bmodel\b"),
+    Rule({501}, Action.RETRY, "server_error", text=r"\bmodel\b"),
+    Rule({404, 405, 501}, Action.FAIL, "refused", Blame.DOUBT, "url"),
+    Rule(_ROW, Action.FAIL, "bad_request", Blame.DOUBT),
     Rule(range(1, 1000), Action.RETRY, "server_error"),
 )
 
 _ADVICE = {
-    Action.STOP_KEY: "check DISTILL_TEACHER__API_KEY, the key's permissions and the account's "
-    "credit",
-    Action.STOP_MODEL: "check DISTILL_TEACHER__MODEL",
+    "key": "check DISTILL_TEACHER__API_KEY, the key's permissions and the account's credit",
+    "model": "check DISTILL_TEACHER__MODEL",
+    "day": "run again when the day's quota is back",
+    "request": "check the teacher's settings and the task's prompt",
 }
 
 
 def find_rule(status: int, body: str) -> Rule:
-    """The rule for a response."""
-    message = ""
-    if status >= 400:
-        message = f"{read_provider_code(body) or ''} {read_provider_message(body)}"
-    return next(rule for rule in _RULES if rule.matches(status, body, message))
+    """The rule for a response, or for the error in a body of status 200."""
+    return match_rule(status, read_error(body) if status >= 300 else NO_ERROR)
 
 
-def raise_if_fatal(
-    action: Action, settings: TeacherSettings, request: str, status: int, body: str
-) -> None:
-    """Raises the error that stops the job, if the action is to stop."""
-    if action not in (Action.STOP_URL, *_ADVICE):
-        return
-    message = read_provider_message(body)
-    if action is Action.STOP_URL:
-        raise InputError(
-            f"DISTILL_TEACHER__BASE_URL={settings.base_url!r}: what answers there does not speak "
-            f"the OpenAI API ({request}: {status} {message}); the URL usually ends in /v1"
-        )
-    raise TeacherRefusedError(
-        f"the teacher at {settings.base_url} (model {settings.model!r}) refuses: {status} "
-        f"{message}; {_ADVICE[action]}"
+def match_rule(status: int, error: ApiError) -> Rule:
+    """The rule for an error of a status; see `find_rule`."""
+    return next(rule for rule in _RULES if rule.matches(status, error.text))
+
+
+def make_refusal(
+    rule: Rule, settings: TeacherSettings, path: str, status: int, error: ApiError
+) -> Refusal:
+    """What a response that fails its row says of the job."""
+    alike = re.sub(r"\S*\d\S*", "#", error.message)  # without request ids and counts
+    return Refusal(
+        _explain(rule, settings, path, status, error), rule.blame, f"{status} {rule.error} {alike}"
     )
+
+
+def _explain(
+    rule: Rule, settings: TeacherSettings, path: str, status: int, error: ApiError
+) -> DistillError:
+    """The error that stops the job, if the row is not at fault."""
+    message = f"{status} {error.message}".strip()
+    if rule.fix == "redirect":
+        return InputError(
+            f"DISTILL_TEACHER__BASE_URL={settings.base_url!r} redirects ({message}); set it to "
+            "the new address"
+        )
+    if rule.fix == "url":
+        return InputError(
+            f"DISTILL_TEACHER__BASE_URL={settings.base_url!r}: what answers there does not speak "
+            f"the OpenAI API ({path}: {message}); the URL usually ends in /v1"
+        )
+    teacher, advice = f"{settings.base_url} (model {settings.model!r})", _ADVICE[rule.fix]
+    if rule.fix == "day" and "PerDay" in error.codes:
+        advice += " (Google's: at midnight, Pacific time)"
+    kind = {"key": TeacherRefusedError, "model": TeacherRefusedError, "day": DistillError}
+    return kind.get(rule.fix, InputError)(f"the teacher at {teacher} refuses: {message}; {advice}")
 
 
 def name_error(status: int, body: str) -> str:
     """The error type of a row with this last response."""
     return find_rule(status, body).error or body.split(":")[0]
-
-
-def read_provider_message(body: str) -> str:
-    """The message in an API's error body, or the start of the body."""
-    try:
-        error = json.loads(body)
-        error = error.get("error", error)
-        message = error["message"] if isinstance(error, dict) else error
-        return make_storable(str(message)[:500])
-    except WRONG_SHAPE:
-        return " ".join(body.split())[:200]
-
-
-def read_provider_code(body: str) -> str | None:
-    """The code in an API's error body, such as insufficient_quota; None if it is missing."""
-    try:
-        error: Any = json.loads(body)["error"]
-        code = error.get("code") or error.get("type")
-        return None if code is None else str(code)
-    except WRONG_SHAPE:
-        return None
-
-
-def make_storable(text: str) -> str:
-    """The text without lone surrogates (half an emoji), which UTF-8 cannot encode."""
-    return text.encode("utf-8", "replace").decode()

@@ -24,6 +24,7 @@ class FakeTeacher:
         answered: when and to which text each response text was given: what is paid for.
         in_flight: calls that have not got their answer yet.
         seconds: how long a call takes, or a function of its text that says so.
+        watch: is given every request.
     """
 
     def __init__(self, answer: Answer) -> None:
@@ -34,6 +35,7 @@ class FakeTeacher:
         self.url = ""
         self.in_flight = self.most_in_flight = 0
         self.seconds: float | Callable[[str], float] = 0.0
+        self.watch: Callable[[web.Request], None] = lambda request: None
 
     @property
     def paid(self) -> Counter[str]:
@@ -46,6 +48,7 @@ class FakeTeacher:
         return len(self.answered) - len(self.paid)
 
     async def complete(self, request: web.Request) -> web.StreamResponse:
+        self.watch(request)
         body = await request.json()
         self.bodies.append(body)
         self.began.append(time.monotonic())
@@ -94,15 +97,16 @@ def running_teacher(answer: Answer) -> Iterator[FakeTeacher]:
     async def models(request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "big"}]})
 
-    async def site(request: web.Request) -> web.Response:
-        return web.Response(text="<html>a web site</html>", content_type="text/html")
+    async def forbid(request: web.Request) -> web.Response:
+        return web.Response(status=403, text="<html>forbidden</html>", content_type="text/html")
 
     async def start() -> web.AppRunner:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", teacher.complete)
         app.router.add_post("/v1/completions", teacher.complete)
         app.router.add_get("/v1/models", models)
-        app.router.add_get("/site/models", site)
+        app.router.add_get("/unlisted/v1/models", forbid)
+        app.router.add_post("/unlisted/v1/chat/completions", teacher.complete)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()

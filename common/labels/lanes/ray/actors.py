@@ -2,14 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from socket import gethostname
 from typing import Any
 
 import pyarrow as pa
-from pydantic import SecretStr
 from ray.util.metrics import Counter, Gauge
 
-from common.environment import load_environment, read_api_key
+from common.environment import load_environment, read_teacher_secrets
 from common.errors import DistillError, InputError, SettingsError
 from common.labels.resume import read_answered
 from common.labels.worker import Worker
@@ -70,10 +70,10 @@ class LabelActor:
     """One worker, in the actor's event loop."""
 
     def __init__(
-        self, packed: PackedRun, url: str, keeper: Any, known: Any, needs_key: bool
+        self, packed: PackedRun, url: str, keeper: Any, known: Any, needed: Sequence[str]
     ) -> None:
-        """See `Worker`; `known` is a Ray reference. If it `needs_key`, the node has one."""
-        self._packed, self._url, self._needs_key = packed, url, needs_key
+        """See `Worker`; `known` is a Ray reference. The node has the `needed` secret settings."""
+        self._packed, self._url, self._needed = packed, url, needed
         self._keeper, self._known = keeper, known
         self._opening: asyncio.Task[tuple[Run, Worker]] | None = None
 
@@ -96,18 +96,19 @@ class LabelActor:
     async def _open(self) -> tuple[Run, Worker]:
         """Raises a DistillError if this node lacks the job's storage or the teacher's key."""
         load_environment()  # this node's secret files may hold the object store's keys
-        key = read_api_key() if self._needs_key else SecretStr("")
-        run = self._packed.open(key)
+        secrets = read_teacher_secrets() if self._needed else {}
+        run = self._packed.open(secrets)
         if not is_locked(run.storage):
             raise InputError(
                 f"DISTILL_STORAGE__ROOT: {run.storage.url} is not the job's folder on this node of "
                 "the Ray cluster; name a root that all nodes share, such as s3://bucket/prefix"
             )
-        if self._needs_key and not key.get_secret_value():
-            raise SettingsError(
-                "DISTILL_TEACHER__API_KEY is not set on this node of the Ray cluster; put it into "
-                "the environment of its containers: keys are not sent with a job"
-            )
+        for name in self._needed:
+            if not secrets[name]:
+                raise SettingsError(
+                    f"DISTILL_TEACHER__{name.upper()} is not set on this node of the Ray cluster; "
+                    "put it into the environment of its containers: secrets are not sent with a job"
+                )
 
         async def renew(name: str, tally: Tally) -> Lease:
             lease: Lease = await self._keeper.renew.remote(name, tally)

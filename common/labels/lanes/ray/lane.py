@@ -19,6 +19,7 @@ from common.labels.lanes.ray.cluster import check_ray, end_ray, start_ray
 from common.quota.protocol import Snapshot
 from common.quota.quota import Quota
 from common.records import EXAMPLE_SCHEMA, Example
+from common.settings import SECRETS
 
 _BLOCK_ROWS = 256
 _POLL_SECONDS = 0.25
@@ -139,11 +140,11 @@ def _make_dataset(work: Work, keeper: Any) -> "ray.data.Dataset":
     # The annotation is quoted: Ray imports ray.data late, when its log level is set.
     settings = work.run.settings
     actors = min(settings.label.actors, settings.teacher.max_concurrency)
-    has_key = bool(settings.teacher.api_key.get_secret_value())
+    needed = [name for name in SECRETS if getattr(settings.teacher, name)]
     known = ray.put(dict(work.replies))
     return ray.data.from_arrow(_make_blocks(work.examples)).map_batches(
         LabelActor,
-        fn_constructor_args=(work.run.pack(), work.url, keeper, known, has_key),
+        fn_constructor_args=(work.run.pack(), work.url, keeper, known, needed),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(

@@ -1,0 +1,171 @@
+"""The HTTP connection to a teacher: URL, headers, proxies, certificates and secrets."""
+
+import asyncio
+import ipaddress
+import json
+import os
+import re
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import httpx2
+import openai
+
+from common.errors import InputError
+from common.quota.protocol import Headers
+from common.settings import TeacherSettings
+from common.teacher.rate_limits import parse_retry_after, parse_seconds, read_headers
+
+_CHECK_ATTEMPTS = 3
+_METHOD_LOSING = (301, 302, 303)
+"""Redirects after which a POST becomes a GET."""
+_SHORTEST_SECRET, _SHORTEST_IN_ANSWER = 4, 12
+"""Shorter ones are words: to redact them would change texts."""
+_REDACTED = "[secret]"
+
+
+@dataclass(slots=True)
+class Response:
+    """A response, or the lack of one (status 0). `retry_after` is in seconds."""
+
+    status: int
+    text: str
+    headers: Headers | None = None
+    retry_after: float | None = None
+    was_sent: bool = True
+
+    @property
+    def may_be_paid(self) -> bool:
+        """Whether the provider may charge for it; a timeout may have been answered."""
+        return self.was_sent and self.status in (0, 200)
+
+
+class Connection:
+    """A pool of connections to one API. Use it in one event loop."""
+
+    def __init__(self, settings: TeacherSettings, url: str) -> None:
+        self._settings, self._parts = settings, urlsplit(url)
+        slots = settings.max_concurrency
+        # The package's transport and headers, without its request options, retries and models,
+        # which take more CPU time than everything else (tests/benchmarks/label.py).
+        self._http = openai.DefaultAioHttpClient(
+            timeout=None,  # `post` limits the whole call
+            limits=httpx2.Limits(max_connections=slots, max_keepalive_connections=slots),
+            trust_env=not _is_loopback(self._parts.hostname),  # a proxy cannot reach it
+            verify=_find_certificates(),
+        )
+        key = settings.api_key.get_secret_value()
+        client = openai.AsyncOpenAI(base_url=url, api_key=key or "none", http_client=self._http)
+        own = {name: value.get_secret_value() for name, value in settings.extra_headers.items()}
+        headers = httpx2.Headers(
+            {n: v for n, v in client.default_headers.items() if isinstance(v, str)}
+        )
+        if key or not own:
+            headers.update(client.auth_headers)
+        headers.update(own)
+        self._headers = headers
+        self._secrets = [secret for secret in (key, *own.values()) if secret]
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    async def check(self) -> None:
+        """Raises an InputError if nothing answers at the URL. What answers is not judged here."""
+        for attempt in range(_CHECK_ATTEMPTS):
+            try:
+                async with asyncio.timeout(self._settings.timeout_seconds):
+                    await self._http.get(self._make_url("/models"), headers=self._headers)
+                return
+            except (httpx2.HTTPError, TimeoutError) as error:
+                reason = self._describe(error)
+            if attempt < _CHECK_ATTEMPTS - 1:
+                await asyncio.sleep(attempt + 0.5)
+        is_container = _is_loopback(self._parts.hostname) and Path("/.dockerenv").exists()
+        hint = "; localhost is this container itself" if is_container else ""
+        raise InputError(
+            f"DISTILL_TEACHER__BASE_URL={self._settings.base_url!r}: nothing answers there "
+            f"({reason}); correct the URL, or start the server{hint}"
+        )
+
+    async def post(self, path: str, content: bytes) -> Response:
+        """Sends a request; never raises for what the network or the server does."""
+        try:
+            async with asyncio.timeout(self._settings.timeout_seconds):
+                response = await self._http.post(
+                    self._make_url(path), content=content, headers=self._headers
+                )
+        except TimeoutError:
+            return Response(0, f"timeout: no answer in {self._settings.timeout_seconds:g} s")
+        except httpx2.HTTPError as error:
+            was_sent = not isinstance(error.__cause__, aiohttp.ClientConnectorError)
+            return Response(0, f"connection: {self._describe(error)}", was_sent=was_sent)
+        for redirect in response.history:
+            if redirect.status_code in _METHOD_LOSING:
+                place = redirect.headers.get("location", "")
+                return Response(redirect.status_code, self._redact(f"to {place}"))
+        status = response.status_code
+        text = response.content.decode("utf-8", "replace")  # JSON is UTF-8
+        wait = parse_retry_after(response.headers.get("retry-after"))
+        if (milliseconds := parse_seconds(response.headers.get("retry-after-ms"))) is not None:
+            wait = milliseconds / 1000
+        shortest = _SHORTEST_IN_ANSWER if status == 200 else _SHORTEST_SECRET
+        return Response(
+            status, self._redact(text, shortest), read_headers(response.headers.raw), wait
+        )
+
+    def _make_url(self, path: str) -> str:
+        parts = self._parts
+        return urlunsplit(parts._replace(path=parts.path.rstrip("/") + path))
+
+    def _redact(self, text: str, shortest: int = _SHORTEST_SECRET) -> str:
+        """The text without the secrets that were sent, which some servers echo."""
+        for secret in self._secrets:
+            if len(secret) >= shortest:
+                for form in (secret, json.dumps(secret)[1:-1], quote(secret, safe="")):
+                    text = text.replace(form, _REDACTED)
+        return text
+
+    def _describe(self, error: BaseException) -> str:
+        cause = error.__cause__ or error
+        text = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+        if isinstance(cause, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
+            text += "; SSL_CERT_FILE names a file with the certificates to trust"
+        elif proxy := self._find_proxy():
+            text += f" (through the proxy {proxy})"
+        return self._redact(text)
+
+    def _find_proxy(self) -> str:
+        """The proxy's address without its password, from the environment; empty if none."""
+        host = self._parts.hostname or ""
+        if _is_loopback(host) or proxy_bypass(host):
+            return ""
+        proxies = getproxies()
+        found = proxies.get(self._parts.scheme) or proxies.get("all") or ""
+        return re.sub(r"//[^/@]*@", "//", found)
+
+
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return host == "localhost" or (host or "").endswith(".localhost")
+
+
+def _find_certificates() -> ssl.SSLContext | bool:
+    """The certificates that a variable names, also for loopback; else the system's."""
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"):
+        if path := os.environ.get(name):
+            try:
+                if Path(path).is_dir():
+                    return ssl.create_default_context(capath=path)
+                return ssl.create_default_context(cafile=path)
+            except OSError as error:
+                raise InputError(
+                    f"{name}={path!r} cannot be read ({error.strerror or error}); correct the path"
+                ) from None
+    return True

@@ -1,0 +1,388 @@
+"""Faults stay where they belong: in a row, in the job, or in a teacher that is down for a while."""
+
+import json
+import time
+from collections import Counter
+
+import pytest
+from aiohttp import web
+
+from common.errors import DistillError, InputError, SettingsError, TeacherRefusedError
+from common.labels.lanes.local import LocalLane
+from common.labels.session import Session
+from common.quota import health
+from common.records import Example, LabelRow, hash_text
+from common.run.lock import hold_run
+from common.run.run import Run
+from common.run.storage import RunStorage
+from common.tasks.task import Task
+from common.teacher import client
+from support.fake_teacher import make_body, refuse, running_teacher
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr(client, "_BACKOFF_SECONDS", (0.001, 0.01))
+    monkeypatch.setattr(health, "_PROBE_SECONDS", (0.05, 0.1))
+    monkeypatch.setattr("common.teacher.connection._CHECK_ATTEMPTS", 1)
+
+
+@pytest.fixture
+def label(settings):
+    """Labels texts in this process; gives the rows by text, and the calls' figures."""
+
+    def label(url, texts, **values):
+        given = {"TEACHER__BASE_URL": url, "TEACHER__MODEL": "big", "TEACHER__MAX_CONCURRENCY": 32}
+        own = settings(**given | values)
+        run = Run(own, Task(name="echo"), RunStorage(own))
+        examples = [Example(hash_text(text), text) for text in texts]
+        with hold_run(run.storage, "label") as lock:
+            session = Session(run, lock, examples)
+            tables, figures = session.ask(LocalLane, "labels")
+        new = [LabelRow(**row) for table in tables for row in table.to_pylist()]
+        rows = session.known.rows | {row.id: row for row in new}
+        return {rows[example.id].text: rows[example.id] for example in examples}, figures
+
+    return label
+
+
+def list_texts(count):
+    return [f"text {i}" for i in range(count)]
+
+
+def count(rows):
+    return Counter(row.error or row.status for row in rows.values())
+
+
+def reasoning_style(text, body):
+    """As present reasoning models do."""
+    if "max_tokens" in body:
+        message = "'max_tokens' is not supported. Use 'max_completion_tokens' instead."
+        return refuse(400, message, "unsupported_parameter")
+    if body.get("temperature", 1) != 1:
+        return refuse(400, "'temperature' does not support 0 with this model.", "unsupported_value")
+    return text.upper()
+
+
+def test_a_reasoning_model_is_asked_as_it_likes_it(label):
+    with running_teacher(lambda t, c: reasoning_style(t, teacher.bodies[c - 1])) as teacher:
+        teacher.seconds = 0.01
+        rows, figures = label(teacher.url, list_texts(300))
+        assert count(rows) == {"ok": 300}
+        assert len(teacher.bodies) == 302
+        assert figures["adaptations"] == ["max_completion_tokens for max_tokens", "no temperature"]
+        assert teacher.bodies[-1]["max_completion_tokens"] == 512
+        rows, _ = label(teacher.url, list_texts(300))
+        assert count(rows) == {"ok": 300}
+        assert (len(teacher.bodies), teacher.paid_again) == (302, 0)
+
+
+def test_a_setting_of_the_user_s_own_that_is_refused_is_an_error(label):
+    with running_teacher(lambda t, c: reasoning_style(t, teacher.bodies[c - 1])) as teacher:
+        with pytest.raises(SettingsError, match=r"DISTILL_TEACHER__TEMPERATURE: .*0\.3"):
+            label(teacher.url, list_texts(30), TEACHER__TEMPERATURE=0.3)
+        assert len(teacher.bodies) <= 3
+
+
+@pytest.mark.parametrize(
+    ("response", "error"),
+    [
+        (lambda: refuse(403, "flagged by moderation"), "content_policy"),
+        (lambda: web.Response(status=403, text="<html>firewall</html>"), "refused"),
+        (lambda: refuse(404, "No endpoints found matching your data policy"), "refused"),
+        (lambda: refuse(400, "something"), "bad_request"),
+        (lambda: web.Response(status=405), "refused"),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 150])
+def test_a_row_that_is_refused_fails_alone(label, response, error, place):
+    def answer(text, call):
+        return response() if text == f"text {place}" else text
+
+    with running_teacher(answer) as teacher:
+        for calls in (300, 301):  # the second run asks for that row alone
+            rows, _ = label(teacher.url, list_texts(300))
+            assert count(rows) == {"ok": 299, error: 1}
+            assert len(teacher.bodies) == calls
+
+
+def test_a_certain_word_that_comes_after_answers_fails_its_row_alone(label):
+    def answer(text, call):
+        return refuse(404, "no", "model_not_found") if text == "text 7" else text
+
+    with running_teacher(answer) as teacher:
+        rows, _ = label(teacher.url, list_texts(30))
+        assert count(rows) == {"ok": 29, "refused": 1}
+
+
+@pytest.mark.parametrize(
+    ("response", "error", "word", "calls"),
+    [
+        (lambda n: refuse(401, "wrong key"), TeacherRefusedError, "API_KEY", 1),
+        (lambda n: refuse(402, "pay"), TeacherRefusedError, "credit", 1),
+        (lambda n: refuse(429, "no", "insufficient_quota"), TeacherRefusedError, "credit", 1),
+        (lambda n: refuse(404, "no", "model_not_found"), TeacherRefusedError, "__MODEL", 1),
+        (lambda n: refuse(403, "forbidden"), TeacherRefusedError, "permissions", 20),
+        (lambda n: refuse(400, f"No connected db. Request {n}"), InputError, "No connected db", 20),
+        (lambda n: refuse(400, "no", "content_filter"), InputError, "prompt", 20),
+        (lambda n: web.Response(status=404, text="<html>"), InputError, "ends in /v1", 20),
+        (lambda n: web.Response(status=501, text="<html>"), InputError, "ends in /v1", 20),
+        (
+            lambda n: web.json_response([{"error": {"message": "API key not valid"}}], status=400),
+            TeacherRefusedError,
+            "API_KEY",
+            1,
+        ),
+    ],
+)
+def test_a_job_whose_rows_are_all_refused_alike_stops(label, response, error, word, calls):
+    with running_teacher(lambda text, call: response(call)) as teacher:
+        teacher.seconds = 0.01
+        with pytest.raises(error, match=word):
+            label(teacher.url, list_texts(300))
+        assert calls <= len(teacher.bodies) <= max(1, 2 * (calls - 1))
+
+
+def test_a_few_rows_that_are_all_refused_stop_the_job(label):
+    with (
+        running_teacher(lambda text, call: refuse(400, "what is this?")) as teacher,
+        pytest.raises(InputError, match="what is this"),
+    ):
+        label(teacher.url, list_texts(3))
+
+
+def test_a_key_that_is_forbidden_in_mid_run_stops_the_job(label):
+    with running_teacher(lambda t, c: t if c <= 50 else refuse(403, "forbidden")) as teacher:
+        with pytest.raises(TeacherRefusedError, match="forbidden"):
+            label(teacher.url, list_texts(600))
+        assert len(teacher.bodies) < 300
+
+
+def test_a_listing_that_is_refused_says_nothing(label):
+    with running_teacher(lambda text, call: text) as teacher:
+        rows, _ = label(teacher.url.removesuffix("/v1") + "/unlisted/v1", list_texts(3))
+        assert count(rows) == {"ok": 3}
+
+
+def test_the_url_may_have_a_query_and_requests_more_parameters_and_headers(label):
+    seen = []
+    with running_teacher(lambda text, call: text) as teacher:
+        teacher.watch = lambda request: seen.append({**request.headers, **request.query})
+        label(
+            teacher.url + "?api-version=2026-01",
+            ["one"],
+            TEACHER__EXTRA_BODY='{"reasoning_effort": "low"}',
+            TEACHER__EXTRA_HEADERS='{"api-key": "canary"}',
+        )
+        assert teacher.bodies[0]["reasoning_effort"] == "low"
+    assert (seen[0]["api-key"], seen[0]["api-version"]) == ("canary", "2026-01")
+    assert "Authorization" not in seen[0]
+
+
+def down(first, seconds, failure):
+    """A teacher that is down for some seconds after its first answers."""
+    since = []
+
+    def answer(text, call):
+        if call <= first:
+            return text
+        since.append(time.monotonic())
+        return text if time.monotonic() - since[0] > seconds else failure()
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ConnectionResetError,
+        lambda: refuse(503, "overloaded"),
+        lambda: refuse(500, "broken"),
+        lambda: web.Response(status=502, text="<html>bad gateway</html>"),
+        lambda: web.json_response({"error": {"code": 502, "message": "upstream"}}),
+    ],
+)
+def test_an_outage_costs_no_row_and_few_calls(label, failure):
+    with running_teacher(down(100, 2.0, failure)) as teacher:
+        teacher.seconds = 0.01
+        rows, figures = label(teacher.url, list_texts(1000), TEACHER__MAX_ATTEMPTS=3)
+        assert count(rows) == {"ok": 1000}
+        assert figures["retries"] < 200
+
+
+def test_a_server_that_loads_its_model_is_waited_for(label):
+    with running_teacher(down(0, 1.0, lambda: refuse(503, "Loading model"))) as teacher:
+        rows, _ = label(teacher.url, list_texts(6), TEACHER__MAX_ATTEMPTS=2)
+        assert count(rows) == {"ok": 6}
+        assert len(teacher.bodies) < 40
+
+
+def test_a_teacher_that_stays_down_ends_the_job(label):
+    with running_teacher(lambda t, c: t if c <= 10 else refuse(503, "overloaded")) as teacher:
+        with pytest.raises(
+            DistillError, match=r"no answer for \d+ s \(503 overloaded\); run again"
+        ):
+            label(teacher.url, list_texts(100), TEACHER__OUTAGE_SECONDS=1)
+        assert len(teacher.bodies) < 100
+
+
+def test_a_server_that_never_starts_ends_the_job(label):
+    with (
+        running_teacher(lambda text, call: refuse(503, "Loading model")) as teacher,
+        pytest.raises(DistillError, match=r"STARTUP_SECONDS=0\.5"),
+    ):
+        label(teacher.url, list_texts(6), TEACHER__STARTUP_SECONDS=0.5)
+
+
+def test_rows_that_break_the_server_fail_alone(label):
+    def answer(text, call):
+        return refuse(500, "broken") if text.endswith("7") else text
+
+    with running_teacher(answer) as teacher:
+        teacher.seconds = 0.01
+        rows, _ = label(teacher.url, list_texts(300), TEACHER__MAX_ATTEMPTS=3)
+        assert count(rows) == {"ok": 270, "server_error": 30}
+        assert len(teacher.bodies) <= 270 + 30 * 3
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("wait", ["3600", "Fri, 01 Jan 2100 00:00:00 GMT"])
+def test_a_teacher_that_asks_to_wait_too_long_ends_the_job(label, status, wait):
+    def answer(text, call):
+        return refuse(status, "busy", headers={"Retry-After": wait})
+
+    with running_teacher(answer) as teacher:
+        with pytest.raises(DistillError, match=r"asks to wait \d+ s \(\d+ busy\); run again then"):
+            label(teacher.url, list_texts(100))
+        assert len(teacher.bodies) == 1
+
+
+@pytest.mark.parametrize("headers", [{"retry-after-ms": "700"}, {"Retry-After": "0.7"}, {}])
+def test_a_wait_is_heard_wherever_it_is_said(label, headers):
+    retry = [{"@type": "x/google.rpc.RetryInfo", "retryDelay": "0.7s"}]
+    error = {"code": 429, "message": "slow down", "details": [] if headers else retry}
+
+    def answer(text, call):
+        response = web.json_response([{"error": error}], status=429, headers=headers)
+        return response if call == 1 else text
+
+    with running_teacher(answer) as teacher:
+        label(teacher.url, ["one"])
+        assert 0.7 <= teacher.began[1] - teacher.began[0] < 1.5
+
+
+def test_a_daily_limit_ends_the_job(label):
+    violations = [{"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}]
+    details = [{"violations": violations}, {"retryDelay": "34s"}]
+    error = {"code": 429, "message": "You exceeded your current quota", "details": details}
+
+    def answer(text, call):
+        return text if call < 10 else web.json_response({"error": error}, status=429)
+
+    with running_teacher(answer) as teacher:
+        with pytest.raises(DistillError, match="midnight, Pacific time"):
+            label(teacher.url, list_texts(300))
+        assert len(teacher.bodies) < 60
+
+
+def test_an_error_in_a_good_response_is_tried_again_and_costs_nothing(label, tmp_path):
+    prices = tmp_path / "prices.toml"
+    prices.write_text('[[price]]\nmodel = "big"\ninput = 1.0\noutput = 10.0\n', "utf-8")
+
+    def answer(text, call):
+        return web.json_response({"error": {"code": 502, "message": "x"}}) if call == 2 else text
+
+    with running_teacher(answer) as teacher:
+        rows, figures = label(teacher.url, list_texts(10), TEACHER__PRICES=prices)
+        assert count(rows) == {"ok": 10}
+        assert figures["cost_usd"] == pytest.approx(10 * (10 * 1.0 + 5 * 10.0) / 1e6)
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 500])
+def test_a_secret_that_the_server_echoes_is_written_nowhere(label, status, tmp_path, caplog):
+    secrets = ["sk-canary-0123456789", "second-canary-987654"]
+
+    def answer(text, call):
+        echo = f"your keys are {secrets[0]} and {secrets[1]}"
+        return echo if status == 200 else refuse(status, echo)
+
+    with running_teacher(answer) as teacher:
+        values = {
+            "TEACHER__API_KEY": secrets[0],
+            "TEACHER__EXTRA_HEADERS": json.dumps({"x-key": secrets[1]}),
+            "TEACHER__MAX_ATTEMPTS": 2,
+        }
+        try:
+            text = repr(label(teacher.url, list_texts(2), **values))
+        except DistillError as error:
+            text = repr(error)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    text += caplog.text + "".join(path.read_text("utf-8", "replace") for path in files)
+    assert "[secret]" in text
+    assert not [secret for secret in secrets if secret in text]
+
+
+def test_several_samples_come_of_one_request_where_the_server_takes_it(label):
+    def answer(text, call):
+        body = make_body(text)
+        wanted = teacher.bodies[call - 1].get("n", 1)
+        body["choices"] = [body["choices"][0] | {"index": i} for i in range(wanted)]
+        return web.json_response(body)
+
+    with running_teacher(answer) as teacher:
+        values = {"LABEL__SAMPLES": 3, "TEACHER__TEMPERATURE": 0.7}
+        rows, _ = label(teacher.url, list_texts(20), **values)
+        assert count(rows) == {"ok": 20}
+        assert {(row.samples, row.prompt_tokens) for row in rows.values()} == {(3, 10)}
+        label(teacher.url, list_texts(20), **values)
+        assert len(teacher.bodies) == 20
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_samples_are_asked_for_one_by_one_where_the_server_takes_no_n(label, refuses):
+    def answer(text, call):
+        if refuses and "n" in teacher.bodies[call - 1]:
+            return refuse(400, "'n' is not supported")
+        return text
+
+    with running_teacher(answer) as teacher:
+        values = {"LABEL__SAMPLES": 3, "TEACHER__TEMPERATURE": 0.7}
+        rows, _ = label(teacher.url, list_texts(20), **values)
+        assert {(row.samples, row.prompt_tokens) for row in rows.values()} == {(3, 30)}
+        assert len(teacher.bodies) == 60 + refuses
+
+
+def test_a_proxy_is_not_asked_for_loopback(label, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with running_teacher(lambda text, call: text) as teacher:
+        rows, _ = label(teacher.url, ["one"])
+        assert count(rows) == {"ok": 1}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in the openai package
+def test_an_error_through_a_proxy_names_it(label, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://user:password@127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=r"through the proxy http://127\.0\.0\.1:9\)") as raised:
+        label("http://teacher.invalid/v1", ["one"])
+    assert "password" not in str(raised.value)
+
+
+@pytest.mark.parametrize("status", [301, 302])
+def test_a_redirect_that_loses_the_request_names_the_new_address(label, status):
+    def answer(text, call):
+        place = teacher.url.replace("/v1", "/unlisted/v1/models")
+        return web.Response(status=status, headers={"Location": place})
+
+    with (
+        running_teacher(answer) as teacher,
+        pytest.raises(InputError, match=r"redirects .*/unlisted/v1/models"),
+    ):
+        label(teacher.url, list_texts(30))
+
+
+def test_nothing_that_answers_is_an_input_error(label):
+    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9/v1.*nothing answers"):
+        label("http://127.0.0.1:9/v1", ["one"])
