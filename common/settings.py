@@ -220,6 +220,9 @@ class LabelSettings(Section):
     dry_run: bool = Field(
         False, description="Only print the forecast, as the flag `--dry-run` does."
     )
+    preview: int = Field(
+        0, ge=0, description="Only ask for so many examples and show them, as `--preview 10` does."
+    )
     max_failure_rate: float = Field(0.1, ge=0, le=1, description="Share of rows that may fail.")
     dashboard_host: str | None = Field(
         None, description="Listening address of the job's Ray dashboard, port 8265; empty: none."

@@ -2,7 +2,8 @@
 
 Ray Data fans the examples out to actors, which call the teacher and journal every reply before
 parsing it. A rerun asks only for replies that the journal lacks. Writes <root>/<run>/labels (one
-row per distinct example) and <root>/<run>/journal. `--dry-run` prints a forecast and calls nothing.
+row per distinct example) and <root>/<run>/journal. `--dry-run` prints a forecast and calls nothing;
+`--preview 10` asks for ten examples, shows their answers and labels, and forecasts the rest.
 """
 
 import logging
@@ -13,9 +14,11 @@ from common.data.examples import Examples, load_examples, warn_without_test_rows
 from common.labels.files import arrange_rows, check_failures, count_transient, write_parts
 from common.labels.forecast import format_forecast, make_forecast
 from common.labels.lane import Lane
+from common.labels.lanes.local import LocalLane
+from common.labels.preview import format_preview
 from common.labels.resume import Known, read_known
 from common.labels.session import Session, make_quota
-from common.records import count_by_status, hash_content, make_label_table
+from common.records import LabelRow, count_by_status, hash_content, make_label_table
 from common.run.lock import RunLock, hold_run
 from common.run.manifest import Fingerprint, is_done, read_manifest, write_manifest
 from common.run.run import Run, open_run
@@ -25,6 +28,7 @@ from common.teacher.journal import compact_journal
 from common.teacher.requests import fingerprint_teacher, require_model
 
 SECTIONS = ("run", "task", "storage", "data", "teacher", "label")
+FLAGS = {"--dry-run": "DISTILL_LABEL__DRY_RUN", "--preview": "DISTILL_LABEL__PREVIEW"}
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,10 @@ def main(settings: Settings) -> None:
     require_model(settings.teacher)
     run = open_run(settings)
     examples = load_examples(settings, run.task)
+    if settings.label.preview:
+        with hold_run(run.storage, "label") as lock:
+            preview(run, examples, lock)
+        return
     fingerprint = make_fingerprint(run, examples)
     if is_done(run.storage, LABELS, fingerprint) and not is_worth_asking_again(run):
         log.info("labels: already done, see %s/%s", run.storage.url, LABELS.folder)
@@ -91,6 +99,17 @@ def label(
     compact_journal(run.storage)
 
 
+def preview(run: Run, examples: Examples, lock: RunLock) -> None:
+    """Labels the first examples, shows them, and forecasts the rest; their replies are kept."""
+    session = Session(run, lock, examples.rows[: run.settings.label.preview])
+    new, _ = session.ask(LocalLane, "preview")
+    asked = [LabelRow(**row) for table in new for row in table.to_pylist()]
+    rows = session.known.rows | {row.id: row for row in asked}
+    print(format_preview(list(rows.values())))
+    print()
+    forecast(run, examples, read_known(run, examples.rows))
+
+
 def is_worth_asking_again(run: Run) -> bool:
     """Whether rows failed for passing reasons, and no student is trained on the others yet."""
     manifest = read_manifest(run.storage, LABELS)
@@ -103,10 +122,12 @@ def forecast(run: Run, examples: Examples, known: Known) -> None:
     settings = run.settings
     make_quota(run, known.cost_usd)  # raises for a cost cap without a price
     texts = [e.text for e in examples.rows if e.id not in known.rows and e.text.strip()]
-    if texts or settings.label.dry_run:
-        expected = make_forecast(settings, run.task, texts, run.price)
+    only_looks = settings.label.dry_run or settings.label.preview
+    if texts or only_looks:
+        labelled = list(known.rows.values())
+        expected = make_forecast(settings, run.task, texts, run.price, labelled)
         text = format_forecast(expected, settings, known.cost_usd)
-        if settings.label.dry_run:
+        if only_looks:
             print(text)
         else:
             log.info("%s", text)
@@ -134,4 +155,4 @@ def sum_cost(run: Run, known: Known, figures: LabelSummary) -> float | None:
 
 
 if __name__ == "__main__":
-    run_job(main, __doc__, SECTIONS, {"--dry-run": "DISTILL_LABEL__DRY_RUN"})
+    run_job(main, __doc__, SECTIONS, FLAGS)

@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from common.prices.prices import Price
+from common.records import LabelRow
 from common.settings import Settings
 from common.tasks.task import Task
 from common.teacher.requests import bound_prompt_tokens, get_contents
@@ -60,13 +61,22 @@ class Forecast:
 
 
 def make_forecast(
-    settings: Settings, task: Task, texts: Sequence[str], price: Price | None
+    settings: Settings,
+    task: Task,
+    texts: Sequence[str],
+    price: Price | None,
+    labelled: Sequence[LabelRow] = (),
 ) -> Forecast:
-    """Forecasts `label.samples` calls for each text that is not blank."""
+    """Forecasts `label.samples` calls for each text that is not blank.
+
+    The usage of `labelled` rows corrects the estimate, and so tells of reasoning.
+    """
     teacher, samples = settings.teacher, settings.label.samples
     texts = [text for text in texts if text.strip()]
     calls = samples * len(texts)
-    prompt_tokens, completion_tokens = (samples * n for n in _count_tokens(settings, task, texts))
+    factors = _measure(settings, task, labelled)
+    counts = zip(_count_tokens(settings, task, texts), factors, strict=True)
+    prompt_tokens, completion_tokens = (round(samples * count * f) for count, f in counts)
     latency = _FIRST_TOKEN_SECONDS + _SECONDS_PER_TOKEN * completion_tokens / max(calls, 1)
     seconds = optimum_seconds(
         calls,
@@ -82,6 +92,19 @@ def make_forecast(
         worst_dollars = samples * _sum_worst(settings, task, texts, price)
     return Forecast(
         calls, prompt_tokens, completion_tokens, latency, seconds, dollars, worst_dollars
+    )
+
+
+def _measure(settings: Settings, task: Task, labelled: Sequence[LabelRow]) -> tuple[float, float]:
+    """By what factors the labelled rows' prompts and completions have missed their estimates."""
+    rows = [row for row in labelled if row.samples and row.prompt_tokens]
+    if not rows:
+        return 1.0, 1.0
+    prompts, completions = _count_tokens(settings, task, [row.text for row in rows])
+    samples = sum(row.samples for row in rows) / len(rows)
+    return (
+        sum(row.prompt_tokens for row in rows) / max(prompts * samples, 1),
+        sum(row.completion_tokens for row in rows) / max(completions * samples, 1),
     )
 
 
