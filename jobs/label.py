@@ -76,9 +76,9 @@ def label(
         "ok": counts["ok"],
         "failed": counts["failed"],
         "filtered": counts["filtered"],
-        "transient": count_transient(table),
         "duplicates": examples.duplicates,
         "reused": len(known.rows),
+        "transient": count_transient(table),
         **figures,
         "run_cost_usd": sum_cost(run, known, figures),
         "seconds": round(time.monotonic() - started, 1),
@@ -101,7 +101,8 @@ def label(
 
 def preview(run: Run, examples: Examples, lock: RunLock) -> None:
     """Labels the first examples, shows them, and forecasts the rest; their replies are kept."""
-    session = Session(run, lock, examples.rows[: run.settings.label.preview])
+    first = sorted(examples.rows, key=lambda example: example.id)[: run.settings.label.preview]
+    session = Session(run, lock, first)
     new, _ = session.ask(LocalLane, "preview")
     asked = [LabelRow(**row) for table in new for row in table.to_pylist()]
     rows = session.known.rows | {row.id: row for row in asked}

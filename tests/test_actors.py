@@ -28,17 +28,23 @@ class Keeper:
         self.failures.append(failure)
 
 
-def label(settings: Settings, needs_key: bool) -> list[DistillError]:
+def label(settings: Settings, *needed: str) -> list[DistillError]:
     keeper = Keeper()
     packed = PackedRun(settings, Task(name="any"), None)
-    actor = LabelActor(packed, "http://localhost:1", keeper, {}, needs_key)
+    actor = LabelActor(packed, "http://localhost:1", keeper, {}, needed)
     table = asyncio.run(actor(EXAMPLE_SCHEMA.empty_table()))
     assert not table.num_rows
     return keeper.failures
 
 
 def test_workers_are_sent_no_key(settings: Callable[..., Settings]) -> None:
-    own = settings(TEACHER__API_KEY=SECRET, TEACHER__MODEL="m", STORAGE__ROOT="runs")
+    headers = f'{{"x-key": "{SECRET}"}}'
+    own = settings(
+        TEACHER__API_KEY=SECRET,
+        TEACHER__EXTRA_HEADERS=headers,
+        TEACHER__MODEL="m",
+        STORAGE__ROOT="runs",
+    )
     run = Run(own, Task(name="any"), RunStorage(own))
     packed = run.pack()
     assert SECRET.encode() not in pickle.dumps(packed)
@@ -52,13 +58,13 @@ def test_a_node_without_the_key_stops_the_job(
     own = settings(TEACHER__API_KEY=SECRET, TEACHER__MODEL="m")
     monkeypatch.delenv("DISTILL_TEACHER__API_KEY")
     with hold_run(RunStorage(own), "label"):
-        (failure,) = label(own.for_workers(), needs_key=True)
+        (failure,) = label(own.for_workers(), "api_key")
     assert isinstance(failure, SettingsError)
     assert "DISTILL_TEACHER__API_KEY is not set on this node" in str(failure)
 
 
 def test_a_node_without_the_jobs_folder_stops_the_job(settings: Callable[..., Settings]) -> None:
-    (failure,) = label(settings(TEACHER__MODEL="m").for_workers(), needs_key=False)
+    (failure,) = label(settings(TEACHER__MODEL="m").for_workers())
     assert isinstance(failure, InputError)
     assert "DISTILL_STORAGE__ROOT" in str(failure)
     assert "s3://" in str(failure)

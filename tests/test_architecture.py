@@ -106,9 +106,9 @@ def test_a_job_does_not_import_what_is_heavy_and_not_its_own(job, heavy):
 
 
 LONG_FILES = {
-    "common/settings.py": 380,  # a list of fields
-    "common/quota/quota.py": 380,  # one object, whose state is private to it
-    "common/quota/leases.py": 310,  # likewise
+    "common/settings.py": 420,  # a list of fields
+    "common/quota/quota.py": 400,  # one object, whose state is private to it
+    "common/quota/leases.py": 320,  # likewise
 }
 
 

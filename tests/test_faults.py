@@ -22,7 +22,7 @@ from support.fake_teacher import make_body, refuse, running_teacher
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr(client, "_BACKOFF_SECONDS", (0.001, 0.01))
+    monkeypatch.setattr(client, "_BACKOFF_SECONDS", (0.02, 0.1))
     monkeypatch.setattr(health, "_PROBE_SECONDS", (0.05, 0.1))
     monkeypatch.setattr("common.teacher.connection._CHECK_ATTEMPTS", 1)
 
@@ -205,7 +205,7 @@ def down(first, seconds, failure):
 def test_an_outage_costs_no_row_and_few_calls(label, failure):
     with running_teacher(down(100, 2.0, failure)) as teacher:
         teacher.seconds = 0.01
-        rows, figures = label(teacher.url, list_texts(1000), TEACHER__MAX_ATTEMPTS=3)
+        rows, figures = label(teacher.url, list_texts(1000), TEACHER__MAX_ATTEMPTS=5)
         assert count(rows) == {"ok": 1000}
         assert figures["retries"] < 200
 

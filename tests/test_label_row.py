@@ -99,7 +99,7 @@ def test_an_error_page_that_is_not_json_is_a_failure(status):
         '{"choices": [null]}',
         '{"choices": [{"message": null}]}',
         '{"choices": [{"finish_reason": "stop"}]}',
-        make_body([{"type": "text", "text": LABEL}]),
+        make_body([{"type": "text"}]),
         make_body(3),
         make_body(LABEL, finish_reason=["stop"]),
         "[" * 100_000,

@@ -4,7 +4,8 @@ import random
 import pytest
 
 from common.errors import CostCapError, DistillError, TeacherRefusedError
-from common.quota.leases import Leases, Outcome
+from common.quota.calls import Outcome
+from common.quota.leases import Leases
 from common.quota.protocol import Headers, Totals
 from support.simulation import join, make_quota, now, run
 
@@ -255,7 +256,7 @@ def test_a_pause_takes_back_what_was_granted():
         one, other = join(quota), join(quota)
         working = await start(*(call(w) for w in (one, other) for _ in range(50)))
         await asyncio.sleep(1.0)
-        refused = await one.acquire(100.0, 0.0, is_retry=True)
+        refused = await one.acquire(100.0, 0.0, goes_first=True)
         one.settle(refused, throttled(5.0))
         paused_at = now()
         starts = await asyncio.gather(*working)

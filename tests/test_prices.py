@@ -41,16 +41,22 @@ def write(text):
     ],
 )
 def test_known_prices(model, url, price):
-    assert find(model, url) == price
+    found = find(model, url)
+    assert (found.input, found.output, found.cached_input) == (
+        price.input,
+        price.output,
+        price.cached_input,
+    )
 
 
 @pytest.mark.parametrize(
     ("model", "url"),
     [
-        ("gpt-4o-audio-preview", "https://api.openai.com/v1"),
+        ("nonsense", "https://api.openai.com/v1"),
         ("gpt-4o-2024-08-06-custom", "https://api.openai.com/v1"),
-        ("gpt-4o-20240806", "https://api.openai.com/v1"),
-        ("gpt-4", "https://api.openai.com/v1"),
+        ("ft:gpt-4o-2024-08-06:me", "https://api.openai.com/v1"),
+        ("gpt-oss-120b", "http://localhost:8000/v1"),
+        ("gemma3", "http://localhost:11434/v1"),
         (LLAMA, "https://elsewhere.example/v1"),
         (LLAMA, "https://elsewhere.example/api.together.xyz/v1"),
         (LLAMA, "http://localhost:8000/v1"),
@@ -88,12 +94,31 @@ output = 4
         ("gpt-4o", "https://api.openai.com/v1", Price(7, 8, 7)),
         ("gpt-4o", "https://proxy.example/v1", Price(3, 4, 3)),
         ("gpt-4o-2024-08-06", "https://proxy.example/v1", Price(3, 4, 3)),
-        ("gpt-4o-2024-05-13", "https://proxy.example/v1", Price(5, 15, 5)),
-        ("gpt-4.1", "https://proxy.example/v1", Price(2, 8, 0.5)),
+        ("gpt-4o-2024-05-13", "https://proxy.example/v1", Price(3, 4, 3)),
+        ("stand-in", "builtin", Price(0, 0, 0)),
     ],
 )
-def test_a_file_of_the_users_goes_first_and_the_built_in_one_stays(model, url, price):
+def test_a_file_of_the_users_goes_first_and_the_others_stay(model, url, price):
     assert find(model, url, **write(OWN)) == price
+    assert find("gpt-4.1", **write(OWN)).output == 8
+
+
+def test_a_price_may_depend_on_length_service_tier_and_lane():
+    price = find("gpt-5.4")
+    assert price.cost(1000, 100) == pytest.approx((1000 * 2.5 + 100 * 15) / 1e6)
+    assert price.cost(300_000, 100) == pytest.approx((300_000 * 5 + 100 * 22.5) / 1e6)
+    assert price.cost(1000, 100, tier="flex") == pytest.approx(price.cost(1000, 100) / 2)
+    assert price.cost(1000, 100, tier="batch") == pytest.approx(price.cost(1000, 100) / 2)
+    assert price.cost(1000, 100, tier="another") == price.cost(1000, 100)
+    assert price.worst_cost(1000, 100, "priority") == pytest.approx(2 * price.cost(1000, 100))
+    assert price.worst_cost(1000, 100, "flex") == price.cost(1000, 100)
+    assert price.worst_cost(1000, 100, "batch") == price.cost(1000, 100, tier="batch")
+
+
+def test_tokens_that_a_cache_takes_in_have_a_price_of_their_own():
+    price = find("claude-sonnet-4-5", "https://api.anthropic.com/v1")
+    assert price.cost(100, 0, 40, 50) == pytest.approx((10 * 3 + 40 * 0.3 + 50 * 3.75) / 1e6)
+    assert price.worst_cost(100, 0) == pytest.approx(100 * 3.75 / 1e6)
 
 
 def test_a_file_in_an_object_store(bucket):

@@ -41,6 +41,10 @@ def make_snapshot(answered=0, **values) -> Snapshot:
         "active_seconds": 0.0,
         "lost_calls": 0,
         "lost_workers": 0,
+        "adaptations": frozenset(),
+        "resting": (0, 0.0, ""),
+        "outage": "",
+        "refusal": None,
     }
     return Snapshot(**{**state, **values})
 
@@ -103,6 +107,8 @@ def test_the_figures_are_there_for_log_collectors(logs):
         "retries": 3,
         "in_flight": 9,
         "pause_seconds": 0,
+        "failed": 0,
+        "outage": None,
         "storage_error": None,
     }
     begin(500, clock).show(make_snapshot(), is_last=True)
@@ -172,3 +178,15 @@ def test_the_summary_names_the_optimum_and_the_efficiency(limits, tokens, best):
     assert summary["efficiency"] == pytest.approx(best / 125, abs=0.001)
     assert summary["cost_usd"] == 0.5
     assert summarize_calls(snapshot, 20, has_price=False)["cost_usd"] is None
+
+
+def test_a_line_says_what_is_waited_for_and_counts_rows_that_failed(logs):
+    clock = Clock()
+    progress = begin(12, clock)
+    clock.now += 20
+    totals = Totals(calls=80, retries=60, answered=2, failed=10)
+    outage = "the teacher is down for 14 s (503 overloaded)"
+    progress.show(make_snapshot(totals=totals, resting=(3, 118.2, "503 busy"), outage=outage))
+    assert logs.messages[-1].startswith("labels: 2 of 12 answers, 10 failed, ")
+    assert "0:00:00 left" in logs.messages[-1]
+    assert logs.messages[-1].endswith(f"retries: 60, 3 calls wait up to 118 s (503 busy), {outage}")

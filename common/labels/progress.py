@@ -111,12 +111,13 @@ def summarize_calls(snapshot: Snapshot, concurrency: int, has_price: bool) -> La
         "throttled": totals.throttled,
         "prompt_tokens": totals.prompt_tokens,
         "completion_tokens": totals.completion_tokens,
-        "reasoning_tokens": totals.reasoning_tokens,
         "cost_usd": round(totals.cost_usd, 6) if has_price else None,
         "call_seconds": round(snapshot.active_seconds, 1),
         "optimum_seconds": round(best, 1),
         "efficiency": round(min(1.0, best / max(snapshot.active_seconds, 1e-9)), 3),
     }
+    if totals.reasoning_tokens:
+        summary["reasoning_tokens"] = totals.reasoning_tokens
     if snapshot.adaptations:
         summary["adaptations"] = describe(snapshot.adaptations)
     return summary

@@ -53,7 +53,9 @@ class Session:
         """
         self._run, self._lock = run, lock
         self.known = resume(run, examples)
-        self.missing = [e for e in examples if e.id not in self.known.rows]
+        # By hash: what the first ones show, a cost, a fault or a refusal, is true of the others.
+        missing = [e for e in examples if e.id not in self.known.rows]
+        self.missing = sorted(missing, key=lambda example: example.id)
         self._quota = make_quota(run, self.known.cost_usd, self.known.has_answer)
         self._in_flight = InFlightRecord(run.storage)
         self._concurrency, self._lost = run.settings.teacher.max_concurrency, 0

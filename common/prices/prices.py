@@ -1,13 +1,14 @@
-"""Prices in dollars per million tokens, from `prices.toml` and the user's own file.
+"""Prices in dollars per million tokens: from the user's file, else from the package genai-prices.
 
-An entry, [[price]], has `model`, `input`, `output`, and optionally `cached_input` (default:
-`input`) and `host`, the host name in the base URL, where * matches anything.
+An entry of a file, [[price]], has `model`, `input`, `output`, and optionally `cached_input` and
+`cache_write` (default: `input`), `batch_input` and `batch_output` for the batch lane, and `host`,
+the host name in the base URL, where * matches anything.
 """
 
 import json
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -20,37 +21,68 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from common.errors import InputError, SettingsError
 from common.settings import TeacherSettings
 
+BATCH = "batch"
+"""The price of the batch lane, as a service tier."""
 _SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 _FORMAT = (
-    "an entry begins with [[price]] and has model, input, output, and optionally cached_input and "
-    "host; a price is a number of dollars per million tokens"
+    "an entry begins with [[price]] and has model, input, output, and optionally cached_input, "
+    "cache_write, batch_input, batch_output and host; a price is a number of dollars per million "
+    "tokens"
 )
 
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars per million tokens."""
+    """Dollars per million tokens.
+
+    Attributes:
+        cached_input: of prompt tokens that the provider's cache held.
+        cache_write: of prompt tokens that it took in; None: as `input`.
+        longer: the prices of calls with more prompt tokens than a number, by number.
+        tiers: the prices of service tiers, by name, which a reply names; `batch` is the batch lane.
+    """
 
     input: float
     output: float
     cached_input: float
+    cache_write: float | None = None
+    longer: tuple[tuple[int, "Price"], ...] = ()
+    tiers: tuple[tuple[str, "Price"], ...] = ()
 
-    def cost(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
-        """Dollars for a call; `cached_tokens` are a part of `prompt_tokens`."""
-        prompt = max(0, prompt_tokens - cached_tokens) * self.input
-        return (prompt + cached_tokens * self.cached_input + completion_tokens * self.output) / 1e6
+    def cost(
+        self,
+        prompt_tokens: int,
+        completion_tokens: int,
+        cached_tokens: int = 0,
+        written_tokens: int = 0,
+        tier: str = "",
+    ) -> float:
+        """Dollars for a call; cached and written tokens are parts of `prompt_tokens`."""
+        rates = self._find_rates(prompt_tokens, tier)
+        written = rates.input if rates.cache_write is None else rates.cache_write
+        prompt = max(0, prompt_tokens - cached_tokens - written_tokens) * rates.input
+        prompt += cached_tokens * rates.cached_input + written_tokens * written
+        return (prompt + completion_tokens * rates.output) / 1e6
 
-    def worst_cost(self, prompt_tokens: int, max_tokens: int) -> float:
-        """The maximum dollars for a call with at most these tokens."""
-        prompt_price = max(self.input, self.cached_input)
-        return (prompt_tokens * prompt_price + max_tokens * self.output) / 1e6
+    def worst_cost(self, prompt_tokens: int, max_tokens: int, tier: str = "") -> float:
+        """The maximum dollars for a call with at most these tokens, in its tier or the standard."""
+        costs = []
+        for rates in (self._find_rates(prompt_tokens), self._find_rates(prompt_tokens, tier)):
+            prompt_price = max(rates.input, rates.cached_input, rates.cache_write or 0.0)
+            costs.append((prompt_tokens * prompt_price + max_tokens * rates.output) / 1e6)
+        return costs[1] if tier == BATCH else max(costs)
+
+    def _find_rates(self, prompt_tokens: int, tier: str = "") -> "Price":
+        rates = dict(self.tiers).get(tier, self)
+        fitting = [price for start, price in rates.longer if prompt_tokens > start]
+        return fitting[-1] if fitting else rates
 
 
 def find_price(settings: TeacherSettings) -> Price | None:
     """The teacher's price; None if unknown, as for a server of your own.
 
-    The model's exact name precedes its family (gpt-4o for gpt-4o-2024-08-06), the user's file the
-    built-in one, and an entry for the host one for any host.
+    In a file, the model's exact name precedes its family (gpt-4o for gpt-4o-2024-08-06), the user's
+    file the built-in one, and an entry for the host one for any host.
 
     Raises:
         InputError: the file `teacher.prices` cannot be read or is not valid.
@@ -62,7 +94,9 @@ def find_price(settings: TeacherSettings) -> Price | None:
             fitting = [e for e in entries if e.model == name and fnmatchcase(host, e.host)]
             if fitting:
                 return min(fitting, key=lambda entry: entry.host == "*").price
-    return None
+    from common.prices.published import find_published  # the train job lacks the package
+
+    return find_published(settings)
 
 
 def require_price(price: Price | None, settings: TeacherSettings) -> None:
@@ -87,11 +121,19 @@ class _Entry(BaseModel):
     input: _Dollars
     output: _Dollars
     cached_input: _Dollars | None = None
+    cache_write: _Dollars | None = None
+    batch_input: _Dollars | None = None
+    batch_output: _Dollars | None = None
 
     @property
     def price(self) -> Price:
         cached = self.input if self.cached_input is None else self.cached_input
-        return Price(self.input, self.output, cached)
+        price = Price(self.input, self.output, cached, self.cache_write)
+        if self.batch_input is None and self.batch_output is None:
+            return price
+        given = self.input if self.batch_input is None else self.batch_input
+        output = self.output if self.batch_output is None else self.batch_output
+        return replace(price, tiers=((BATCH, Price(given, output, min(cached, given))),))
 
 
 class _PriceFile(BaseModel):

@@ -7,7 +7,7 @@ _ALIKE = 20
 """Without any answer, the job stops after so many rows with one and the same refusal."""
 _ALIKE_IN_A_ROW = 100
 """So it does where answers came before, if the row need not be at fault."""
-_FAILING_ROWS = 3
+_FAILING_ROWS = 5
 """It is an outage if calls of so many rows fail and none is answered."""
 _PROBE_SECONDS = 0.5, 15.0
 """The shortest and the longest time between two probes in an outage."""
@@ -88,9 +88,10 @@ class Health:
         """A call has failed; returns the seconds until the next probe, 0 without an outage."""
         if fault.is_of_row and not self.is_outage:
             return 0.0
-        self._failing_rows += fault.is_new
-        is_first = not (self._has_answered or self._refused) and fault.is_outage
-        if self._down_since is None and (is_first or self._failing_rows >= _FAILING_ROWS):
+        has_worked = self._has_answered or self._has_succeeded
+        self._failing_rows += fault.is_new and (has_worked or fault.is_outage)
+        is_starting = not has_worked and not self._refused and fault.is_outage
+        if self._down_since is None and (is_starting or self._failing_rows >= _FAILING_ROWS):
             self._down_since = now
         if self._down_since is None:
             return 0.0

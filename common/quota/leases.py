@@ -6,20 +6,10 @@ import math
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from common.errors import DistillError
-from common.quota.protocol import (
-    Amount,
-    Fault,
-    Headers,
-    Lease,
-    Refusal,
-    Tally,
-    TokenEstimate,
-    Totals,
-    add,
-)
+from common.quota.calls import Call, Outcome
+from common.quota.protocol import Headers, Lease, Tally, TokenEstimate, add
 from common.quota.quota import AT_ONCE_SECONDS, Quota
 
 Renew = Callable[[str, Tally], Awaitable[Lease]]
@@ -27,35 +17,6 @@ _MAX_REQUESTED = 512
 """The most calls that one tally requests."""
 _MIN_RENEW_SECONDS = 0.01
 """The minimum time between two tallies."""
-
-
-@dataclass(slots=True, eq=False)
-class Call:
-    """A call that waits or is in flight; `usd` is its worst-case cost."""
-
-    characters: float
-    usd: float
-    may_start: asyncio.Future[None]
-    tokens: float = 0.0
-    """The estimate when it was requested."""
-    is_granted: bool = False
-    starts_at: float = 0.0
-    sent_at: float = 0.0
-    started: Amount = (0.0, 0.0)
-    """What the job had started then, including this call, according to the last lease."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """The result of a call."""
-
-    totals: Totals
-    used_tokens: float
-    headers: Headers | None = None
-    is_throttled: bool = False
-    retry_after_seconds: float | None = None
-    refusal: Refusal | None = None
-    fault: Fault | None = None
 
 
 class Leases:
@@ -94,8 +55,8 @@ class Leases:
         self._flushes: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    async def acquire(self, characters: float, usd: float, is_retry: bool = False) -> Call:
-        """Waits until a call may be sent; a retry goes first.
+    async def acquire(self, characters: float, usd: float, goes_first: bool = False) -> Call:
+        """Waits until a call may be sent, before others if it `goes_first`, as a retry does.
 
         Its tokens are estimated from the prompt's `characters`.
 
@@ -108,7 +69,7 @@ class Leases:
         if self._renewer is None:
             self._renewer = self._loop.create_task(self._renew_regularly())
         call = Call(characters, usd, self._loop.create_future())
-        if is_retry:
+        if goes_first:
             self._waiting.appendleft(call)
         else:
             self._waiting.append(call)

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from common.errors import DistillError
 from common.prices.prices import Price
-from common.quota.leases import Call, Leases, Outcome
+from common.quota.calls import Call, Outcome
+from common.quota.leases import Leases
 from common.quota.protocol import Blame, Fault, Refusal, Totals
 from common.settings import TeacherSettings
 from common.teacher.connection import Connection, Response
@@ -72,7 +73,8 @@ class Teacher:
             most_tokens = self._settings.max_tokens * body.get("n", 1)
             worst_usd = self._price.worst_cost(row.max_prompt_tokens, most_tokens)
         while True:
-            call = await self._leases.acquire(size, worst_usd, is_retry=row.calls > 0)
+            goes_first = row.calls > 0 and not self._leases.is_outage  # each probe with another row
+            call = await self._leases.acquire(size, worst_usd, goes_first)
             row.start(call)
             outcome = Outcome(Totals(calls=1, retries=int(row.calls > 1)), call.tokens)
             try:
@@ -134,18 +136,24 @@ class Teacher:
             outcome.is_throttled, outcome.retry_after_seconds = True, wait
             return row.waited(self._now()) > longest, 0.0
         if rule.action is Action.FAIL:
-            error, path = answer.api_error, self._path
-            outcome.refusal = make_refusal(rule, self._settings, path, answer.status, error)
+            outcome.refusal = make_refusal(
+                rule, self._settings, self._path, answer.status, answer.api_error
+            )
             if rule.blame is Blame.CERTAIN:
                 raise outcome.refusal.error
             return True, 0.0
         message = f"{answer.status or ''} {answer.message or ''}".strip()
         outcome.fault = row.fault(message, rule.is_outage, self._leases.answered)
-        if self._leases.is_outage:
+        if self._leases.is_outage and rule.is_outage:
             return False, 0.0  # the next call waits for the outage's end
         row.attempts += 1
-        is_over = row.attempts >= self._settings.max_attempts
-        return is_over, _jitter(row.attempts) if wait is None else wait
+        if row.attempts < self._settings.max_attempts:
+            return False, _jitter(row.attempts) if wait is None else wait
+        error = DistillError(
+            f"the teacher at {self._settings.base_url} answers nothing ({message}); run again"
+        )
+        outcome.refusal = Refusal(error, Blame.ROW, message)
+        return True, 0.0
 
     def _refuse_to_wait(
         self, rule: Rule, outcome: Outcome, answer: Answer, wait: float

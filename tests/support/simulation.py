@@ -8,7 +8,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from common.quota.leases import Call, Leases, Outcome
+from common.quota.calls import Call, Outcome
+from common.quota.leases import Leases
 from common.quota.protocol import Headers, Lease, Tally, TokenEstimate, Totals
 from common.quota.quota import Quota
 
