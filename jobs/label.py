@@ -17,7 +17,7 @@ from common.labels.lane import Lane
 from common.labels.lanes.local import LocalLane
 from common.labels.preview import format_preview
 from common.labels.resume import Known, read_known
-from common.labels.session import Session, make_quota
+from common.labels.session import Session
 from common.records import LabelRow, count_by_status, hash_content, make_label_table
 from common.run.lock import RunLock, hold_run
 from common.run.manifest import Fingerprint, is_done, read_manifest, write_manifest
@@ -121,7 +121,6 @@ def is_worth_asking_again(run: Run) -> bool:
 def forecast(run: Run, examples: Examples, known: Known) -> None:
     """Prints or logs the expected cost and time of the examples without a label."""
     settings = run.settings
-    make_quota(run, known.cost_usd)  # raises for a cost cap without a price
     texts = [e.text for e in examples.rows if e.id not in known.rows and e.text.strip()]
     only_looks = settings.label.dry_run or settings.label.preview
     if texts or only_looks:
@@ -151,8 +150,9 @@ def make_lane(settings: Settings) -> Lane:
 
 
 def sum_cost(run: Run, known: Known, figures: LabelSummary) -> float | None:
-    """Dollars of the whole run, with this job's calls; None without a price."""
-    return round(known.cost_usd + (figures.get("cost_usd") or 0.0), 6) if run.price else None
+    """Dollars of the whole run, with this job's calls; None if nobody tells them."""
+    cost_usd = round(known.cost_usd + (figures.get("cost_usd") or 0.0), 6)
+    return cost_usd if run.price or cost_usd else None
 
 
 if __name__ == "__main__":

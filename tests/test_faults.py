@@ -7,7 +7,13 @@ from collections import Counter
 import pytest
 from aiohttp import web
 
-from common.errors import DistillError, InputError, SettingsError, TeacherRefusedError
+from common.errors import (
+    CostCapError,
+    DistillError,
+    InputError,
+    SettingsError,
+    TeacherRefusedError,
+)
 from common.labels.lanes.local import LocalLane
 from common.labels.session import Session
 from common.quota import health
@@ -386,3 +392,40 @@ def test_a_redirect_that_loses_the_request_names_the_new_address(label, status):
 def test_nothing_that_answers_is_an_input_error(label):
     with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9/v1.*nothing answers"):
         label("http://127.0.0.1:9/v1", ["one"])
+
+
+def tell_cost(dollars):
+    """A whole response that tells its cost, as OpenRouter's do."""
+    body = make_body("fine")
+    body["usage"] |= {"cost": dollars}
+    return web.json_response(body)
+
+
+@pytest.mark.parametrize("in_header", [True, False])
+def test_a_cap_holds_by_the_cost_that_replies_tell(label, in_header):
+    """The ledger is the server's own; the price is unknown."""
+
+    def answer(text, call):
+        if not in_header:
+            return tell_cost(0.001)
+        headers = {"x-litellm-response-cost": "0.001"}
+        return web.json_response(make_body("fine"), headers=headers)
+
+    with running_teacher(answer) as teacher:
+        teacher.seconds = 0.01
+        with pytest.raises(CostCapError, match=r"MAX_COST_USD=0\.5 is reached"):
+            label(teacher.url, list_texts(1000), LABEL__MAX_COST_USD=0.5, TEACHER__MAX_TOKENS=16)
+        assert 400 <= len(teacher.bodies) <= 500
+
+
+def test_a_cost_that_replies_tell_is_believed(label):
+    with running_teacher(lambda text, call: tell_cost(0.001)) as teacher:
+        _, figures = label(teacher.url, list_texts(10))
+        assert figures["cost_usd"] == pytest.approx(0.01)
+
+
+def test_a_cap_without_any_price_costs_one_call(label):
+    with running_teacher(lambda text, call: text) as teacher:
+        with pytest.raises(SettingsError, match="needs a price"):
+            label(teacher.url, list_texts(100), LABEL__MAX_COST_USD=0.5)
+        assert len(teacher.bodies) == 1

@@ -203,7 +203,7 @@ def test_the_forecast_in_lines():
         (1.0, 8.0, 1.5, 1, "$1.50: too low, reached after about 2,500 of 5,000 calls"),
         (1.0, 8.0, 1.5, 2, "$1.50: too low, reached after about 0 of 5,000 calls"),
         (0.0, 0.0, 1.5, 2, "$1.50: enough, certainly"),
-        (None, None, 1.5, 0, "$1.50: needs a price"),
+        (None, None, 1.5, 0, "$1.50: needs a price, or replies that tell their cost"),
     ],
 )
 def test_whether_the_cap_suffices(dollars, worst, cap, spent, line):

@@ -22,7 +22,7 @@ def throttled(retry_after=None) -> Outcome:
 
 async def call(leases, seconds=0.1, usd=0.0, actual=0.0) -> float:
     """One call that is answered; gives the moment at which it started."""
-    allowed = await leases.acquire(100.0, usd)
+    allowed = await leases.acquire(100.0, lambda: usd)
     await asyncio.sleep(seconds)
     leases.settle(allowed, answered(actual))
     return allowed.sent_at
@@ -43,7 +43,7 @@ class Crowd:
         self.in_flight = self.most = self.calls = 0
 
     async def call(self, leases):
-        allowed = await leases.acquire(100.0, 0.0)
+        allowed = await leases.acquire(100.0)
         self.calls += 1
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
@@ -116,7 +116,7 @@ def test_a_dead_worker_s_slots_come_back():
     async def main():
         quota = make_quota(max_concurrency=4)
         dead, alive = join(quota), join(quota)
-        await start(*(dead.acquire(100.0, 0.0) for _ in range(4)))
+        await start(*(dead.acquire(100.0) for _ in range(4)))
         died_at = now()
         dead._renewer.cancel()
         return await call(alive) - died_at
@@ -129,8 +129,8 @@ def test_a_call_that_is_no_longer_wanted_takes_no_slot(limits):
     async def main():
         quota = make_quota(*limits, max_concurrency=2)
         leases = join(quota)
-        holders = await start(leases.acquire(100.0, 0.0), leases.acquire(100.0, 0.0))
-        unwanted = await start(*(leases.acquire(100.0, 0.0) for _ in range(5)))
+        holders = await start(leases.acquire(100.0), leases.acquire(100.0))
+        unwanted = await start(*(leases.acquire(100.0) for _ in range(5)))
         for task in unwanted:
             task.cancel()
         waiting = await start(call(leases), call(leases))
@@ -146,8 +146,10 @@ def test_a_call_that_is_no_longer_wanted_takes_no_slot(limits):
 def test_a_call_that_is_cancelled_as_it_may_start_gives_back_its_slot_and_dollars():
     async def main():
         leases = join(make_quota(max_concurrency=1, max_cost_usd=1.0))
-        (holder,) = await start(leases.acquire(100.0, 0.4))
-        unwanted, wanted = await start(leases.acquire(100.0, 0.6), leases.acquire(100.0, 0.6))
+        (holder,) = await start(leases.acquire(100.0, lambda: 0.4))
+        unwanted, wanted = await start(
+            leases.acquire(100.0, lambda: 0.6), leases.acquire(100.0, lambda: 0.6)
+        )
         leases.settle(holder.result(), answered(0.4))
         unwanted.cancel()
         await asyncio.wait_for(wanted, 1)
@@ -160,7 +162,7 @@ def test_a_call_that_is_cancelled_as_the_job_stops_leaves_the_count_alone():
     async def main():
         quota = make_quota(max_concurrency=1)
         leases = join(quota)
-        _, waiting = await start(leases.acquire(100.0, 0.0), leases.acquire(100.0, 0.0))
+        _, waiting = await start(leases.acquire(100.0), leases.acquire(100.0))
         leases.fail(REFUSED)
         waiting.cancel()
         await leases.flush()
@@ -178,7 +180,7 @@ def test_a_refusal_stops_every_worker_and_lets_calls_in_flight_end():
         one.fail(REFUSED)
         await asyncio.sleep(1.5)
         with pytest.raises(TeacherRefusedError, match="no such key"):
-            await other.acquire(100.0, 0.0)
+            await other.acquire(100.0)
         results = await asyncio.gather(*mine, *others, return_exceptions=True)
         await one.close()
         await other.close()
@@ -213,7 +215,7 @@ def test_the_waiting_hear_of_a_quota_that_is_gone():
     async def main():
         leases = Leases(vanish)
         with pytest.raises(DistillError, match=r"quota is gone .*the node has left"):
-            await leases.acquire(100.0, 0.0)
+            await leases.acquire(100.0)
         await leases.flush()
 
     run(main())
@@ -241,7 +243,7 @@ def test_a_429_s_pause_holds_for_everyone():
     async def main():
         quota = make_quota(6_000)
         one, other = join(quota), join(quota)
-        (refused,) = await start(one.acquire(100.0, 0.0))
+        (refused,) = await start(one.acquire(100.0))
         one.settle(refused.result(), throttled(5.0))
         paused_at = now()
         starts = await asyncio.gather(*(call(w) for w in (one, other) for _ in range(20)))
@@ -256,7 +258,7 @@ def test_a_pause_takes_back_what_was_granted():
         one, other = join(quota), join(quota)
         working = await start(*(call(w) for w in (one, other) for _ in range(50)))
         await asyncio.sleep(1.0)
-        refused = await one.acquire(100.0, 0.0, goes_first=True)
+        refused = await one.acquire(100.0, goes_first=True)
         one.settle(refused, throttled(5.0))
         paused_at = now()
         starts = await asyncio.gather(*working)
@@ -272,11 +274,11 @@ def test_a_call_that_is_sent_again_goes_first():
         leases, order = join(make_quota(max_concurrency=1)), []
 
         async def note(name, again=False):
-            allowed = await leases.acquire(100.0, 0.0, again)
+            allowed = await leases.acquire(100.0, goes_first=again)
             order.append(name)
             leases.settle(allowed, answered())
 
-        (holder,) = await start(leases.acquire(100.0, 0.0))
+        (holder,) = await start(leases.acquire(100.0))
         tasks = await start(note("first"), note("second"), note("again", again=True))
         leases.settle(holder.result(), answered())
         await asyncio.gather(*tasks)
@@ -333,7 +335,7 @@ def test_a_server_that_begins_to_tell_its_limits_is_heard_at_once():
     async def main():
         quota = make_quota(max_concurrency=8)
         leases = join(quota)
-        holders = await start(*(leases.acquire(100.0, 0.0) for _ in range(8)))
+        holders = await start(*(leases.acquire(100.0) for _ in range(8)))
         told = Outcome(Totals(calls=1, answered=1), 100.0, Headers(60.0, 0.0, 60.0))
         waiting = await start(*(call(leases) for _ in range(4)))
         told_at = now()

@@ -229,7 +229,7 @@ def _format_cap(forecast: Forecast, cap: float | None, spent_usd: float) -> str:
     if cap is None:
         return "none (DISTILL_LABEL__MAX_COST_USD)"
     if forecast.dollars is None or forecast.worst_dollars is None:
-        return f"{_format_dollars(cap)}: needs a price"
+        return f"{_format_dollars(cap)}: needs a price, or replies that tell their cost"
     left = max(0.0, cap - spent_usd)
     if forecast.dollars > left:
         calls = f"{int(forecast.calls * left / forecast.dollars):,} of {forecast.calls:,} calls"

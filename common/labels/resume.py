@@ -23,7 +23,7 @@ class Known:
     """What the journal holds.
 
     `rows`, by id, have all samples; `replies`, by key, are of examples with missing samples;
-    `cost_usd` is the sum over all calls of the run, 0 if the price is unknown.
+    `cost_usd` is the sum over all calls of the run, 0 if nothing is known of their price.
     """
 
     rows: dict[str, LabelRow]
@@ -91,7 +91,7 @@ def read_answered(storage: RunStorage) -> dict[str, Reply]:
 
 
 def _read_paid(run: Run) -> tuple[dict[str, Reply], float]:
-    """The journal's usable replies by key, and the dollars for all replies, 0 without a price.
+    """The journal's usable replies by key, and the dollars for all replies, 0 if nobody tells them.
 
     A reply without usage counts with its maximum cost.
     """
@@ -104,7 +104,7 @@ def _read_paid(run: Run) -> tuple[dict[str, Reply], float]:
         for reply in iterate_journal(run.storage):
             answer = read_answer(reply)
             identity = hash(reply)
-            if price and identity not in counted:  # the journal may have duplicates
+            if identity not in counted:  # the journal may have duplicates
                 counted.add(identity)
                 cost_usd += find_cost(price, reply, answer, max_tokens)
             yield reply, answer

@@ -21,7 +21,6 @@ from common.labels.label_row import make_label
 from common.labels.lane import Lane, Work
 from common.labels.progress import Progress, summarize_calls
 from common.labels.resume import resume
-from common.prices.prices import require_price
 from common.quota.health import Health
 from common.quota.protocol import Snapshot
 from common.quota.quota import Quota
@@ -46,11 +45,7 @@ class Session:
     """Labels the examples that are `missing` in the journal; the others are `known`."""
 
     def __init__(self, run: Run, lock: RunLock, examples: Sequence[Example]) -> None:
-        """Reads the journal, and charges the lost calls of crashed sessions.
-
-        Raises:
-            SettingsError: the cost is capped, and the model's price is unknown.
-        """
+        """Reads the journal, and charges the lost calls of crashed sessions."""
         self._run, self._lock = run, lock
         self.known = resume(run, examples)
         # By hash: what the first ones show, a cost, a fault or a refusal, is true of the others.
@@ -67,6 +62,7 @@ class Session:
         `name` is for the progress. Before a job stops, its calls in flight are drained.
 
         Raises:
+            SettingsError: the cost is capped, and neither a price nor the replies tell it.
             DistillError: the teacher cannot be reached or refuses for good, the cap is reached, the
                 lock is lost, or the lane has failed.
         """
@@ -74,8 +70,7 @@ class Session:
         blank = [make_label(e, [], run.task) for e in self.missing if not e.text.strip()]
         if not asked:
             return [make_label_table(blank)], {}
-        calls, has_price = len(asked) * run.settings.label.samples, run.price is not None
-        progress = Progress(calls, has_price, name)
+        progress = Progress(len(asked) * run.settings.label.samples, run.price is not None, name)
         with run.storage.removing_empty_folder(JOURNAL), open_teacher(run.settings) as url:
             check_teacher(run, url)
             work = Work(run, url, asked, self.known.replies, self._quota)
@@ -83,6 +78,7 @@ class Session:
                 signals.check()
                 tables, snapshot = self._label(lane, work, signals.check, progress)
         progress.show(snapshot, is_last=True)
+        has_price = run.price is not None or snapshot.totals.cost_usd > 0
         summary = summarize_calls(snapshot, self._concurrency, has_price)
         return [make_label_table(blank), *tables], summary
 
@@ -180,10 +176,8 @@ def opening(lane: Lane) -> Iterator[Lane]:
 
 
 def make_quota(run: Run, spent_usd: float, has_succeeded: bool = False) -> Quota:
-    """A session's quota. Raises a SettingsError if the cost is capped without a known price."""
+    """A session's quota; the first reply has to tell its cost if that is capped without a price."""
     teacher, cap = run.settings.teacher, run.settings.label.max_cost_usd
-    if cap is not None:
-        require_price(run.price, teacher)
     return Quota(
         teacher.requests_per_minute,
         teacher.tokens_per_minute,
@@ -191,6 +185,7 @@ def make_quota(run: Run, spent_usd: float, has_succeeded: bool = False) -> Quota
         cap,
         spent_usd,
         sends_scout=True,
+        has_price=run.price is not None,
         health=Health(has_succeeded, teacher.startup_seconds, teacher.outage_seconds),
     )
 

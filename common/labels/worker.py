@@ -25,7 +25,12 @@ class Worker:
         journal = JournalWriter(run.storage)
         self._leases = Leases(renew, storage_error=lambda: journal.storage_error)
         self._teacher = Teacher(
-            run.settings.teacher, url, self._leases, run.price, keep=journal.append
+            run.settings.teacher,
+            url,
+            self._leases,
+            run.price,
+            needs_cost=run.settings.label.max_cost_usd is not None,
+            keep=journal.append,
         )
 
     async def label(self, examples: Sequence[Example]) -> list[LabelRow]:

@@ -1,6 +1,7 @@
 """A call to the teacher, as the quota sees it, and its outcome."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.quota.protocol import Amount, Fault, Headers, Refusal, Totals
@@ -8,11 +9,14 @@ from common.quota.protocol import Amount, Fault, Headers, Refusal, Totals
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A call that waits or is in flight; `usd` is its worst-case cost."""
+    """A call that waits or is in flight."""
 
     characters: float
-    usd: float
+    bound_cost: Callable[[], float]
+    """Gives the most dollars that it may cost."""
     may_start: asyncio.Future[None]
+    usd: float = 0.0
+    """Those dollars when it was requested."""
     tokens: float = 0.0
     """The estimate when it was requested."""
     is_granted: bool = False
@@ -33,3 +37,5 @@ class Outcome:
     retry_after_seconds: float | None = None
     refusal: Refusal | None = None
     fault: Fault | None = None
+    rates: tuple[float, float] | None = None
+    """See `Tally`."""

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from common.errors import DistillError
 from common.quota.calls import Call, Outcome
-from common.quota.protocol import Headers, Lease, Tally, TokenEstimate, add
+from common.quota.protocol import Headers, Lease, Tally, TokenEstimate, add, min_rates
 from common.quota.quota import AT_ONCE_SECONDS, Quota
 
 Renew = Callable[[str, Tally], Awaitable[Lease]]
@@ -43,6 +43,8 @@ class Leases:
         self._paused_until = float("-inf")
         self._failure: DistillError | None = None
         self.adaptations: frozenset[str] = frozenset()
+        self.rates: tuple[float, float] | None = None
+        """See `Tally`."""
         self.is_outage = False
         self.answered = 0
         """The job's answers, as far as this worker knows."""
@@ -55,10 +57,16 @@ class Leases:
         self._flushes: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
 
-    async def acquire(self, characters: float, usd: float, goes_first: bool = False) -> Call:
+    async def acquire(
+        self,
+        characters: float,
+        bound_cost: Callable[[], float] = lambda: 0.0,
+        goes_first: bool = False,
+    ) -> Call:
         """Waits until a call may be sent, before others if it `goes_first`, as a retry does.
 
-        Its tokens are estimated from the prompt's `characters`.
+        Its tokens are estimated from the prompt's `characters`; `bound_cost` gives the most dollars
+        that it may cost.
 
         Raises:
             DistillError: the job stops, see `fail`.
@@ -68,7 +76,7 @@ class Leases:
         self._loop = asyncio.get_running_loop()
         if self._renewer is None:
             self._renewer = self._loop.create_task(self._renew_regularly())
-        call = Call(characters, usd, self._loop.create_future())
+        call = Call(characters, bound_cost, self._loop.create_future())
         if goes_first:
             self._waiting.appendleft(call)
         else:
@@ -126,6 +134,7 @@ class Leases:
         if outcome.is_throttled:
             tally.throttles.append((call.sent_at, outcome.retry_after_seconds))
             self._pause(outcome.retry_after_seconds or 0.0)
+        tally.rates = min_rates(tally.rates, outcome.rates)
         if outcome.refusal:
             tally.refusals.append(outcome.refusal)
         if outcome.fault:
@@ -250,6 +259,7 @@ class Leases:
             self._requested = [self._waiting.popleft() for _ in range(count)]
             for call in self._requested:
                 call.tokens = self._estimate.guess(call.characters)
+                call.usd = call.bound_cost()
             tally.waiting = [(call.tokens, call.usd) for call in self._requested]
         self._had_demand = tally.demand > 0
         if not tally.demand:
@@ -281,6 +291,7 @@ class Leases:
         self._slots, self._is_unlimited = lease.slots, lease.delays is None
         self._started = add(lease.started, self._tally.started)
         self.adaptations |= lease.adaptations
+        self.rates = lease.rates
         self.answered, self.is_outage = max(self.answered, lease.answered), lease.is_outage
         self._estimate = lease.estimate or self._estimate
         delays = lease.delays or []

@@ -127,6 +127,9 @@ class Tally:
     """Those since the worker's last answer."""
     adaptations: frozenset[str] = frozenset()
     """What calls have learned about the teacher's requests, see `common.teacher.dialect`."""
+    rates: tuple[float, float] | None = None
+    """The most dollars that a token of a prompt and of a completion may cost, by what replies say;
+    None if they say nothing."""
     failure: DistillError | None = None
     """The error that stops the job, if any."""
     storage_error: str | None = None
@@ -149,6 +152,8 @@ class Lease:
     """From the usage of all workers' calls."""
     adaptations: frozenset[str] = frozenset()
     """Those of all workers."""
+    rates: tuple[float, float] | None = None
+    """Those of all workers, see `Tally`."""
     answered: int = 0
     """Answers to all workers."""
     is_outage: bool = False
@@ -185,3 +190,12 @@ class Snapshot:
 def add(one: Amount, other: Amount) -> Amount:
     """The sum."""
     return one[0] + other[0], one[1] + other[1]
+
+
+def min_rates(
+    one: tuple[float, float] | None, other: tuple[float, float] | None
+) -> tuple[float, float] | None:
+    """The lower bounds of two, see `Tally.rates`."""
+    if one is None or other is None:
+        return one or other
+    return min(one[0], other[0]), min(one[1], other[1])

@@ -34,6 +34,7 @@ from common.quota.protocol import (
     TokenEstimate,
     Totals,
     add,
+    min_rates,
 )
 
 AT_ONCE_SECONDS = 0.02
@@ -84,13 +85,15 @@ class Quota:
         max_cost_usd: float | None = None,
         spent_usd: float = 0.0,
         sends_scout: bool = False,
+        has_price: bool = True,
         health: Health | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """A limit of None is unknown; `spent_usd` counts towards `max_cost_usd`.
 
         A scout is a first call that goes alone: a refusal then costs one call only, and headers
-        arrive before the other calls start. `health` decides when failing calls end the job.
+        arrive before the other calls start. If the cost is capped without a price, they wait for
+        what the scout's reply says of its cost. `health` decides when failing calls end the job.
         """
         self._clock, self._epoch = clock, clock()
         self.dead_seconds = _DEAD_SECONDS
@@ -99,6 +102,8 @@ class Quota:
         self._estimated_rate = EstimatedRate()
         self._health = health or Health()
         self._adaptations: frozenset[str] = frozenset()
+        self._needs_rates = max_cost_usd is not None and not has_price
+        self._rates: tuple[float, float] | None = None
         self._max_slots, self._window = max_concurrency, float(max_concurrency)
         self._max_cost_usd, self._spent_usd = max_cost_usd, spent_usd
         self._owner_timeout_seconds, self._owner_seen = float("inf"), 0.0
@@ -134,7 +139,7 @@ class Quota:
         lease = self._renew(name, tally)
         lease.started, lease.estimate = self._started, self._estimate
         lease.adaptations, lease.answered = self._adaptations, self._totals.answered
-        lease.is_outage = self._health.is_outage
+        lease.is_outage, lease.rates = self._health.is_outage, self._rates
         return lease
 
     def _renew(self, name: str, tally: Tally) -> Lease:
@@ -171,6 +176,8 @@ class Quota:
         return Lease(worker.slots, delays, renew if tally.demand else _HEARTBEAT_SECONDS)
 
     def _waits_for_scout(self, now: float) -> bool:
+        if self._needs_rates and self._rates is None:
+            return True
         if self._health.has_outcome:
             return False
         return self._scout_sent_at is None or now - self._scout_sent_at < _SCOUT_SECONDS
@@ -244,6 +251,7 @@ class Quota:
         self._tokens.correct(tally.token_correction, answered, now)
         self._estimated_rate.accept(answered, now)
         self._adaptations |= tally.adaptations
+        self._rates = min_rates(self._rates, tally.rates)
         if answered:
             self._health.answer()
             self._answered_at = now
@@ -261,7 +269,7 @@ class Quota:
             self._paused_until = max(self._paused_until, now + pause)
         if failure := tally.failure or self._health.failure:
             self.stop(failure)
-        if self._sends_scout and tally.totals.calls and not self._health.has_outcome:
+        if self._sends_scout and tally.totals.calls and self._waits_for_scout(now):
             self._scout_sent_at = None  # the next call is another scout
 
     def _update_estimate(

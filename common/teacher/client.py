@@ -5,16 +5,17 @@ import json
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from common.errors import DistillError
-from common.prices.prices import Price
+from common.prices.prices import Price, require_price
 from common.quota.calls import Call, Outcome
 from common.quota.leases import Leases
 from common.quota.protocol import Blame, Fault, Refusal, Totals
 from common.settings import TeacherSettings
 from common.teacher.connection import Connection, Response
-from common.teacher.costs import find_cost
+from common.teacher.costs import bound_rates, find_cost
 from common.teacher.dialect import REFUSED_PARAMETER, Adaptations, adapt, learn
 from common.teacher.replies import Answer, Reply, read_answer, split_reply
 from common.teacher.requests import bound_prompt_tokens, count_characters, require_model
@@ -33,18 +34,20 @@ class Teacher:
         url: str,
         leases: Leases,
         price: Price | None = None,
+        needs_cost: bool = False,
         keep: Callable[[Reply], Awaitable[None]] | None = None,
     ) -> None:
         """Connects to the API at `url`; `leases` decides when a call may start.
 
         `keep` makes each reply that may be paid for durable before it is parsed, including timeouts
         and lost connections. A call is in flight until `keep` returns: a crash loses at most
-        `teacher.max_concurrency` replies.
+        `teacher.max_concurrency` replies. If it `needs_cost`, for a cap, and no `price` is known,
+        each reply has to tell its cost.
         """
         require_model(settings)
         self._settings, self._leases, self._keep = settings, leases, keep
         self._path = "/chat/completions" if settings.endpoint == "chat" else "/completions"
-        self._price = price
+        self._price, self._needs_cost = price, needs_cost and price is None
         self._connection = Connection(settings, url)
 
     async def close(self) -> None:
@@ -67,14 +70,11 @@ class Teacher:
 
     async def _ask(self, body: dict[str, Any], keys: Sequence[str]) -> list[Reply]:
         """Sends one request, as often as it takes; its choices belong to the keys in order."""
-        row = _Row(bound_prompt_tokens(body))
-        size, worst_usd = count_characters(body), 0.0
-        if self._price:
-            most_tokens = self._settings.max_tokens * body.get("n", 1)
-            worst_usd = self._price.worst_cost(row.max_prompt_tokens, most_tokens)
+        row = _Row(bound_prompt_tokens(body), self._settings.max_tokens * body.get("n", 1))
+        size = count_characters(body)
         while True:
             goes_first = row.calls > 0 and not self._leases.is_outage  # each probe with another row
-            call = await self._leases.acquire(size, worst_usd, goes_first)
+            call = await self._leases.acquire(size, partial(self._bound_cost, row), goes_first)
             row.start(call)
             outcome = Outcome(Totals(calls=1, retries=int(row.calls > 1)), call.tokens)
             try:
@@ -87,7 +87,7 @@ class Teacher:
                 if response.may_be_paid and self._keep is not None:
                     await gather(map(self._keep, replies))
                 answer = read_answer(reply)
-                self._count(outcome, call, reply, answer, response)
+                self._count(outcome, row, reply, answer, response)
                 if self._learns(body, adaptations, answer):
                     continue
                 is_over, wait = self._judge(row, outcome, answer, response)
@@ -168,24 +168,36 @@ class Teacher:
         outcome.refusal = Refusal(error, Blame.JOB, f"{answer.status} wait")
         return True, 0.0
 
+    def _bound_cost(self, row: "_Row") -> float:
+        """The maximum dollars for a call; 0 if nothing is known of the price yet."""
+        if self._price:
+            tier = str(self._settings.extra_body.get("service_tier", ""))
+            return self._price.worst_cost(row.max_prompt_tokens, row.max_tokens, tier)
+        prompt, completion = self._leases.rates or (0.0, 0.0)
+        return row.max_prompt_tokens * prompt + row.max_tokens * completion
+
     def _count(
-        self, outcome: Outcome, call: Call, reply: Reply, answer: Answer, response: Response
+        self, outcome: Outcome, row: "_Row", reply: Reply, answer: Answer, response: Response
     ) -> None:
-        """Fills in a call's usage for the quota."""
-        totals, outcome.headers = outcome.totals, response.headers
-        usage = answer.usage
+        """Fills in a call's usage for the quota.
+
+        Raises a SettingsError if the cost is capped, and nobody tells it.
+        """
+        totals, outcome.headers, usage = outcome.totals, response.headers, answer.usage
         if not response.may_be_paid:
             outcome.used_tokens = 0.0  # refused, or never sent
-        elif usage is None or reply.http_status == 0:
-            totals.cost_usd = call.usd
+            return
+        outcome.rates = bound_rates(reply, answer)
+        if usage is None or reply.http_status == 0:
+            totals.cost_usd = self._bound_cost(row)
         else:
-            totals.prompt_tokens, totals.completion_tokens = (
-                usage.prompt_tokens,
-                usage.completion_tokens,
-            )
+            totals.prompt_tokens = usage.prompt_tokens
+            totals.completion_tokens = usage.completion_tokens
             totals.reasoning_tokens = usage.reasoning_tokens
             outcome.used_tokens = usage.prompt_tokens + usage.completion_tokens
-            totals.cost_usd = find_cost(self._price, reply, answer, self._settings.max_tokens)
+            totals.cost_usd = find_cost(self._price, reply, answer, row.max_tokens)
+        if self._needs_cost and answer.is_final and outcome.rates is None:
+            require_price(None, self._settings)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
@@ -196,6 +208,7 @@ class _Row:
     """A request's history."""
 
     max_prompt_tokens: int
+    max_tokens: int
     calls: int = 0
     attempts: int = 0
     """The calls that count towards `teacher.max_attempts`."""
@@ -211,8 +224,15 @@ class _Row:
         return now - self.first_sent_at
 
     def make_reply(self, key: str, response: Response, now: float) -> Reply:
-        attempts, waited = self.attempts + 1, self.waited(now)
-        return Reply(key, response.status, response.text, attempts, waited, self.max_prompt_tokens)
+        return Reply(
+            key,
+            response.status,
+            response.text,
+            self.attempts + 1,
+            self.waited(now),
+            self.max_prompt_tokens,
+            response.cost_usd,
+        )
 
     def fault(self, message: str, is_outage: bool, answered: int) -> Fault:
         is_new = self.answered_before is None

@@ -18,25 +18,30 @@ import openai
 from common.errors import InputError
 from common.quota.protocol import Headers
 from common.settings import TeacherSettings
-from common.teacher.rate_limits import parse_retry_after, parse_seconds, read_headers
+from common.teacher.rate_limits import parse_number, parse_retry_after, parse_seconds, read_headers
 
 _CHECK_ATTEMPTS = 3
 _METHOD_LOSING = (301, 302, 303)
 """Redirects after which a POST becomes a GET."""
 _SHORTEST_SECRET, _SHORTEST_IN_ANSWER = 4, 12
 """Shorter ones are words: to redact them would change texts."""
+_COST_HEADER = "x-litellm-response-cost"
 _REDACTED = "[secret]"
 
 
 @dataclass(slots=True)
 class Response:
-    """A response, or the lack of one (status 0). `retry_after` is in seconds."""
+    """A response, or the lack of one (status 0).
+
+    `retry_after` is in seconds; `cost_usd` is what a gateway's header tells.
+    """
 
     status: int
     text: str
     headers: Headers | None = None
     retry_after: float | None = None
     was_sent: bool = True
+    cost_usd: float | None = None
 
     @property
     def may_be_paid(self) -> bool:
@@ -115,7 +120,11 @@ class Connection:
             wait = milliseconds / 1000
         shortest = _SHORTEST_IN_ANSWER if status == 200 else _SHORTEST_SECRET
         return Response(
-            status, self._redact(text, shortest), read_headers(response.headers.raw), wait
+            status,
+            self._redact(text, shortest),
+            read_headers(response.headers.raw),
+            wait,
+            cost_usd=parse_number(response.headers.get(_COST_HEADER)),
         )
 
     def _make_url(self, path: str) -> str:

@@ -65,15 +65,21 @@ def _parse_moment(value: str) -> float | None:
     return max(0.0, moment - time.time()) if math.isfinite(moment) else None
 
 
+def parse_number(value: str | None) -> float | None:
+    """A number of at least 0; None for others."""
+    try:
+        number = float(value or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
 def parse_seconds(value: str | None) -> float | None:
     """The seconds of a number or of a duration such as 6m0s, 1.5s or 20ms; None for others."""
     if value is None:
         return None
-    try:
-        number = float(value)
-        return number if math.isfinite(number) and number >= 0 else None
-    except ValueError:
-        pass
+    if (number := parse_number(value)) is not None:
+        return number
     if not _DURATION.fullmatch(value):
         return None
     units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}

@@ -180,7 +180,7 @@ async def send(leases: Leases, server: Server, tokens: float = 100.0) -> Call:
     used = tokens * server.random.uniform(0.5, 1.5)
     again = False
     while True:
-        call = await leases.acquire(tokens, 0.0, again)
+        call = await leases.acquire(tokens, goes_first=again)
         outcome = await server.ask(used)
         leases.settle(call, outcome)
         if not outcome.is_throttled:
