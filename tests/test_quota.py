@@ -1,12 +1,13 @@
 import math
 import pickle
+from dataclasses import replace
 
 import pytest
 
 from common.errors import CostCapError, DistillError, TeacherRefusedError
 from common.quota.protocol import Headers, Lease, Tally, Totals
 from common.quota.quota import Quota
-from support.simulation import Bucket, Server, Window, run, work
+from support.simulation import Bucket, Log, Server, Window, run, work
 
 RATE = 1200
 """Of the simulated servers, in requests a minute."""
@@ -573,3 +574,39 @@ def test_totals_add_up():
     one, other = Totals(1, 2, 3, 4, 5, 6, 7.0, 8.0), Totals(10, 20, 30, 40, 50, 60, 70.0, 80.0)
     one.add(other)
     assert one == Totals(11, 22, 33, 44, 55, 66, 77.0, 88.0)
+
+
+@pytest.mark.parametrize("seconds", [10.0, 60.0])
+@pytest.mark.parametrize("told", [RATE, None])
+@pytest.mark.parametrize("headers", [True, False])
+def test_a_sliding_window_is_learned_with_its_length(seconds, told, headers):
+    """Whether headers tell the limit, the settings do, or nothing but the time to wait does."""
+    server = Server(Log(RATE, seconds), headers=headers)
+    result = run(work(server, told, calls=round(RATE * (1 + seconds / 60))))
+    paces = told and not headers  # a configured limit is kept evenly, without the burst
+    assert result.ratio <= (2.1 if paces and seconds == 60 else 1.25 if paces else 1.2)
+    assert result.throttled <= (0.003 if headers else 0.01)
+
+
+def test_a_window_s_limit_in_the_headers_is_no_minute_s():
+    server = Server(Log(RATE, 10.0))
+    tell = server.tell
+    server.tell = lambda: replace(tell(), requests_limit=RATE / 6)
+    result = run(work(server, RATE, calls=RATE))
+    assert result.ratio <= 1.1
+    assert result.throttled <= 0.003
+
+
+def test_a_sliding_window_of_tokens_is_learned():
+    server = Server(tokens=Log(100 * RATE, 10.0), headers=False)
+    result = run(work(server, calls=RATE))
+    assert result.ratio <= 1.05
+    assert result.throttled <= 0.015
+
+
+@pytest.mark.parametrize("allowed", [Bucket(RATE, burst=20), Window(RATE)])
+def test_another_quota_is_taken_for_no_window(allowed):
+    server = Server(allowed, retry_after=math.ceil)
+    result = run(work(server, RATE, calls=2400))
+    assert result.ratio <= 1.05
+    assert result.throttled <= 0.01

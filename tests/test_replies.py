@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from common.teacher.replies import Reply, Usage, read_answer, split_reply
+from common.teacher.replies import Reply, read_answer, split_reply
+from common.teacher.usage import Usage
 
 
 def reply(content, status=200):

@@ -17,8 +17,9 @@ from common.tasks.task import Task
 from common.teacher import client as teacher_module
 from common.teacher.client import Teacher
 from common.teacher.rate_limits import parse_reset, parse_retry_after, parse_seconds, read_headers
-from common.teacher.replies import Reply, Usage, read_answer
+from common.teacher.replies import Reply, read_answer
 from common.teacher.requests import bound_prompt_tokens, make_key, make_request
+from common.teacher.usage import Usage
 from support.fake_teacher import make_body, refuse, running_teacher
 
 TASK = Task(name="echo")

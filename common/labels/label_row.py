@@ -8,7 +8,8 @@ from common.metrics.text import normalize
 from common.records import Example, LabelRow
 from common.tasks.rules import apply_rules
 from common.tasks.task import Task
-from common.teacher.replies import Answer, Reply, Usage, read_answer
+from common.teacher.replies import Answer, Reply, read_answer
+from common.teacher.usage import Usage
 
 
 def make_label(example: Example, replies: Sequence[Reply], task: Task) -> LabelRow:

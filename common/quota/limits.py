@@ -8,6 +8,8 @@ _JITTER_SECONDS = 0.02
 """Two calls may arrive this much closer together than they were sent."""
 _FIRST_BURST_SECONDS, _BURST_SECONDS, _TRIAL_SECONDS = 0.25, 1.0, 3.0
 """The burst of a configured limit: at first, and after `_TRIAL_SECONDS` at its full rate."""
+_SMOOTH_SECONDS, _AT_RATE, _MOST_SMOOTHINGS = 0.02, 0.9, 5
+"""The burst after a 429; the share of the configured rate at which it counts as used."""
 _PROBE_SECONDS, _SEARCH_STEP, _PROBE_STEP = 1.0, 0.4, 0.02
 """An estimated rate is raised by a step after `_PROBE_SECONDS` without a 429.
 
@@ -61,8 +63,12 @@ class Limit:
         self._reserve_calls = reserve_calls
         self._configured: Bucket | None = None
         self._server: Bucket | None = None
-        self._server_limit: float | None = None
+        self.server_limit: float | None = None
+        """What headers say, of a minute or of another time."""
+        self._told, self._smoothed = configured, 0
         self.granted = self._typical = self._variance = 0.0
+        self.left = 0.0
+        """What the last headers say is left, less what was taken since; no refill is assumed."""
         if configured:
             rate = configured / 60 * _SAFETY
             burst = rate * _FIRST_BURST_SECONDS
@@ -71,8 +77,7 @@ class Limit:
     @property
     def per_minute(self) -> float | None:
         """The lower of the known limits."""
-        configured = self._configured.rate * 60 / _SAFETY if self._configured else None
-        limits = (configured, self._server_limit)
+        limits = (self._told, self.server_limit)
         return min((limit for limit in limits if limit is not None), default=None)
 
     def _buckets(self) -> list[Bucket]:
@@ -80,8 +85,8 @@ class Limit:
         configured = [self._configured] if self._configured else []
         if self._server is None:
             return configured
-        assert self._server_limit is not None
-        return [self._server, *(b for b in configured if b.rate * 61 < self._server_limit)]
+        assert self.server_limit is not None
+        return [self._server, *(b for b in configured if b.rate * 61 < self.server_limit)]
 
     def delay(self, amount: float, now: float) -> float:
         """Seconds until every limit has room for an amount."""
@@ -92,8 +97,23 @@ class Limit:
         self.granted += amount
         self._typical += (amount - self._typical) / 16 if self._typical else amount
         self._take(amount, now)
-        if self._configured and self.granted > self._configured.rate * _TRIAL_SECONDS:
+        is_tried = self._configured and self.granted > self._configured.rate * _TRIAL_SECONDS
+        if self._configured and is_tried and not self._smoothed:
             self._configured.burst = self._configured.rate * _BURST_SECONDS
+
+    def smooth(self, used: float, seconds: float) -> bool:
+        """Gives up bursts, and a little of the rate, after a 429; whether that may help.
+
+        `used` is what was accepted in the last `seconds`: if it is less, the limit is wrong.
+        """
+        if self._configured is None or self._server or self._smoothed >= _MOST_SMOOTHINGS:
+            return False
+        if used < _AT_RATE * self._configured.rate * seconds:
+            return False
+        self._smoothed += 1
+        self._configured.burst = self._configured.rate * _SMOOTH_SECONDS
+        self._configured.rate *= _SAFETY
+        return True
 
     def give_back(self, amount: float, now: float) -> None:
         """Returns an amount that was taken and not used."""
@@ -101,6 +121,7 @@ class Limit:
         self._take(-amount, now)
 
     def _take(self, amount: float, now: float) -> None:
+        self.left -= amount
         for bucket in (self._configured, self._server):
             if bucket:
                 bucket.take(amount, now)
@@ -129,12 +150,14 @@ class Limit:
         limit, remaining, reset_seconds = headers
         if limit is None or remaining is None or limit < 1:
             return
+        if is_new or remaining - amount_since < self.left:
+            self.left = remaining - amount_since
         rate = limit / 60
         if reset_seconds and remaining < limit:  # a limit per day refills more slowly
             rate = min(rate, (limit - remaining) / reset_seconds)
         if self._server is None:
             self._server = Bucket(rate, 1.0, 0.0, now)
-        self._server_limit = limit
+        self.server_limit = limit
         self._server.burst = max(self._server.burst, remaining + 1)
         self._server.set_rate(rate, now)
         reserve = (

@@ -24,7 +24,7 @@ from typing import Any
 
 from common.errors import CostCapError, DistillError
 from common.quota.health import Health
-from common.quota.limits import EstimatedRate, Limit
+from common.quota.pace import Pace
 from common.quota.protocol import (
     Amount,
     Headers,
@@ -33,7 +33,6 @@ from common.quota.protocol import (
     Tally,
     TokenEstimate,
     Totals,
-    add,
     min_rates,
 )
 
@@ -97,9 +96,7 @@ class Quota:
         """
         self._clock, self._epoch = clock, clock()
         self.dead_seconds = _DEAD_SECONDS
-        self._requests = Limit(requests_per_minute, reserve_calls=0.5, now=0.0)
-        self._tokens = Limit(tokens_per_minute, reserve_calls=1.0, now=0.0)
-        self._estimated_rate = EstimatedRate()
+        self._pace = Pace(requests_per_minute, tokens_per_minute)
         self._health = health or Health()
         self._adaptations: frozenset[str] = frozenset()
         self._needs_rates = max_cost_usd is not None and not has_price
@@ -117,7 +114,6 @@ class Quota:
         self._failure: DistillError | None = None
         self._is_on_hold = False
         self._lost_calls = self._lost_workers = 0
-        self._started = 0.0, 0.0
         self._estimate: TokenEstimate | None = None
         self._estimated_from = 0
         self._joined_at: float | None = None
@@ -137,7 +133,7 @@ class Quota:
     def renew(self, name: str, tally: Tally) -> Lease:
         """Counts a worker's tally and returns its next lease."""
         lease = self._renew(name, tally)
-        lease.started, lease.estimate = self._started, self._estimate
+        lease.started, lease.estimate = self._pace.started, self._estimate
         lease.adaptations, lease.answered = self._adaptations, self._totals.answered
         lease.is_outage, lease.rates = self._health.is_outage, self._rates
         return lease
@@ -168,7 +164,7 @@ class Quota:
         if self._waits_for_scout(now):
             worker.slots = worker.in_flight + int(worker.granted_calls)
             return Lease(worker.slots, [], _RENEW_SECONDS)
-        if self._is_unlimited:
+        if self._pace.is_unlimited and self._max_cost_usd is None:
             renew = _RENEW_SECONDS if worker.slots < worker.held else _HEARTBEAT_SECONDS
             return Lease(worker.slots, None, renew)
         delays, wait = self._grant(worker, tally.waiting, now)
@@ -196,15 +192,14 @@ class Quota:
         self._is_on_hold = not may_start
         self._owner_seen = now
         self._expire_workers(now)
-        requests = [self._requests.per_minute, self._estimated_rate.per_minute]
         storage_errors = (w.storage_error for w in self._workers.values() if w.storage_error)
         return Snapshot(
             Totals(**asdict(self._totals)),
             len(self._workers),
             self._in_flight,
             int(self._window),
-            min((limit for limit in requests if limit is not None), default=None),
-            self._tokens.per_minute,
+            self._pace.requests_per_minute,
+            self._pace.tokens_per_minute,
             max(0.0, self._paused_until - now),
             self._failure,
             next(storage_errors, None),
@@ -218,13 +213,10 @@ class Quota:
         )
 
     @property
-    def _is_unlimited(self) -> bool:
-        return (
-            self._requests.per_minute is None
-            and self._tokens.per_minute is None
-            and not self._estimated_rate.is_active
-            and self._max_cost_usd is None
-        )
+    def _granted(self) -> Amount:
+        """What is granted, and not started yet."""
+        workers = self._workers.values()
+        return sum(w.granted_calls for w in workers), sum(w.granted_tokens for w in workers)
 
     @property
     def _in_flight(self) -> int:
@@ -239,17 +231,14 @@ class Quota:
         worker.in_flight, worker.demand = tally.in_flight, tally.demand
         worker.storage_error, worker.resting = tally.storage_error, tally.resting
         worker.granted_calls, worker.granted_tokens = tally.granted
-        self._started = add(self._started, tally.started)
         self._totals.add(tally.totals)
         self._update_estimate(*tally.usage)
         self._spent_usd += tally.totals.cost_usd
         requests, tokens, usd = tally.returned
         worker.reserved_usd = max(0.0, worker.reserved_usd - tally.released_usd - usd)
-        self._requests.give_back(requests, now)
-        self._tokens.give_back(tokens, now)
-        answered = tally.totals.answered
-        self._tokens.correct(tally.token_correction, answered, now)
-        self._estimated_rate.accept(answered, now)
+        self._pace.give_back(requests, tokens, now)
+        answered, accepted = tally.totals.answered, tally.totals.calls - tally.totals.throttled
+        self._pace.count(tally.started, accepted, tally.token_correction, now)
         self._adaptations |= tally.adaptations
         self._rates = min_rates(self._rates, tally.rates)
         if answered:
@@ -262,6 +251,7 @@ class Quota:
             self._apply_headers(*tally.headers, now)
         for age_seconds, retry_after in tally.throttles:
             self._throttle(now - age_seconds, retry_after, now)
+        self._pace.learn(now)
         for refusal in tally.refusals:
             self._health.refuse(refusal)
         for fault in tally.faults:
@@ -293,26 +283,25 @@ class Quota:
             return
         is_new = sent_at > self._headers_sent_at + AT_ONCE_SECONDS
         self._headers_sent_at = max(self._headers_sent_at, sent_at)
-        calls_since, tokens_since = self._started[0] - started[0], self._started[1] - started[1]
-        for worker in self._workers.values():
-            calls_since += worker.granted_calls
-            tokens_since += worker.granted_tokens
-        requests = h.requests_limit, h.requests_remaining, h.requests_reset_seconds
-        tokens = h.tokens_limit, h.tokens_remaining, h.tokens_reset_seconds
-        self._requests.apply_headers(requests, calls_since, calls_since, age, is_new, now)
-        self._tokens.apply_headers(tokens, tokens_since, calls_since, age, is_new, now)
+        since = [
+            now_started - then + granted
+            for now_started, then, granted in zip(
+                self._pace.started, started, self._granted, strict=True
+            )
+        ]
+        self._pace.apply_headers(h, (since[0], since[1]), age, is_new, now)
 
     def _throttle(self, sent_at: float, retry_after: float | None, now: float) -> None:
         """Counts a 429; those of calls sent before the episode started belong to it."""
-        limits = self._requests, self._tokens
-        is_explained = any(limit.explains(sent_at, now) for limit in limits)
-        headers_help = is_explained and self._strikes < _STRIKES
+        tokens = (self._estimate or TokenEstimate()).completion
+        is_explained = self._pace.refuse(tokens, sent_at, retry_after, now)
+        headers_help = self._pace.has_window or (is_explained and self._strikes < _STRIKES)
         adapts_window = retry_after is None and not headers_help
         if retry_after is not None:
             self._paused_until = max(self._paused_until, now + retry_after * _RETRY_MARGIN)
         if sent_at < self._episode_start:
             if now > self._episode_start:  # it was counted as accepted
-                self._estimated_rate.correct_refused()
+                self._pace.correct_refused()
                 self._room -= 1
                 if adapts_window:
                     self._window = max(1.0, min(self._window, self._room))
@@ -322,11 +311,12 @@ class Quota:
         self._health.throttle(now)
         if adapts_window:
             self._window = max(1.0, min(self._window * _DECREASE, self._room))
+        is_smoothed = self._pace.smooth(now)
         if retry_after is None:
             self._pause_longer(now)
-        elif not headers_help:
+        elif not headers_help and not is_smoothed:
             pause = self._paused_until - now
-            self._estimated_rate.note_exhausted(self._in_flight, pause, now)
+            self._pace.note_exhausted(self._in_flight, pause, now)
 
     def _pause_longer(self, now: float) -> None:
         """Exponential backoff while there is no answer between 429s."""
@@ -355,19 +345,13 @@ class Quota:
         wait = 0.0
         room = worker.slots * 3 // 2 - worker.in_flight - int(worker.granted_calls)
         for tokens, usd in waiting[: max(room, 1)]:
-            wait = max(
-                self._requests.delay(1, now),
-                self._tokens.delay(tokens, now),
-                self._estimated_rate.delay(now),
-            )
+            wait = self._pace.delay(tokens, self._granted, now)
             if wait > HORIZON_SECONDS:
                 break
             if not self._reserve(worker, usd):
                 wait = _RENEW_SECONDS
                 break
-            self._requests.take(1, now)
-            self._tokens.take(tokens, now)
-            self._estimated_rate.take(now)
+            self._pace.take(tokens, now)
             worker.granted_calls += 1
             worker.granted_tokens += tokens
             delays.append(wait)

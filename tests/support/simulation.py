@@ -4,6 +4,7 @@ import asyncio
 import math
 import random
 import selectors
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -100,6 +101,33 @@ class Window(Bucket):
 
     def seconds_until(self, amount: float) -> float:
         return 60 - now() % 60 if amount > self.level() else 0.0
+
+
+class Log(Bucket):
+    """A sliding window: at most so much in any `seconds`, as Envoy, Kong and others count."""
+
+    def __init__(self, per_minute: float, seconds: float = 60.0) -> None:
+        super().__init__(per_minute, burst=per_minute * seconds / 60)
+        self.seconds = seconds
+        self._taken: deque[tuple[float, float]] = deque()
+        self._sum = 0.0
+
+    def level(self) -> float:
+        while self._taken and self._taken[0][0] <= now() - self.seconds:
+            self._sum -= self._taken.popleft()[1]
+        return self.burst - self._sum
+
+    def take(self, amount: float) -> None:
+        self._taken.append((now(), amount))
+        self._sum += amount
+
+    def seconds_until(self, amount: float) -> float:
+        missing = min(amount, self.burst) - self.level()
+        for at, taken in self._taken if missing > 0 else ():
+            missing -= taken
+            if missing <= 0:
+                return at + self.seconds - now()
+        return 0.0
 
 
 @dataclass
