@@ -321,7 +321,7 @@ def test_429s_without_an_answer_between_pause_longer_and_longer():
     for _ in range(10):
         clock.now += 60
         pauses.append(refuse(quota, 0.1, calls=1).pause_seconds)
-    assert pauses == [0, 0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    assert pauses == [0, 0.5, 1, 2, 3, 3, 3, 3, 3, 3]
     clock.now += 60
     answer(quota)
     assert refuse(quota, 0.1, calls=1).pause_seconds == 0
@@ -585,7 +585,7 @@ def test_a_sliding_window_is_learned_with_its_length(seconds, told, headers):
     result = run(work(server, told, calls=round(RATE * (1 + seconds / 60))))
     paces = told and not headers  # a configured limit is kept evenly, without the burst
     assert result.ratio <= (2.1 if paces and seconds == 60 else 1.25 if paces else 1.2)
-    assert result.throttled <= (0.003 if headers else 0.01)
+    assert result.throttled <= (0.003 if headers or told else 0.02)  # 4 of each 200
 
 
 def test_a_window_s_limit_in_the_headers_is_no_minute_s():

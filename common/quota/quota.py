@@ -46,7 +46,7 @@ _DEAD_SECONDS = 20.0
 """A worker without a tally for this long has crashed: its calls count as paid."""
 _INCREASE, _DECREASE = 0.1, 0.85
 """The window's growth in calls per window of answers, and its factor per congestion episode."""
-_PAUSE_SECONDS = 0.5, 30.0
+_PAUSE_SECONDS = 0.5, 3.0
 _RETRY_MARGIN = 1.01
 """A factor on Retry-After, so that no call arrives just before the quota is back."""
 _SCOUT_SECONDS = 3.0

@@ -20,6 +20,8 @@ _SETTLED_SECONDS = 0.5
 """After that, the calls in flight at a 429 have ended, and the log says what was accepted."""
 _CAUTION, _MARGIN_SECONDS = 0.998, 0.03
 """A factor on the limit after a 429 for a full window; how much longer the window is taken for."""
+_SLACK = 0.01
+"""The share by which a limit that nobody tells is overdrawn, for a 429 rather than a rest unused."""
 _MOST_STRIKES = 3
 """It is no window of ours if it refuses so often while it is not full."""
 
@@ -30,10 +32,11 @@ class Window:
     def __init__(self) -> None:
         self.seconds: float | None = None
         """The window's length, None until it is learned."""
-        self._limit = 0.0
+        self._limit, self._is_exact = 0.0, False
         self._log: deque[list[float]] = deque()
         self._first_at: float | None = None
         self._full: tuple[float, float | None] | None = None
+        self._refused_at = 0.0
         self._strikes = 0
 
     @property
@@ -68,11 +71,12 @@ class Window:
             entry[1] -= min(amount, entry[1])
         if self.seconds is None:
             self._full = self._full or (sent_at, wait_seconds)
+            self._refused_at = max(self._refused_at, sent_at)
         elif self._count(sent_at - self.seconds, sent_at) < 0.9 * self._limit:
             self._strikes += 1
             if self._strikes >= _MOST_STRIKES:
                 self.seconds = None
-        else:
+        elif self._is_exact or wait_seconds is None:
             self._limit *= _CAUTION
 
     def learn(self, per_minute: float | None, told: float | None, now: float) -> bool:
@@ -82,14 +86,24 @@ class Window:
         """
         if self._full is None or now < self._full[0] + _SETTLED_SECONDS:
             return False
-        (sent_at, wait), self._full = self._full, None
+        sent_at, wait = self._full
+        heard_at = None
+        if wait is None:  # the server does not tell: wait until it answers again
+            heard_at = self._find_first(self._refused_at, now - _SETTLED_SECONDS)
+            if heard_at is None:
+                return False
+        self._full = None
         if self._strikes >= _MOST_STRIKES:
             return False
         for seconds in _LENGTHS:
             begin = sent_at - seconds
             used = self._count(begin, sent_at + _SETTLED_SECONDS)
-            oldest = next((at for at, n in self._log if at > begin and n > 0), sent_at)
-            if not self._fits(seconds, oldest, sent_at, wait):
+            oldest = self._find_first(begin, sent_at) or sent_at
+            if heard_at is not None:
+                fits = self._refused_at < oldest + seconds < heard_at
+            else:
+                fits = self._fits(seconds, oldest, sent_at, wait)
+            if not fits:
                 continue
             limits = [per_minute * seconds / 60] if per_minute else []
             limits += [told] if told else []
@@ -97,9 +111,16 @@ class Window:
                 limits = [used]
             for limit in limits:
                 if abs(used - limit) <= _TOLERANCE * limit + _AMOUNTS < limit:
+                    self._is_exact = bool(per_minute or told)
                     self.seconds, self._limit = seconds, limit
+                    if not self._is_exact and wait is not None:
+                        self._limit += limit * _SLACK + 1
                     return True
         return False
+
+    def _find_first(self, after: float, until: float) -> float | None:
+        """When the first call in a time was accepted; None if none was."""
+        return next((at for at, n in self._log if after < at <= until and n > 0), None)
 
     def _fits(self, seconds: float, oldest: float, sent_at: float, wait: float | None) -> bool:
         """Whether the server's wait is when the oldest drops out of a window of that length."""

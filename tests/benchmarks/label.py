@@ -7,6 +7,7 @@
 
 throughput  the job, bespokelabs-curator and the bare openai client, by turns
 quota       wall time over the optimum, and the share of 429s, where the teacher has a quota
+windows     the same by the way in which the server counts, in virtual time (half a minute)
 memory      peak memory and time a row by number of rows, and a rerun of each finished run
             (how long resuming nothing takes: --sizes 100000 for that alone)
 
@@ -29,8 +30,14 @@ from tests.benchmarks.measure import (
 from tests.benchmarks.memory import measure_memory
 from tests.benchmarks.quota import measure_quota
 from tests.benchmarks.throughput import SYSTEMS, measure_throughput
+from tests.benchmarks.windows import measure_windows
 
-PARTS = {"throughput": measure_throughput, "quota": measure_quota, "memory": measure_memory}
+PARTS = {
+    "throughput": measure_throughput,
+    "quota": measure_quota,
+    "windows": measure_windows,
+    "memory": measure_memory,
+}
 
 
 def main() -> None:
