@@ -156,6 +156,34 @@ def test_chat():
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] > 0
 
 
+def test_several_samples_in_one_request():
+    _, _, content = call("POST", "chat/completions", make_chat(n=3))
+    assert [choice["message"]["content"] for choice in content["choices"]] == [RIGHT] * 3
+    assert [choice["index"] for choice in content["choices"]] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "parameter"),
+    [({"max_tokens": 9}, "max_tokens"), ({"temperature": 0}, "temperature")],
+)
+def test_the_reasoning_style_refuses_what_such_models_refuse(fields, parameter):
+    stand_in = StandIn(is_reasoning=True)
+    status, _, content = call("POST", "chat/completions", make_chat(**fields), stand_in)
+    assert (status, content["error"]["param"]) == (400, parameter)
+
+
+def test_the_reasoning_style_thinks_before_it_answers():
+    stand_in = StandIn(is_reasoning=True)
+    _, _, content = call("POST", "chat/completions", make_chat(), stand_in)
+    (choice,) = content["choices"]
+    assert choice["message"]["content"] == RIGHT
+    assert choice["message"]["reasoning_content"]
+    assert content["usage"]["completion_tokens_details"]["reasoning_tokens"] > 5
+    _, _, content = call("POST", "chat/completions", make_chat(max_completion_tokens=5), stand_in)
+    (choice,) = content["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("", "length")
+
+
 def test_completions_in_llama_2_markers():
     prompt = load_task("gec").make_completion_prompt(WRONG)
     status, _, content = call("POST", "completions", {"model": "stand-in", "prompt": prompt})

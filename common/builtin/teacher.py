@@ -2,7 +2,7 @@
 
 It answers the last user message (or the text before the last [/INST] of a completions prompt) with
 `correction.correct`. `python -m common.builtin.teacher --port 8001` serves until its standard input
-ends.
+ends; with `--reasoning` as a reasoning model does.
 """
 
 import argparse
@@ -34,8 +34,14 @@ class StandIn:
         answer: Callable[[str], str] = correct,
         requests_per_minute: int = _DEFAULT_REQUESTS_PER_MINUTE,
         clock: Callable[[], float] = time.monotonic,
+        is_reasoning: bool = False,
     ) -> None:
+        """If it `is_reasoning`, it behaves as reasoning models do.
+
+        It refuses `max_tokens` and a temperature, thinks before it answers, and tells its cost.
+        """
         self._answer, self._limit, self._clock = answer, requests_per_minute, clock
+        self._is_reasoning = is_reasoning
         self._left, self._window_start = requests_per_minute, clock()
         self.served = 0
 
@@ -61,14 +67,19 @@ class StandIn:
             prompt = body["messages"][-1]["content"] if is_chat else body["prompt"]
             if not isinstance(prompt, str):
                 raise TypeError("the prompt is not a string")
-            int(body.get("max_tokens") or 0)
+            _read_limit(body)
+            int(body.get("n") or 1)
         except (ValueError, KeyError, IndexError, TypeError):
             message = "messages, prompt or max_tokens is missing or of the wrong type"
             return _refuse(400, "invalid_request", message, headers)
         if body.get("model") != MODEL:
             return _refuse(404, "model_not_found", f"no model {body.get('model')!r}", headers)
+        if self._is_reasoning and (refused := _find_refused(body)):
+            return _refuse(400, "unsupported_parameter", _REFUSALS[refused], headers, refused)
         text = prompt if is_chat else _last_instruction(prompt)
-        content = make_completion(text, self._answer(text), body, is_chat, len(str(body)))
+        content = make_completion(
+            text, self._answer(text), body, is_chat, len(str(body)), self._is_reasoning
+        )
         self.served += 1
         return web.json_response(content, headers=headers)
 
@@ -87,29 +98,61 @@ class StandIn:
         return headers if allowed else headers | {"retry-after": str(math.ceil(reset))}
 
 
+_REFUSALS = {
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+    "'max_completion_tokens' instead.",
+    "temperature": "Unsupported value: 'temperature' does not support any value but 1 with this "
+    "model. Only the default (1) value is supported.",
+}
+_THOUGHT = "The text is {characters} characters long. I correct what is wrong, and nothing else."
+
+
+def _find_refused(body: dict[str, Any]) -> str | None:
+    """The parameter that a reasoning model refuses first."""
+    if "max_tokens" in body:
+        return "max_tokens"
+    return "temperature" if body.get("temperature", 1) != 1 else None
+
+
+def _read_limit(body: dict[str, Any]) -> int:
+    return int(body.get("max_completion_tokens") or body.get("max_tokens") or 4096)
+
+
 def make_completion(
-    text: str, response: str, body: dict[str, Any], is_chat: bool, prompt_characters: int
+    text: str,
+    response: str,
+    body: dict[str, Any],
+    is_chat: bool,
+    prompt_characters: int,
+    is_reasoning: bool = False,
 ) -> dict[str, Any]:
     """A response body of the API; four characters count as a token."""
-    limit = 4 * int(body.get("max_tokens") or 4096)
+    thought = _THOUGHT.format(characters=len(text)) if is_reasoning else ""
+    limit = 4 * _read_limit(body) - len(thought)
     finish_reason = "stop" if len(response) <= limit else "length"
-    response = response[:limit]
-    content = {"message": {"role": "assistant", "content": response}}
-    prompt_tokens, completion_tokens = prompt_characters // 4, len(response) // 4 + 1
+    response, thought = response[: max(0, limit)], thought[: len(thought) + min(0, limit)]
+    message = {"role": "assistant", "content": response}
+    content = {"message": message | ({"reasoning_content": thought} if thought else {})}
+    samples = int(body.get("n") or 1)
+    prompt_tokens, reasoning_tokens = prompt_characters // 4, len(thought) // 4
+    completion_tokens = samples * (len(response) // 4 + 1 + reasoning_tokens)
     return {
         "id": f"stand-in-{uuid.uuid4().hex[:12]}",
         "object": "chat.completion" if is_chat else "text_completion",
         "created": int(time.time()),
         "model": body["model"],
         "choices": [
-            {"index": 0, "finish_reason": finish_reason}
+            {"index": index, "finish_reason": finish_reason}
             | (content if is_chat else {"text": response})
+            for index in range(samples)
         ],
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
-        },
+            "completion_tokens_details": {"reasoning_tokens": samples * reasoning_tokens},
+        }
+        | ({"cost": 0.0} if is_reasoning else {}),
     }
 
 
@@ -118,9 +161,11 @@ def _last_instruction(prompt: str) -> str:
     return before_end.split("[INST]")[-1].split("<</SYS>>")[-1].strip()
 
 
-def _refuse(status: int, code: str, message: str, headers: dict[str, str]) -> web.Response:
-    error = {"error": {"message": message, "type": "stand_in_error", "code": code}}
-    return web.json_response(error, status=status, headers=headers)
+def _refuse(
+    status: int, code: str, message: str, headers: dict[str, str], parameter: str | None = None
+) -> web.Response:
+    error = {"message": message, "type": "stand_in_error", "code": code, "param": parameter}
+    return web.json_response({"error": error}, status=status, headers=headers)
 
 
 @contextmanager
@@ -148,8 +193,9 @@ def running_stand_in(host: str = "127.0.0.1") -> Iterator[str]:
         process.stdout.close()
 
 
-async def _serve(host: str, port: int, requests_per_minute: int) -> None:
-    app = StandIn(requests_per_minute=requests_per_minute).make_app()
+async def _serve(host: str, port: int, requests_per_minute: int, is_reasoning: bool) -> None:
+    stand_in = StandIn(requests_per_minute=requests_per_minute, is_reasoning=is_reasoning)
+    app = stand_in.make_app()
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, host, port)
@@ -164,5 +210,6 @@ if __name__ == "__main__":
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0: all interfaces")
     parser.add_argument("--port", type=int, default=0, help="0: any free port; it is printed")
     parser.add_argument("--requests-per-minute", type=int, default=_DEFAULT_REQUESTS_PER_MINUTE)
-    arguments = parser.parse_args()
-    asyncio.run(_serve(arguments.host, arguments.port, arguments.requests_per_minute))
+    parser.add_argument("--reasoning", action="store_true", help="behave as reasoning models do")
+    given = parser.parse_args()
+    asyncio.run(_serve(given.host, given.port, given.requests_per_minute, given.reasoning))

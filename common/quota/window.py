@@ -21,7 +21,7 @@ _SETTLED_SECONDS = 0.5
 _CAUTION, _MARGIN_SECONDS = 0.998, 0.03
 """A factor on the limit after a 429 for a full window; how much longer the window is taken for."""
 _SLACK = 0.01
-"""The share by which a limit that nobody tells is overdrawn, for a 429 rather than a rest unused."""
+"""The share by which a limit that nobody tells is overdrawn: a 429 rather than a rest unused."""
 _MOST_STRIKES = 3
 """It is no window of ours if it refuses so often while it is not full."""
 
