@@ -23,6 +23,7 @@ from common.run.run import Run
 from common.run.storage import RunStorage
 from common.tasks.task import Task
 from common.teacher import client
+from common.teacher.listing import find_end
 from support.fake_teacher import make_body, refuse, running_teacher
 
 
@@ -429,3 +430,31 @@ def test_a_cap_without_any_price_costs_one_call(label):
         with pytest.raises(SettingsError, match="needs a price"):
             label(teacher.url, list_texts(100), LABEL__MAX_COST_USD=0.5)
         assert len(teacher.bodies) == 1
+
+
+def test_a_higher_limit_asks_again_only_for_what_was_cut_off(label):
+    def answer(text, call):
+        is_cut = text.endswith("3") and teacher.bodies[call - 1]["max_tokens"] < 100
+        return web.json_response(make_body("half", finish_reason="length")) if is_cut else text
+
+    with running_teacher(answer) as teacher:
+        rows, _ = label(teacher.url, list_texts(30), TEACHER__MAX_TOKENS=50)
+        assert count(rows) == {"ok": 27, "length": 3}
+        rows, _ = label(teacher.url, list_texts(30), TEACHER__MAX_TOKENS=50)
+        assert len(teacher.bodies) == 30
+        rows, _ = label(teacher.url, list_texts(30), TEACHER__MAX_TOKENS=200)
+        assert count(rows) == {"ok": 30}
+        assert len(teacher.bodies) == 33
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"id": "big", "expiration_date": "2026-12-31"}, "expiration_date 2026-12-31"),
+        ({"id": "big", "deprecation": None}, None),
+        ({"id": "other", "deprecation": "soon"}, None),
+    ],
+)
+def test_a_model_that_ends_soon_is_told_of(entry, said):
+    assert find_end(json.dumps({"data": [entry]}), "big") == said
+    assert find_end("<html>", "big") is None

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 
 from common.labels.forecast import optimum_seconds
-from common.quota.protocol import Snapshot
+from common.quota.protocol import Snapshot, Totals
 from common.run.steps import LabelSummary
 from common.teacher.dialect import describe
 
 _LOG_SECONDS = 5.0
+_FORETELLING_SHARE = 0.01
+"""The share of the answers from which the whole cost is foretold, reasoning and all."""
 _RATE_SECONDS = 15.0
 """The rate is an average over this time."""
 
@@ -46,7 +48,8 @@ class Progress:
             self._marks.pop(0)
         (then, before), *_ = self._marks
         rate = (answered - before) / max(now - then, 1e-9)
-        left = max(0, self._calls - answered) / rate if rate else None
+        is_up = rate and not snapshot.outage
+        left = max(0, self._calls - answered) / rate if is_up else None
         line = f"{self._name}: {self._describe(snapshot, rate, left)}"
         if self._in_place:
             print(f"\r\033[K{line}", end="\n" if is_last else "", file=sys.stderr, flush=True)
@@ -75,7 +78,7 @@ class Progress:
             f"{totals.failed:,} failed" if totals.failed else "",
             f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s",
             f"{format_seconds(left)} left" if left is not None else "",
-            f"${totals.cost_usd:.4f}" if self._has_price or totals.cost_usd else "",
+            self._describe_cost(totals),
             f"429s: {totals.throttled}" if totals.throttled else "",
             f"retries: {totals.retries}" if totals.retries else "",
             f"paused for {snapshot.pause_seconds:.0f} s" if snapshot.pause_seconds >= 1 else "",
@@ -84,6 +87,15 @@ class Progress:
             snapshot.storage_error or "",
         ]
         return ", ".join(part for part in parts if part)
+
+    def _describe_cost(self, totals: Totals) -> str:
+        """The dollars so far, and in all if the rest costs as much; empty if they are unknown."""
+        if not (self._has_price or totals.cost_usd):
+            return ""
+        so_far, share = f"${totals.cost_usd:.4f}", totals.answered / max(self._calls, 1)
+        if not (totals.cost_usd and _FORETELLING_SHARE <= share < 1):
+            return so_far
+        return f"{so_far} of about ${totals.cost_usd / share:.2g}"
 
 
 def format_seconds(seconds: float) -> str:

@@ -13,7 +13,7 @@ from common.settings import Settings
 from common.teacher.costs import find_cost
 from common.teacher.journal import iterate_journal, write_lost
 from common.teacher.replies import Answer, Reply, read_answer
-from common.teacher.requests import bound_prompt_tokens, make_key, make_request
+from common.teacher.requests import bound_prompt_tokens, make_first_key, make_key, make_request
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,23 @@ def read_known(run: Run, examples: Sequence[Example]) -> Known:
     rows: dict[str, LabelRow] = {}
     replies: dict[str, Reply] = {}
     for example in examples if journal else []:
-        keys = make_keys(run.settings, make_request(run.settings.teacher, run.task, example.text))
-        found = {key: journal[key] for key in keys if key in journal}
-        if len(found) == len(keys):
+        found = _find(journal, run, example)
+        if len(found) == run.settings.label.samples:
             rows[example.id] = make_label(example, list(found.values()), run.task)
         else:
             replies |= found
     return Known(rows, replies, cost_usd)
+
+
+def _find(journal: dict[str, Reply], run: Run, example: Example) -> dict[str, Reply]:
+    """An example's replies by key, also those that version 0.1 has journaled under another."""
+    body = make_request(run.settings.teacher, run.task, example.text)
+    found = {}
+    for sample, key in enumerate(make_keys(run.settings, body)):
+        reply = journal.get(key) or journal.get(make_first_key(run.settings.teacher, body, sample))
+        if reply is not None:
+            found[key] = reply
+    return found
 
 
 def resume(run: Run, examples: Sequence[Example]) -> Known:
@@ -85,9 +95,9 @@ def _charge(
     return len(lost)
 
 
-def read_answered(storage: RunStorage) -> dict[str, Reply]:
-    """The journal's usable replies, by key."""
-    return _choose((reply, read_answer(reply)) for reply in iterate_journal(storage))
+def read_answered(storage: RunStorage, max_tokens: int) -> dict[str, Reply]:
+    """The journal's usable replies, by key; `max_tokens` is the limit of a response's length."""
+    return _choose(((reply, read_answer(reply)) for reply in iterate_journal(storage)), max_tokens)
 
 
 def _read_paid(run: Run) -> tuple[dict[str, Reply], float]:
@@ -109,14 +119,19 @@ def _read_paid(run: Run) -> tuple[dict[str, Reply], float]:
                 cost_usd += find_cost(price, reply, answer, max_tokens)
             yield reply, answer
 
-    replies = _choose(iterate())
+    replies = _choose(iterate(), max_tokens)
     return replies, cost_usd
 
 
-def _choose(pairs: Iterable[tuple[Reply, Answer]]) -> dict[str, Reply]:
-    """The usable replies by key; a finished answer is preferred to an unfinished one."""
+def _choose(pairs: Iterable[tuple[Reply, Answer]], max_tokens: int) -> dict[str, Reply]:
+    """The usable replies by key; a finished answer is preferred to an unfinished one.
+
+    One that was cut off at a lower limit than the present one is asked for again.
+    """
     chosen: dict[str, Reply] = {}
     for reply, answer in pairs:
+        if answer.error == "length" and 0 < reply.max_tokens < max_tokens:
+            continue
         if answer.is_final and (reply.key not in chosen or answer.error is None):
             chosen[reply.key] = reply
     return chosen

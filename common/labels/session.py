@@ -33,6 +33,7 @@ from common.signals import deferring_signals
 from common.teacher.connection import Connection
 from common.teacher.dialect import describe
 from common.teacher.journal import FOLDER as JOURNAL
+from common.teacher.listing import find_end
 
 _POLL_SECONDS = 0.25
 _BLIND_DRAIN_SECONDS = 3.0
@@ -191,16 +192,18 @@ def make_quota(run: Run, spent_usd: float, has_succeeded: bool = False) -> Quota
 
 
 def check_teacher(run: Run, url: str) -> None:
-    """Raises an InputError if nothing answers at the URL."""
+    """Warns of a model that ends soon. Raises an InputError if nothing answers at the URL."""
 
-    async def check() -> None:
+    async def check() -> str:
         connection = Connection(run.settings.teacher, url)
         try:
-            await connection.check()
+            return await connection.check()
         finally:
             await connection.close()
 
-    asyncio.run(check())
+    model = run.settings.teacher.model
+    if end := find_end(asyncio.run(check()), model):
+        log.warning("the teacher's API says that the model %r ends: %s", model, end)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ class Health:
         self._alike, self._alike_rows, self._refused = "", 0, 0
         self._suspicion: DistillError | None = None
         self._failing_rows = self._probes = 0
+        self._probe_at = 0.0
         self._down_since: float | None = None
         self._throttled_since: float | None = None
         self._message = ""
@@ -104,9 +105,11 @@ class Health:
                 f"({fault.message}); run again when it works, or raise "
                 f"DISTILL_TEACHER__{name}_SECONDS={longest:g}"
             )
-        first, most = _PROBE_SECONDS
-        self._probes += 1
-        return float(min(most, first * 2 ** (self._probes - 1)))
+        if now >= self._probe_at:  # else it is one of those that were in flight
+            first, most = _PROBE_SECONDS
+            self._probe_at = now + min(most, first * 2**self._probes)
+            self._probes += 1
+        return self._probe_at - now
 
     def throttle(self, now: float) -> None:
         """A call was throttled."""

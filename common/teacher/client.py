@@ -70,7 +70,7 @@ class Teacher:
 
     async def _ask(self, body: dict[str, Any], keys: Sequence[str]) -> list[Reply]:
         """Sends one request, as often as it takes; its choices belong to the keys in order."""
-        row = _Row(bound_prompt_tokens(body), self._settings.max_tokens * body.get("n", 1))
+        row = _Row(bound_prompt_tokens(body), self._settings.max_tokens, body.get("n", 1))
         size = count_characters(body)
         while True:
             goes_first = row.calls > 0 and not self._leases.is_outage  # each probe with another row
@@ -172,9 +172,9 @@ class Teacher:
         """The maximum dollars for a call; 0 if nothing is known of the price yet."""
         if self._price:
             tier = str(self._settings.extra_body.get("service_tier", ""))
-            return self._price.worst_cost(row.max_prompt_tokens, row.max_tokens, tier)
+            return self._price.worst_cost(row.max_prompt_tokens, row.limit * row.samples, tier)
         prompt, completion = self._leases.rates or (0.0, 0.0)
-        return row.max_prompt_tokens * prompt + row.max_tokens * completion
+        return row.max_prompt_tokens * prompt + row.limit * row.samples * completion
 
     def _count(
         self, outcome: Outcome, row: "_Row", reply: Reply, answer: Answer, response: Response
@@ -195,7 +195,7 @@ class Teacher:
             totals.completion_tokens = usage.completion_tokens
             totals.reasoning_tokens = usage.reasoning_tokens
             outcome.used_tokens = usage.prompt_tokens + usage.completion_tokens
-            totals.cost_usd = find_cost(self._price, reply, answer, row.max_tokens)
+            totals.cost_usd = find_cost(self._price, reply, answer, row.limit * row.samples)
         if self._needs_cost and answer.is_final and outcome.rates is None:
             require_price(None, self._settings)
 
@@ -208,7 +208,9 @@ class _Row:
     """A request's history."""
 
     max_prompt_tokens: int
-    max_tokens: int
+    limit: int
+    """Of a response's length, in tokens."""
+    samples: int
     calls: int = 0
     attempts: int = 0
     """The calls that count towards `teacher.max_attempts`."""
@@ -231,6 +233,7 @@ class _Row:
             self.attempts + 1,
             self.waited(now),
             self.max_prompt_tokens,
+            self.limit,
             response.cost_usd,
         )
 

@@ -17,10 +17,10 @@ import openai
 
 from common.errors import InputError
 from common.quota.protocol import Headers
-from common.settings import TeacherSettings
+from common.settings import BUILTIN, TeacherSettings
 from common.teacher.rate_limits import parse_number, parse_retry_after, parse_seconds, read_headers
 
-_CHECK_ATTEMPTS = 3
+_CHECK_ATTEMPTS, _CHECK_SECONDS = 3, 10.0
 _METHOD_LOSING = (301, 302, 303)
 """Redirects after which a POST becomes a GET."""
 _SHORTEST_SECRET, _SHORTEST_IN_ANSWER = 4, 12
@@ -54,13 +54,14 @@ class Connection:
 
     def __init__(self, settings: TeacherSettings, url: str) -> None:
         self._settings, self._parts = settings, urlsplit(url)
+        self._is_local = settings.base_url == BUILTIN or _is_loopback(self._parts.hostname)
         slots = settings.max_concurrency
         # The package's transport and headers, without its request options, retries and models,
         # which take more CPU time than everything else (tests/benchmarks/label.py).
         self._http = openai.DefaultAioHttpClient(
             timeout=None,  # `post` limits the whole call
             limits=httpx2.Limits(max_connections=slots, max_keepalive_connections=slots),
-            trust_env=not _is_loopback(self._parts.hostname),  # a proxy cannot reach it
+            trust_env=not self._is_local,  # a proxy cannot reach it
             verify=_find_certificates(),
         )
         key = settings.api_key.get_secret_value()
@@ -79,18 +80,23 @@ class Connection:
         """Closes the connections."""
         await self._http.aclose()
 
-    async def check(self) -> None:
-        """Raises an InputError if nothing answers at the URL. What answers is not judged here."""
+    async def check(self) -> str:
+        """The listing of models, or what else answers: it is not judged here.
+
+        Raises an InputError if nothing answers at the URL.
+        """
         for attempt in range(_CHECK_ATTEMPTS):
             try:
-                async with asyncio.timeout(self._settings.timeout_seconds):
-                    await self._http.get(self._make_url("/models"), headers=self._headers)
-                return
-            except (httpx2.HTTPError, TimeoutError) as error:
+                async with asyncio.timeout(_CHECK_SECONDS):
+                    url = self._make_url("/models")
+                    return (await self._http.get(url, headers=self._headers)).text
+            except TimeoutError:
+                return ""
+            except httpx2.HTTPError as error:
                 reason = self._describe(error)
             if attempt < _CHECK_ATTEMPTS - 1:
                 await asyncio.sleep(attempt + 0.5)
-        is_container = _is_loopback(self._parts.hostname) and Path("/.dockerenv").exists()
+        is_container = self._is_local and Path("/.dockerenv").exists()
         hint = "; localhost is this container itself" if is_container else ""
         raise InputError(
             f"DISTILL_TEACHER__BASE_URL={self._settings.base_url!r}: nothing answers there "
@@ -151,7 +157,7 @@ class Connection:
     def _find_proxy(self) -> str:
         """The proxy's address without its password, from the environment; empty if none."""
         host = self._parts.hostname or ""
-        if _is_loopback(host) or proxy_bypass(host):
+        if self._is_local or proxy_bypass(host):
             return ""
         proxies = getproxies()
         found = proxies.get(self._parts.scheme) or proxies.get("all") or ""

@@ -23,8 +23,9 @@ class Reply:
     """A raw reply.
 
     `http_status` is 0 if there was no response; then `body` is "timeout: …", "connection: …" or
-    "lost: …". `most_prompt_tokens` is an upper bound, for replies without usage. `cost_usd` is the
-    cost that a gateway's header tells, None without one.
+    "lost: …". `most_prompt_tokens` is an upper bound, for replies without usage. `max_tokens`
+    is the limit of the response's length, 0 if unknown. `cost_usd` is the cost that a gateway's
+    header tells, None without one.
     """
 
     key: str
@@ -33,6 +34,7 @@ class Reply:
     attempts: int
     seconds: float
     most_prompt_tokens: int = 0
+    max_tokens: int = 0
     cost_usd: float | None = None
 
 

@@ -292,7 +292,9 @@ class Chaos:
 
     def _note_durable(self) -> None:
         """Every answer that was durable once is still the one that counts."""
-        now = {key: reply.body for key, reply in read_answered(RunStorage(self.settings)).items()}
+        now = {
+            key: reply.body for key, reply in read_answered(RunStorage(self.settings), 512).items()
+        }
         for key, body in self._durable.items():
             if now.get(key) != body:
                 self.problems.append(f"a durable answer changed: {body} is {now.get(key)}")

@@ -87,7 +87,8 @@ class LabelActor:
             return make_label_table([])
         examples = [Example(**row) for row in batch.to_pylist()]
         if await self._keeper.start_block.remote(examples[0].id):
-            worker.add_known(await asyncio.to_thread(read_answered, run.storage))
+            limit = run.settings.teacher.max_tokens
+            worker.add_known(await asyncio.to_thread(read_answered, run.storage, limit))
         try:
             return make_label_table(await worker.label(examples))
         except DistillError:
