@@ -1,6 +1,7 @@
 # make run      the whole workflow on the built-in parts: no key, no GPU, no hub (3 to 5 minutes)
 # make test     all tests but       make test-containers   the image, compose, pods, a Ray cluster
 # make check    style and types
+# make test-peers   real gateways and clients of others, in an environment of their own
 # make bench-label   the label job against curator, its quotas, its memory (tests/benchmarks)
 # make bench-train   the train job against the reference's way; make ablation: what its settings are worth
 # make bench-evaluate  how quickly a student answers, against one prompt at a time
@@ -14,7 +15,7 @@ VENV ?= .venv
 python := $(VENV)/bin/python
 torch := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: help install run test test-containers bench-label bench-train bench-evaluate ablation check format \
+.PHONY: help install run test test-containers test-peers bench-label bench-train bench-evaluate ablation check format \
   settings-table constraints k8s-run check-k8s clean
 
 help:
@@ -31,10 +32,16 @@ run: $(VENV)/.installed
 	$(python) -m jobs.pipeline
 
 test: $(VENV)/.installed
-	$(python) -m pytest -m "not containers and not k8s" --numprocesses=2 --dist=worksteal
+	$(python) -m pytest -m "not containers and not k8s and not peers" --numprocesses=2 --dist=worksteal
 
 test-containers: $(VENV)/.installed
 	$(python) -m pytest tests/containers
+
+# What cannot be installed is skipped.
+test-peers: $(VENV)/.installed
+	test -d build/peers || $(PYTHON) -m venv build/peers
+	build/peers/bin/pip install --quiet 'litellm[proxy]==1.110.2' || true
+	$(python) -m pytest tests/peers
 
 check: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .

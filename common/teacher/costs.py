@@ -8,9 +8,9 @@ Rates = tuple[float, float]
 
 
 def find_told_cost(reply: Reply, answer: Answer) -> float | None:
-    """The dollars that the provider, or a gateway, says; None if neither does."""
-    told = answer.usage.cost_usd if answer.usage else None
-    return reply.cost_usd if told is None else told
+    """The dollars that the provider or a gateway says, the higher figure; None if neither does."""
+    told = (reply.cost_usd, answer.usage.cost_usd if answer.usage else None)
+    return max((cost for cost in told if cost is not None), default=None)
 
 
 def find_cost(price: Price | None, reply: Reply, answer: Answer, max_tokens: int) -> float:
