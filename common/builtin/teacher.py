@@ -1,8 +1,8 @@
 """The stand-in teacher: an OpenAI-compatible HTTP server on loopback that corrects by rules.
 
 It answers the last user message (or the text before the last [/INST] of a completions prompt) with
-`correction.correct`. `python -m common.builtin.teacher --port 8001` serves until its standard input
-ends; with `--reasoning` as a reasoning model does.
+`correction.correct`, alone or in batches. `python -m common.builtin.teacher --port 8001` serves
+until its standard input ends; with `--reasoning` as a reasoning model does.
 """
 
 import argparse
@@ -19,11 +19,13 @@ from typing import Any
 
 from aiohttp import web
 
+from common.builtin.batches import Batches
 from common.builtin.correction import correct
 from common.errors import DistillError
 
 MODEL = "stand-in"
 _DEFAULT_REQUESTS_PER_MINUTE = 120_000
+_LARGEST_UPLOAD = 256 << 20
 
 
 class StandIn:
@@ -43,14 +45,16 @@ class StandIn:
         self._answer, self._limit, self._clock = answer, requests_per_minute, clock
         self._is_reasoning = is_reasoning
         self._left, self._window_start = requests_per_minute, clock()
+        self.batches = Batches(self._answer_one, clock=clock)
         self.served = 0
 
     def make_app(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(client_max_size=16 << 20)
+        app = web.Application(client_max_size=_LARGEST_UPLOAD)
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_post("/v1/completions", self._complete)
+        self.batches.add_routes(app.router)
         return app
 
     async def _list_models(self, request: web.Request) -> web.Response:
@@ -60,28 +64,36 @@ class StandIn:
     async def _complete(self, request: web.Request) -> web.Response:
         headers = self._take_quota()
         if "retry-after" in headers:
-            return _refuse(429, "rate_limit_exceeded", "the request quota is used up", headers)
+            status, content = _make_error(429, "rate_limit_exceeded", "the quota is used up")
+            return web.json_response(content, status=status, headers=headers)
         try:
             body = json.loads(await request.read())
-            is_chat = request.path.endswith("/chat/completions")
+        except ValueError:
+            body = None
+        status, content = self._answer_one(body, request.path)
+        return web.json_response(content, status=status, headers=headers)
+
+    def _answer_one(self, body: Any, path: str) -> tuple[int, dict[str, Any]]:
+        """The status and the response for one request."""
+        is_chat = path.endswith("/chat/completions")
+        try:
             prompt = body["messages"][-1]["content"] if is_chat else body["prompt"]
             if not isinstance(prompt, str):
                 raise TypeError("the prompt is not a string")
             _read_limit(body)
             int(body.get("n") or 1)
-        except (ValueError, KeyError, IndexError, TypeError):
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             message = "messages, prompt or max_tokens is missing or of the wrong type"
-            return _refuse(400, "invalid_request", message, headers)
+            return _make_error(400, "invalid_request", message)
         if body.get("model") != MODEL:
-            return _refuse(404, "model_not_found", f"no model {body.get('model')!r}", headers)
+            return _make_error(404, "model_not_found", f"no model {body.get('model')!r}")
         if self._is_reasoning and (refused := _find_refused(body)):
-            return _refuse(400, "unsupported_parameter", _REFUSALS[refused], headers, refused)
+            return _make_error(400, "unsupported_parameter", _REFUSALS[refused], refused)
         text = prompt if is_chat else _last_instruction(prompt)
-        content = make_completion(
+        self.served += 1
+        return 200, make_completion(
             text, self._answer(text), body, is_chat, len(str(body)), self._is_reasoning
         )
-        self.served += 1
-        return web.json_response(content, headers=headers)
 
     def _take_quota(self) -> dict[str, str]:
         now = self._clock()
@@ -161,11 +173,11 @@ def _last_instruction(prompt: str) -> str:
     return before_end.split("[INST]")[-1].split("<</SYS>>")[-1].strip()
 
 
-def _refuse(
-    status: int, code: str, message: str, headers: dict[str, str], parameter: str | None = None
-) -> web.Response:
+def _make_error(
+    status: int, code: str, message: str, parameter: str | None = None
+) -> tuple[int, dict[str, Any]]:
     error = {"message": message, "type": "stand_in_error", "code": code, "param": parameter}
-    return web.json_response({"error": error}, status=status, headers=headers)
+    return status, {"error": error}
 
 
 @contextmanager
@@ -193,8 +205,11 @@ def running_stand_in(host: str = "127.0.0.1") -> Iterator[str]:
         process.stdout.close()
 
 
-async def _serve(host: str, port: int, requests_per_minute: int, is_reasoning: bool) -> None:
+async def _serve(
+    host: str, port: int, requests_per_minute: int, is_reasoning: bool, batch_seconds: float
+) -> None:
     stand_in = StandIn(requests_per_minute=requests_per_minute, is_reasoning=is_reasoning)
+    stand_in.batches.seconds = batch_seconds
     app = stand_in.make_app()
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
@@ -211,5 +226,7 @@ if __name__ == "__main__":
     parser.add_argument("--port", type=int, default=0, help="0: any free port; it is printed")
     parser.add_argument("--requests-per-minute", type=int, default=_DEFAULT_REQUESTS_PER_MINUTE)
     parser.add_argument("--reasoning", action="store_true", help="behave as reasoning models do")
+    parser.add_argument("--batch-seconds", type=float, default=0, help="time that a batch takes")
     given = parser.parse_args()
-    asyncio.run(_serve(given.host, given.port, given.requests_per_minute, given.reasoning))
+    limits = given.requests_per_minute, given.reasoning, given.batch_seconds
+    asyncio.run(_serve(given.host, given.port, *limits))
