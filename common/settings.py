@@ -214,6 +214,14 @@ class LabelSettings(Section):
     """The label job."""
 
     actors: int = Field(2, ge=1, description="Ray actors that share the calls.")
+    lane: Literal["online", "batch"] = Field(
+        "online", description="batch: OpenAI's Batch API, at half the price, within a day."
+    )
+    batch_requests: int = Field(50_000, ge=1, description="Requests per batch, at most.")
+    batch_megabytes: float = Field(200, gt=0, description="Size of a batch's file, at most.")
+    batch_wait_seconds: float = Field(
+        90_000, ge=0, description="How long to wait for batches; then run again to collect them."
+    )
     samples: int = Field(1, ge=1, description="Responses per example; the majority wins.")
     max_cost_usd: float | None = Field(None, gt=0, description="Cost cap of the run; empty: none.")
     drain_seconds: float = Field(25, ge=0, description="Time for calls in flight after SIGTERM.")

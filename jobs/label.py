@@ -14,6 +14,8 @@ from common.data.examples import Examples, load_examples, warn_without_test_rows
 from common.labels.files import arrange_rows, check_failures, count_transient, write_parts
 from common.labels.forecast import format_forecast, make_forecast
 from common.labels.lane import Lane
+from common.labels.lanes.batch.chunks import check_no_chunks
+from common.labels.lanes.batch.lane import BatchLane
 from common.labels.lanes.local import LocalLane
 from common.labels.preview import format_preview
 from common.labels.resume import Known, read_known
@@ -68,7 +70,7 @@ def label(
     forecast(run, examples, known)
     if session.missing:
         warn_without_test_rows(run.settings, run.task)
-    new, figures = session.ask(lambda: make_lane(run.settings), "labels")
+    new, figures = session.ask(lambda: make_lane(run), "labels")
     table = arrange_rows(examples, [make_label_table(list(known.rows.values())), *new])
     files, counts = write_parts(run.storage, LABELS.folder, table), count_by_status(table)
     summary: LabelSummary = {
@@ -142,11 +144,14 @@ def make_fingerprint(run: Run, examples: Examples) -> Fingerprint:
     }
 
 
-def make_lane(settings: Settings) -> Lane:
-    """The lane that carries the requests."""
+def make_lane(run: Run) -> Lane:
+    """The lane that carries the requests. Raises an InputError if another one has them."""
+    if run.settings.label.lane == "batch":
+        return BatchLane()
+    check_no_chunks(run.storage)
     from common.labels.lanes.ray.lane import RayLane  # its import takes seconds
 
-    return RayLane(settings.label.dashboard_host)
+    return RayLane(run.settings.label.dashboard_host)
 
 
 def sum_cost(run: Run, known: Known, figures: LabelSummary) -> float | None:

@@ -1,6 +1,7 @@
 """The stand-in's files and batches: OpenAI's Batch API on loopback, in memory."""
 
 import json
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -122,7 +123,7 @@ class Batches:
         if batch.status not in _ENDED:
             batch.status = "in_progress"
             if self._clock() >= batch.ready_at:
-                count = int(len(batch.lines) * self.answered_share)
+                count = math.ceil(len(batch.lines) * self.answered_share)
                 self._end(batch, "completed" if count == len(batch.lines) else "expired", count)
         counts = {
             "total": len(batch.lines),

@@ -25,6 +25,7 @@ class Work:
     examples: Sequence[Example]
     replies: Mapping[str, Reply]
     quota: Quota
+    spent_usd: float = 0.0
 
 
 class Lane(ABC):
@@ -35,8 +36,10 @@ class Lane(ABC):
     Attributes:
         refusal_drain_seconds: how long calls in flight may take to end after a refusal; None: as
             long as a call may take.
+        loses_calls: whether a crash loses the calls in flight.
     """
 
+    loses_calls = True
     refusal_drain_seconds: float | None = None
 
     def __init__(self) -> None:

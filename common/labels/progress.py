@@ -84,6 +84,7 @@ class Progress:
             f"paused for {snapshot.pause_seconds:.0f} s" if snapshot.pause_seconds >= 1 else "",
             f"{waiting} calls wait up to {seconds:.0f} s ({reason})" if seconds >= 5 else "",
             snapshot.outage,
+            snapshot.note,
             snapshot.storage_error or "",
         ]
         return ", ".join(part for part in parts if part)

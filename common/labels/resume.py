@@ -13,7 +13,7 @@ from common.settings import Settings
 from common.teacher.costs import find_cost
 from common.teacher.journal import iterate_journal, write_lost
 from common.teacher.replies import Answer, Reply, read_answer
-from common.teacher.requests import bound_prompt_tokens, make_first_key, make_key, make_request
+from common.teacher.requests import bound_prompt_tokens, make_key, make_request
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,12 @@ class Known:
 def read_known(run: Run, examples: Sequence[Example]) -> Known:
     """Labels the examples whose replies are in the journal; unusable replies do not count."""
     journal, cost_usd = _read_paid(run)
+    present = run.settings.teacher.max_tokens
+    limits = {reply.max_tokens for reply in journal.values()} - {0, present}
     rows: dict[str, LabelRow] = {}
     replies: dict[str, Reply] = {}
     for example in examples if journal else []:
-        found = _find(journal, run, example)
+        found = _find(journal, limits, run, example)
         if len(found) == run.settings.label.samples:
             rows[example.id] = make_label(example, list(found.values()), run.task)
         else:
@@ -50,14 +52,20 @@ def read_known(run: Run, examples: Sequence[Example]) -> Known:
     return Known(rows, replies, cost_usd)
 
 
-def _find(journal: dict[str, Reply], run: Run, example: Example) -> dict[str, Reply]:
-    """An example's replies by key, also those that version 0.1 has journaled under another."""
+def _find(
+    journal: dict[str, Reply], limits: set[int], run: Run, example: Example
+) -> dict[str, Reply]:
+    """An example's replies by key, also those that were asked for with other limits of the length.
+
+    A whole response is the same under any limit.
+    """
     body = make_request(run.settings.teacher, run.task, example.text)
     found = {}
     for sample, key in enumerate(make_keys(run.settings, body)):
-        reply = journal.get(key) or journal.get(make_first_key(run.settings.teacher, body, sample))
-        if reply is not None:
-            found[key] = reply
+        others = (make_key(run.settings.teacher, body | {"max_tokens": n}, sample) for n in limits)
+        places = [key] if key in journal else [other for other in others if other in journal]
+        if places:
+            found[key] = journal[places[0]]
     return found
 
 

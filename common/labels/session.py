@@ -74,7 +74,8 @@ class Session:
         progress = Progress(len(asked) * run.settings.label.samples, run.price is not None, name)
         with run.storage.removing_empty_folder(JOURNAL), open_teacher(run.settings) as url:
             check_teacher(run, url)
-            work = Work(run, url, asked, self.known.replies, self._quota)
+            known = self.known
+            work = Work(run, url, asked, known.replies, self._quota, known.cost_usd)
             with deferring_signals() as signals, opening(make_lane()) as lane:
                 signals.check()
                 tables, snapshot = self._label(lane, work, signals.check, progress)
@@ -86,7 +87,7 @@ class Session:
     def _label(
         self, lane: Lane, work: Work, check: Callable[[], None], progress: Progress
     ) -> tuple[list[pa.Table], Snapshot]:
-        in_flight = self._concurrency
+        in_flight = self._concurrency if lane.loses_calls else 0
         self._in_flight.write(in_flight)
         try:
             lane.start(work)

@@ -1,8 +1,8 @@
 """Prices in dollars per million tokens: from the user's file, else from the package genai-prices.
 
 An entry of a file, [[price]], has `model`, `input`, `output`, and optionally `cached_input` and
-`cache_write` (default: `input`), `batch_input` and `batch_output` for the batch lane, and `host`,
-the host name in the base URL, where * matches anything.
+`cache_write` (default: `input`), `batch_input` and `batch_output` for the batch lane (default:
+half), and `host`, the host name in the base URL, where * matches anything.
 """
 
 import json
@@ -129,10 +129,8 @@ class _Entry(BaseModel):
     def price(self) -> Price:
         cached = self.input if self.cached_input is None else self.cached_input
         price = Price(self.input, self.output, cached, self.cache_write)
-        if self.batch_input is None and self.batch_output is None:
-            return price
-        given = self.input if self.batch_input is None else self.batch_input
-        output = self.output if self.batch_output is None else self.batch_output
+        given = self.input / 2 if self.batch_input is None else self.batch_input
+        output = self.output / 2 if self.batch_output is None else self.batch_output
         return replace(price, tiers=((BATCH, Price(given, output, min(cached, given))),))
 
 

@@ -185,6 +185,8 @@ class Snapshot:
     """Why no call is answered, and for how long; empty without an outage."""
     refusal: DistillError | None
     """What the job ends with if no row is answered."""
+    note: str = ""
+    """More to show of a lane's progress."""
 
 
 def add(one: Amount, other: Amount) -> Amount:

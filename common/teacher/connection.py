@@ -1,14 +1,10 @@
-"""The HTTP connection to a teacher: URL, headers, proxies, certificates and secrets."""
+"""The HTTP connection to a teacher."""
 
 import asyncio
-import ipaddress
-import json
-import os
 import re
-import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -17,16 +13,20 @@ import openai
 
 from common.errors import InputError
 from common.quota.protocol import Headers
-from common.settings import BUILTIN, TeacherSettings
+from common.settings import TeacherSettings
+from common.teacher.address import (
+    SHORTEST_IN_ANSWER,
+    Secrets,
+    find_certificates,
+    is_local,
+    make_headers,
+)
 from common.teacher.rate_limits import parse_number, parse_retry_after, parse_seconds, read_headers
 
 _CHECK_ATTEMPTS, _CHECK_SECONDS = 3, 10.0
 _METHOD_LOSING = (301, 302, 303)
 """Redirects after which a POST becomes a GET."""
-_SHORTEST_SECRET, _SHORTEST_IN_ANSWER = 4, 12
-"""Shorter ones are words: to redact them would change texts."""
 _COST_HEADER = "x-litellm-response-cost"
-_REDACTED = "[secret]"
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class Connection:
 
     def __init__(self, settings: TeacherSettings, url: str) -> None:
         self._settings, self._parts = settings, urlsplit(url)
-        self._is_local = settings.base_url == BUILTIN or _is_loopback(self._parts.hostname)
+        self._is_local, self._secrets = is_local(settings, url), Secrets(settings)
         slots = settings.max_concurrency
         # The package's transport and headers, without its request options, retries and models,
         # which take more CPU time than everything else (tests/benchmarks/label.py).
@@ -62,19 +62,13 @@ class Connection:
             timeout=None,  # `post` limits the whole call
             limits=httpx2.Limits(max_connections=slots, max_keepalive_connections=slots),
             trust_env=not self._is_local,  # a proxy cannot reach it
-            verify=_find_certificates(),
+            verify=find_certificates(),
         )
-        key = settings.api_key.get_secret_value()
-        client = openai.AsyncOpenAI(base_url=url, api_key=key or "none", http_client=self._http)
-        own = {name: value.get_secret_value() for name, value in settings.extra_headers.items()}
-        headers = httpx2.Headers(
-            {n: v for n, v in client.default_headers.items() if isinstance(v, str)}
-        )
-        if key or not own:
-            headers.update(client.auth_headers)
-        headers.update(own)
-        self._headers = headers
-        self._secrets = [secret for secret in (key, *own.values()) if secret]
+        client = openai.AsyncOpenAI(base_url=url, api_key="none", http_client=self._http)
+        defaults = {n: v for n, v in client.default_headers.items() if isinstance(v, str)}
+        self._headers = httpx2.Headers(defaults)
+        self._headers.pop("authorization", None)
+        self._headers.update(make_headers(settings))
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -118,16 +112,16 @@ class Connection:
         for redirect in response.history:
             if redirect.status_code in _METHOD_LOSING:
                 place = redirect.headers.get("location", "")
-                return Response(redirect.status_code, self._redact(f"to {place}"))
+                return Response(redirect.status_code, self._secrets.redact(f"to {place}"))
         status = response.status_code
         text = response.content.decode("utf-8", "replace")  # JSON is UTF-8
         wait = parse_retry_after(response.headers.get("retry-after"))
         if (milliseconds := parse_seconds(response.headers.get("retry-after-ms"))) is not None:
             wait = milliseconds / 1000
-        shortest = _SHORTEST_IN_ANSWER if status == 200 else _SHORTEST_SECRET
+        answer = (SHORTEST_IN_ANSWER,) if status == 200 else ()
         return Response(
             status,
-            self._redact(text, shortest),
+            self._secrets.redact(text, *answer),
             read_headers(response.headers.raw),
             wait,
             cost_usd=parse_number(response.headers.get(_COST_HEADER)),
@@ -137,14 +131,6 @@ class Connection:
         parts = self._parts
         return urlunsplit(parts._replace(path=parts.path.rstrip("/") + path))
 
-    def _redact(self, text: str, shortest: int = _SHORTEST_SECRET) -> str:
-        """The text without the secrets that were sent, which some servers echo."""
-        for secret in self._secrets:
-            if len(secret) >= shortest:
-                for form in (secret, json.dumps(secret)[1:-1], quote(secret, safe="")):
-                    text = text.replace(form, _REDACTED)
-        return text
-
     def _describe(self, error: BaseException) -> str:
         cause = error.__cause__ or error
         text = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
@@ -152,7 +138,7 @@ class Connection:
             text += "; SSL_CERT_FILE names a file with the certificates to trust"
         elif proxy := self._find_proxy():
             text += f" (through the proxy {proxy})"
-        return self._redact(text)
+        return self._secrets.redact(text)
 
     def _find_proxy(self) -> str:
         """The proxy's address without its password, from the environment; empty if none."""
@@ -162,25 +148,3 @@ class Connection:
         proxies = getproxies()
         found = proxies.get(self._parts.scheme) or proxies.get("all") or ""
         return re.sub(r"//[^/@]*@", "//", found)
-
-
-def _is_loopback(host: str | None) -> bool:
-    try:
-        return ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return host == "localhost" or (host or "").endswith(".localhost")
-
-
-def _find_certificates() -> ssl.SSLContext | bool:
-    """The certificates that a variable names, also for loopback; else the system's."""
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"):
-        if path := os.environ.get(name):
-            try:
-                if Path(path).is_dir():
-                    return ssl.create_default_context(capath=path)
-                return ssl.create_default_context(cafile=path)
-            except OSError as error:
-                raise InputError(
-                    f"{name}={path!r} cannot be read ({error.strerror or error}); correct the path"
-                ) from None
-    return True

@@ -21,13 +21,13 @@ def find_cost(price: Price | None, reply: Reply, answer: Answer, max_tokens: int
         return 0.0
     usage = answer.usage
     if usage is None or reply.http_status == 0:  # a timeout may have been answered
-        return price.worst_cost(reply.most_prompt_tokens, max_tokens)
+        return price.worst_cost(reply.most_prompt_tokens, max_tokens, reply.service_tier)
     return price.cost(
         usage.prompt_tokens,
         usage.completion_tokens,
         usage.cached_tokens,
         usage.written_tokens,
-        usage.service_tier,
+        reply.service_tier or usage.service_tier,
     )
 
 

@@ -141,6 +141,12 @@ def write_lost(storage: RunStorage, owner: str, replies: Iterable[Reply]) -> Non
     storage.write_bytes(f"{FOLDER}/lost-{owner}.jsonl", b"".join(lines))
 
 
+def write_batch(storage: RunStorage, name: str, replies: Iterable[Reply]) -> None:
+    """Writes the replies of a batch as one part; idempotent."""
+    lines = (_encode_line(reply) for reply in replies)
+    storage.write_bytes(f"{FOLDER}/results-{name}.jsonl", b"".join(lines))
+
+
 def iterate_journal(storage: RunStorage) -> Iterator[Reply]:
     """All replies, some of them twice; skips lines that a crash has cut off."""
     for line in _iterate_lines(storage):

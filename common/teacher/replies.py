@@ -25,7 +25,7 @@ class Reply:
     `http_status` is 0 if there was no response; then `body` is "timeout: …", "connection: …" or
     "lost: …". `most_prompt_tokens` is an upper bound, for replies without usage. `max_tokens`
     is the limit of the response's length, 0 if unknown. `cost_usd` is the cost that a gateway's
-    header tells, None without one.
+    header tells, None without one; `service_tier` is what was asked for, such as `batch`.
     """
 
     key: str
@@ -36,6 +36,7 @@ class Reply:
     most_prompt_tokens: int = 0
     max_tokens: int = 0
     cost_usd: float | None = None
+    service_tier: str = ""
 
 
 @dataclass(frozen=True)

@@ -49,15 +49,7 @@ def require_model(settings: TeacherSettings) -> None:
 
 
 def make_key(settings: TeacherSettings, body: dict[str, Any], sample: int = 0) -> str:
-    """A reply's key in the journal: a hash of endpoint, request and sample index.
-
-    A whole response is the same under any limit of its length, which does not count.
-    """
-    return make_first_key(settings, body | {"max_tokens": None}, sample)
-
-
-def make_first_key(settings: TeacherSettings, body: dict[str, Any], sample: int = 0) -> str:
-    """The key of version 0.1, with the limit of the length."""
+    """A reply's key in the journal: a hash of endpoint, request and sample index."""
     identity = [settings.base_url, settings.endpoint, body, sample]
     text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -133,11 +133,11 @@ def make_refusal(
     """What a response that fails its row says of the job."""
     alike = re.sub(r"\S*\d\S*", "#", error.message)  # without request ids and counts
     return Refusal(
-        _explain(rule, settings, path, status, error), rule.blame, f"{status} {rule.error} {alike}"
+        explain(rule, settings, path, status, error), rule.blame, f"{status} {rule.error} {alike}"
     )
 
 
-def _explain(
+def explain(
     rule: Rule, settings: TeacherSettings, path: str, status: int, error: ApiError
 ) -> DistillError:
     """The error that stops the job, if the row is not at fault."""

@@ -1,0 +1,1 @@
+"""The lane of batches: the lane, and its chunks on storage."""
