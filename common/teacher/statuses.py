@@ -89,8 +89,10 @@ _RULES = (
     # The body has the type: "timeout: …", "connection: …", "lost: …".
     Rule({0}, Action.RETRY, is_outage=True),
     Rule(range(300, 400), Action.FAIL, "refused", Blame.JOB, "redirect"),
-    Rule(range(400, 600), Action.FAIL, "refused", Blame.CERTAIN, "key", _NO_CREDIT),
     Rule({401, 402}, Action.FAIL, "refused", Blame.CERTAIN, "key"),
+    Rule({429}, Action.FAIL, "refused", Blame.CERTAIN, "key", _NO_CREDIT),
+    # The message may quote a text of the row's.
+    Rule(range(400, 600), Action.FAIL, "refused", Blame.JOB, "key", _NO_CREDIT),
     Rule({429}, Action.FAIL, "rate_limit", Blame.CERTAIN, "day", _PER_DAY),
     Rule({429}, Action.THROTTLE, "rate_limit"),
     Rule({409, 425}, Action.RETRY, "server_error"),
