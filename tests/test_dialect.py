@@ -46,7 +46,10 @@ def find(error, body=BODY, status=400, sent_with=NONE, **settings):
         (ApiError(message="`temperature` is deprecated for this model."), "temperature"),
         (ApiError("", "body.temperature: Extra inputs are not permitted"), "temperature"),
         (ApiError(message='Unknown name "temperature": Cannot find field.'), "temperature"),
+        (ApiError(message="This model does not support the temperature parameter."), "temperature"),
+        (ApiError(message="Unsupported parameter for this model: temperature"), "temperature"),
         (ApiError("invalid_request_error", "max_tokens is too large: 512"), None),
+        (ApiError("", "prompt tokens + max_tokens must be <= 4096"), None),
         (ApiError("invalid_request_error", "this text cannot be corrected"), None),
         (ApiError("", "the messages are not supported", "messages[0].content"), None),
         (ApiError("", "this model is not supported"), None),
@@ -66,6 +69,8 @@ def test_a_short_name_must_be_quoted():
     body = BODY | {"n": 3}
     assert find(ApiError(message="n is not a supported language"), body) == NONE
     assert find(ApiError(message="'n' must be 1 for this model"), body) == {"n"}
+    assert find(ApiError(message="n must be 1 when using greedy sampling, got 3."), body) == {"n"}
+    assert find(ApiError(message="Only one completion choice is allowed"), body) == {"n"}
 
 
 def test_the_third_refusal_leaves_out_all_that_can_be():

@@ -458,3 +458,92 @@ def test_a_higher_limit_asks_again_only_for_what_was_cut_off(label):
 def test_a_model_that_ends_soon_is_told_of(entry, said):
     assert find_end(json.dumps({"data": [entry]}), "big") == said
     assert find_end("<html>", "big") is None
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3])
+def test_a_message_that_quotes_a_text_teaches_nothing(label, temperature):
+    def answer(text, call):
+        if text != "text 9":
+            return text
+        return refuse(400, "This is not allowed: raise the temperature slowly")
+
+    with running_teacher(answer) as teacher:
+        rows, figures = label(teacher.url, list_texts(60), TEACHER__TEMPERATURE=temperature)
+        assert count(rows) == {"ok": 59, "bad_request": 1}
+        assert "adaptations" not in figures
+
+
+def test_a_text_about_money_stops_no_job(label):
+    def answer(text, call):
+        return refuse(400, "Flagged: payment required by Friday") if text == "text 9" else text
+
+    with running_teacher(answer) as teacher:
+        rows, _ = label(teacher.url, list_texts(60))
+        assert count(rows)["ok"] == 59
+
+
+def test_refusals_of_several_kinds_stop_a_job_too(label):
+    def answer(text, call):
+        return refuse(403 if call % 2 else 404, f"no: {text}")
+
+    with running_teacher(answer) as teacher:
+        with pytest.raises(DistillError):
+            label(teacher.url, list_texts(300))
+        assert len(teacher.bodies) <= 40
+
+
+def test_a_long_wait_in_mid_run_ends_the_job(label):
+    def answer(text, call):
+        return text if call <= 50 else refuse(503, "busy", headers={"Retry-After": "3600"})
+
+    with running_teacher(answer) as teacher:
+        with pytest.raises(DistillError, match="asks to wait 3600 s"):
+            label(teacher.url, list_texts(300), TEACHER__MAX_CONCURRENCY=8)
+        assert len(teacher.bodies) < 70
+
+
+def test_rows_that_break_the_server_fail_again_in_the_next_run(label):
+    def answer(text, call):
+        return refuse(500, "broken") if text.endswith("7") else text
+
+    with running_teacher(answer) as teacher:
+        for _ in range(2):
+            rows, _ = label(teacher.url, list_texts(100), TEACHER__STARTUP_SECONDS=0.5)
+            assert count(rows) == {"ok": 90, "server_error": 10}
+
+
+def test_a_cap_holds_where_the_first_reply_is_free(label):
+    with running_teacher(lambda t, c: tell_cost(0 if c == 1 else 0.01)) as teacher:
+        values = {"LABEL__MAX_COST_USD": 2, "TEACHER__MAX_TOKENS": 16}
+        with pytest.raises(CostCapError):
+            label(teacher.url, list_texts(1000), **values)
+        assert len(teacher.bodies) * 0.01 <= 2
+
+
+def test_a_usage_without_numbers_counts_at_its_worst(label, tmp_path):
+    prices = tmp_path / "prices.toml"
+    prices.write_text('[[price]]\nmodel = "big"\ninput = 1.0\noutput = 10.0\n', "utf-8")
+    body = make_body("fine") | {"usage": {"prompt_tokens": None, "completion_tokens": None}}
+    with (
+        running_teacher(lambda text, call: web.json_response(body)) as teacher,
+        pytest.raises(CostCapError),
+    ):
+        label(teacher.url, list_texts(300), TEACHER__PRICES=prices, LABEL__MAX_COST_USD=0.1)
+
+
+def test_a_secret_is_known_in_every_form(label):
+    def answer(text, call):
+        if call == 1:
+            return text
+        raw = '{"error": {"message": "key canary\\/abc\\u002bdef0123, token sk-9canary"}}'
+        return web.Response(status=401, text=raw, content_type="application/json")
+
+    headers = {"Authorization": "Bearer sk-9canary", "accept": "application/json"}
+    with running_teacher(answer) as teacher:
+        values = {
+            "TEACHER__API_KEY": "canary/abc+def0123",
+            "TEACHER__EXTRA_HEADERS": json.dumps(headers),
+        }
+        with pytest.raises(TeacherRefusedError) as raised:
+            label(teacher.url, list_texts(30), **values)
+    assert "canary" not in str(raised.value)

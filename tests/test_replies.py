@@ -30,6 +30,10 @@ def chat(content, reason="stop", usage=None, **message):
         ("<think>a</think>b</think>fine", {}, "fine", "a</think>b"),
         ("<thinking>hm</thinking>fine", {}, "fine", "hm"),
         ("I <think> so", {}, "I <think> so", None),
+        ("[THINK]hm[/THINK]fine", {}, "fine", "hm"),
+        ("<THOUGHT>hm</THOUGHT>fine", {}, "fine", "hm"),
+        ("<|channel|>analysis<|message|>hm<|channel|>final<|message|>fine", {}, "fine", "hm"),
+        ([{"type": "text", "text": None}, {"type": "text", "text": "fine"}], {}, "fine", None),
         ([{"type": "text", "text": "fi"}, {"type": "text", "text": "ne"}], {}, "fine", None),
         (
             [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"text": "fine"}],
@@ -166,3 +170,14 @@ def test_choices_become_replies_of_their_own():
     assert [answer.usage for answer in answers] == [Usage(10, 0, 9), Usage(), Usage()]
     assert [r.key for r in split_reply(reply(chat("a")), ["k1", "k2"])] == ["k1"]
     assert [r.key for r in split_reply(reply("no", 500), ["k1", "k2"])] == ["k1", "k2"]
+
+
+def test_odd_values_are_no_crash():
+    answer = read_answer(
+        reply('{"choices": [{"message": {"content": "x"}, "finish_reason": "\\ud800"}]}')
+    )
+    answer.finish_reason.encode()
+    usage = {"prompt_tokens": 5, "completion_tokens": 2**62, "cost": "n/a", "is_byok": True}
+    assert read_answer(reply(chat("fine", usage=usage))).usage == Usage(5, 0, 0)
+    answer = read_answer(reply(chat([{"type": "refusal", "refusal": "No."}])))
+    assert (answer.error, answer.message) == ("refusal", "No.")

@@ -79,6 +79,11 @@ def test_a_class_is_known_in_every_form_that_means_it(response):
         "Label: other",
         "positively",
         "I think so: yes, positive",
+        "Not: positive",
+        "negative: positive",
+        "I am not sure: positive",
+        "!positive",
+        "",
     ],
 )
 def test_what_may_mean_something_else_is_left_alone(response):
@@ -87,6 +92,9 @@ def test_what_may_mean_something_else_is_left_alone(response):
 
 
 def test_classes_that_differ_in_form_alone_are_told_apart():
+    numbers = LabelRules(allowed=["1", "0", "5", "-"])
+    for response in ("-1", "<5", ".5", "Label: -1", ""):
+        assert clean("x", response, numbers)[0] == response
     rules = LabelRules(allowed=["(a)", "a", "é", "C#", "C"])
     for label in ("(a)", "a", "C#", "C"):
         assert clean("x", label, rules)[0] == label

@@ -124,7 +124,7 @@ def _read_paid(run: Run) -> tuple[dict[str, Reply], float]:
             identity = hash(reply)
             if identity not in counted:  # the journal may have duplicates
                 counted.add(identity)
-                cost_usd += find_cost(price, reply, answer, max_tokens)
+                cost_usd += find_cost(price, reply, answer, reply.max_tokens or max_tokens)
             yield reply, answer
 
     replies = _choose(iterate(), max_tokens)

@@ -4,9 +4,7 @@ from common.errors import DistillError
 from common.quota.protocol import Blame, Fault, Refusal
 
 _ALIKE = 20
-"""Without any answer, the job stops after so many rows with one and the same refusal."""
-_ALIKE_IN_A_ROW = 100
-"""So it does where answers came before, if the row need not be at fault."""
+"""Without any answer, the job stops after so many refused rows."""
 _FAILING_ROWS = 5
 """It is an outage if calls of so many rows fail and none is answered."""
 _PROBE_SECONDS = 0.5, 15.0
@@ -25,7 +23,8 @@ class Health:
         """`has_succeeded` says that an earlier session got answers to such requests."""
         self._has_succeeded, self._has_answered = has_succeeded, False
         self._startup_seconds, self._outage_seconds = startup_seconds, outage_seconds
-        self._alike, self._alike_rows, self._refused = "", 0, 0
+        self._alike, self._alike_rows = "", 0
+        self._refused = self._refused_rows = 0
         self._suspicion: DistillError | None = None
         self._failing_rows = self._probes = 0
         self._probe_at = 0.0
@@ -54,7 +53,7 @@ class Health:
         if self.is_outage:
             return 1
         if self._refused and not (self._has_answered or self._has_succeeded):
-            return max(1, min(window, _ALIKE - self._alike_rows))
+            return max(1, min(window, _ALIKE - self._refused_rows))
         return window
 
     def describe_outage(self, now: float) -> str:
@@ -66,30 +65,31 @@ class Health:
     def answer(self) -> None:
         """A call was answered."""
         self._has_answered = True
-        self._alike_rows = self._failing_rows = self._probes = 0
+        self._alike_rows = self._refused_rows = self._failing_rows = self._probes = 0
         self._down_since = self._throttled_since = None
 
     def refuse(self, refusal: Refusal) -> None:
         """A row was refused for good."""
         self._refused += 1
+        self._refused_rows += 1
         self._alike_rows = self._alike_rows + 1 if refusal.alike == self._alike else 1
         self._alike = refusal.alike
         if refusal.blame is not Blame.ROW:
             self._suspicion = refusal.error
-        if refusal.blame is Blame.CERTAIN or self._alike_rows >= self._count_allowed(refusal.blame):
+        if refusal.blame is Blame.CERTAIN or self._is_enough(refusal):
             self.failure = self.failure or refusal.error
 
-    def _count_allowed(self, blame: Blame) -> float:
-        """The refusals alike in a row that stop the job."""
+    def _is_enough(self, refusal: Refusal) -> bool:
+        """Whether the refusals in a row stop the job."""
         if self._has_answered or self._has_succeeded:
-            return float("inf") if blame is Blame.ROW else _ALIKE_IN_A_ROW
-        return 1 if blame is Blame.JOB else _ALIKE
+            return refusal.blame is not Blame.ROW and self._alike_rows >= refusal.patience
+        return refusal.blame is Blame.JOB or self._refused_rows >= _ALIKE
 
     def fault(self, fault: Fault, now: float) -> float:
         """A call has failed; returns the seconds until the next probe, 0 without an outage."""
         if fault.is_of_row and not self.is_outage:
             return 0.0
-        has_worked = self._has_answered or self._has_succeeded
+        has_worked = self._has_answered
         self._failing_rows += fault.is_new and (has_worked or fault.is_outage)
         is_starting = not has_worked and not self._refused and fault.is_outage
         if self._down_since is None and (is_starting or self._failing_rows >= _FAILING_ROWS):

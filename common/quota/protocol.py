@@ -50,12 +50,14 @@ class Blame(Enum):
 class Refusal:
     """A row that has failed for good; `error` is what the job would stop with.
 
-    `alike` is equal for refusals of one and the same reason.
+    `alike` is equal for refusals of one and the same reason; so many in a row stop a job that has
+    had answers, unless the row is to blame.
     """
 
     error: DistillError
     blame: Blame
     alike: str
+    patience: int = 100
 
 
 @dataclass(frozen=True, slots=True)

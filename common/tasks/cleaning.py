@@ -13,10 +13,16 @@ if TYPE_CHECKING:
 
 _QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "„": "“", "`": "`"}
 _FENCE = re.compile(r"```[\w-]*\n(.*?)\n?```", re.DOTALL)
-_PREFIX = re.compile(r"^\W*(?:[^\W\d_]+\s){0,3}[^\W\d_]+\W*?[:=]\s*")
+_PREFIX = re.compile(
+    r"^[\s*_]*(?:(?:the|my|final|correct|predicted|best|answer|label|class|category|sentiment|result"
+    r"|output|response|classification|topic|type|mood|intent|verdict|is)[\s*_]*)+[:=][\s*_]*",
+    re.IGNORECASE,
+)
 """A name before the label, such as `Label:` or `**The answer is**:`."""
-_AROUND = " \t\r\n*_~`#>\"'“”„«»‘’()[]{}<>.,;!|-–—"
-"""Markdown, quotes, brackets and punctuation around a label."""
+_ITEM = re.compile(r"^(?:[#>*-]+|\d+[.)])\s+")
+"""Markdown before a heading, a quotation or an item."""
+_AROUND = " \t\r\n*_~`\"'“”„«»‘’"
+"""Markdown and quotes around a label."""
 _PATH = re.compile(r"\$((\.[\w-]+|\[\d+\]|\[(\"[^\"]*\"|'[^']*')\])*)")
 _STEP = re.compile(r"\.([\w-]+)|\[(\d+)\]|\[[\"']([^\"']*)[\"']\]")
 
@@ -50,7 +56,8 @@ def _find_allowed(label: str, allowed: list[str]) -> str:
     bare = fence[1] if fence else label
     for form in (bare, _PREFIX.sub("", bare, count=1)):
         alike = [a for a in allowed if _fold(a) == _fold(form)]
-        alike = alike or [a for a in allowed if _strip(a) == _strip(form)]
+        bare_form = _strip(form)
+        alike = alike or [a for a in allowed if bare_form and _strip(a) == bare_form]
         if len(alike) == 1:
             return alike[0]
     return label
@@ -61,7 +68,9 @@ def _fold(label: str) -> str:
 
 
 def _strip(label: str) -> str:
-    return _fold(label).strip(_AROUND)
+    bare = _ITEM.sub("", _fold(label)).strip(_AROUND).rstrip(".,;!").strip(_AROUND)
+    is_wrapped = len(bare) > 2 and bare[0] + bare[-1] in ("()", "[]", "{}")
+    return bare[1:-1].strip(_AROUND) if is_wrapped else bare
 
 
 def check_extract(rule: str) -> str:

@@ -1,11 +1,11 @@
 """What every connection to a teacher needs: its secrets, headers, certificates, and no proxy."""
 
 import ipaddress
-import json
 import os
+import re
 import ssl
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from common.errors import InputError
 from common.settings import BUILTIN, TeacherSettings
@@ -14,27 +14,36 @@ SHORTEST_IN_ANSWER = 12
 """A shorter secret may be a word: to redact it would change labels."""
 _SHORTEST = 4
 _REDACTED = "[secret]"
+_DIGIT = re.compile(r"\d")
+"""A part of a header without one is a word, such as Bearer or application/json."""
 
 
 class Secrets:
     """The key and the extra headers' values, which some servers echo."""
 
     def __init__(self, settings: TeacherSettings) -> None:
-        values = (settings.api_key, *settings.extra_headers.values())
-        secrets = [value.get_secret_value() for value in values]
-        self._forms = [
-            (len(secret), form)
+        secrets = [settings.api_key.get_secret_value()]
+        for value in settings.extra_headers.values():
+            secrets += [part for part in value.get_secret_value().split() if _DIGIT.search(part)]
+        self._patterns = [
+            (len(secret), re.compile("".join(map(_match_character, secret)), re.IGNORECASE))
             for secret in secrets
             if len(secret) >= _SHORTEST
-            for form in dict.fromkeys((secret, json.dumps(secret)[1:-1], quote(secret, safe="")))
         ]
 
     def redact(self, text: str, shortest: int = _SHORTEST) -> str:
         """The text without the secrets that are not shorter."""
-        for length, form in self._forms:
+        for length, pattern in self._patterns:
             if length >= shortest:
-                text = text.replace(form, _REDACTED)
+                text = pattern.sub(_REDACTED, text)
         return text
+
+
+def _match_character(character: str) -> str:
+    """A pattern for a character as servers write it: plain, escaped in JSON, or in a URL."""
+    code = f"{ord(character):02x}"
+    forms = re.escape(character), rf"\\{re.escape(character)}", rf"\\u00{code}", f"%{code}"
+    return character if character.isalnum() else f"(?:{'|'.join(forms)})"
 
 
 def make_headers(settings: TeacherSettings) -> dict[str, str]:

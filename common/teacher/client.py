@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,11 +15,11 @@ from common.quota.leases import Leases
 from common.quota.protocol import Blame, Fault, Refusal, Totals
 from common.settings import TeacherSettings
 from common.teacher.connection import Connection, Response
-from common.teacher.costs import bound_rates, find_cost
-from common.teacher.dialect import REFUSED_PARAMETER, Adaptations, adapt, learn
+from common.teacher.costs import bound_rates, find_cost, find_told_cost
+from common.teacher.dialect import REFUSED_PARAMETER, Adaptations, adapt, is_explicit, learn
 from common.teacher.replies import Answer, Reply, read_answer, split_reply
 from common.teacher.requests import bound_prompt_tokens, count_characters, require_model
-from common.teacher.statuses import Action, Rule, make_refusal, match_rule
+from common.teacher.statuses import ABOUT_TEXT, Action, Rule, make_refusal, match_rule
 
 _BACKOFF_SECONDS = (0.5, 30.0)
 T = TypeVar("T")
@@ -83,6 +83,8 @@ class Teacher:
                 response = await self._connection.post(self._path, content)
                 outcome.totals.call_seconds = self._now() - call.sent_at
                 reply = row.make_reply(keys[0], response, self._now())
+                if response.status == 0 and self._price is None:
+                    reply = replace(reply, cost_usd=self._bound_cost(row) or None)
                 replies = split_reply(reply, keys)
                 if response.may_be_paid and self._keep is not None:
                     await gather(map(self._keep, replies))
@@ -111,6 +113,10 @@ class Teacher:
             SettingsError: the teacher refuses a setting of the user's own.
         """
         known = self._leases.adaptations
+        is_text = match_rule(answer.status, answer.api_error).error in ABOUT_TEXT
+        has_worked = sent_with == known and self._leases.answered > 0
+        if is_text or (has_worked and not is_explicit(answer.api_error)):
+            return False  # the message may quote the row's text
         new = learn(body, answer.status, answer.api_error, self._settings, sent_with) - known
         if new:
             self._leases.learn(new)
@@ -165,7 +171,7 @@ class Teacher:
         )
         if rule.action is Action.THROTTLE:
             raise error
-        outcome.refusal = Refusal(error, Blame.JOB, f"{answer.status} wait")
+        outcome.refusal = Refusal(error, Blame.JOB, f"{answer.status} wait", patience=5)
         return True, 0.0
 
     def _bound_cost(self, row: "_Row") -> float:
@@ -196,7 +202,7 @@ class Teacher:
             totals.reasoning_tokens = usage.reasoning_tokens
             outcome.used_tokens = usage.prompt_tokens + usage.completion_tokens
             totals.cost_usd = find_cost(self._price, reply, answer, row.limit * row.samples)
-        if self._needs_cost and answer.is_final and outcome.rates is None:
+        if self._needs_cost and answer.is_final and find_told_cost(reply, answer) is None:
             require_price(None, self._settings)
 
     def _now(self) -> float:

@@ -83,7 +83,8 @@ class Connection:
             try:
                 async with asyncio.timeout(_CHECK_SECONDS):
                     url = self._make_url("/models")
-                    return (await self._http.get(url, headers=self._headers)).text
+                    response = await self._http.get(url, headers=self._headers)
+                    return self._secrets.redact(response.text)
             except TimeoutError:
                 return ""
             except httpx2.HTTPError as error:
@@ -113,12 +114,12 @@ class Connection:
             if redirect.status_code in _METHOD_LOSING:
                 place = redirect.headers.get("location", "")
                 return Response(redirect.status_code, self._secrets.redact(f"to {place}"))
-        status = response.status_code
+        status = 200 if response.is_success else response.status_code
         text = response.content.decode("utf-8", "replace")  # JSON is UTF-8
         wait = parse_retry_after(response.headers.get("retry-after"))
         if (milliseconds := parse_seconds(response.headers.get("retry-after-ms"))) is not None:
             wait = milliseconds / 1000
-        answer = (SHORTEST_IN_ANSWER,) if status == 200 else ()
+        answer = (SHORTEST_IN_ANSWER,) if status == 200 and '"error"' not in text else ()
         return Response(
             status,
             self._secrets.redact(text, *answer),

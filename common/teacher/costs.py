@@ -37,6 +37,6 @@ def bound_rates(reply: Reply, answer: Answer) -> Rates | None:
     Whatever the price of either kind of token, the cost of this kind alone is no more than all.
     """
     told, usage = find_told_cost(reply, answer), answer.usage
-    if told is None or not usage or not (usage.prompt_tokens and usage.completion_tokens):
+    if not told or not usage or not (usage.prompt_tokens and usage.completion_tokens):
         return None
     return told / usage.prompt_tokens, told / usage.completion_tokens

@@ -16,12 +16,21 @@ REFUSED_PARAMETER = (400, 404, 422)
 """The statuses of a refused parameter."""
 _UNSUPPORTED = re.compile(
     r"unsupported|(not|n't).{0,12}support|(un|not )recogni[sz]ed|unknown|unexpected|not (permitted|"
-    r"allowed|available)|only the default|extra.?(inputs|forbidden)|deprecated|cannot|must be|"
-    r"should be|instead",
+    r"allowed|available)|only (the default|one)|extra.?(inputs|forbidden)|deprecated|must be 1\b|"
+    r"instead",
     re.IGNORECASE,
 )
+_REQUIRED = ("model", "messages", "prompt")
+"""What no request goes without."""
+_N = r"['\"`]n['\"`]|\bn (must|should|>|=)|[Oo]nly one (completion|choice)"
+"""A letter alone names no parameter."""
 _MOST_REFUSALS = 3
 """The last of these leaves out all that can be, so that a job pays for no more."""
+
+
+def is_explicit(error: ApiError) -> bool:
+    """Whether an error names a parameter outside its message, which may quote a text."""
+    return bool(error.parameter) or "unsupported" in error.codes.lower()
 
 
 def adapt(body: dict[str, Any], adaptations: Adaptations) -> dict[str, Any]:
@@ -46,7 +55,7 @@ def learn(
     """
     sent = adapt(body, sent_with)
     refused = _find_refused(sent, error) if status in REFUSED_PARAMETER else None
-    if refused is None or refused in ("model", "messages", "prompt"):
+    if refused is None:
         return frozenset()
     if refused in _RENAMED:
         return frozenset({f"{refused}>{_RENAMED[refused]}"})
@@ -69,17 +78,19 @@ def _find_refused(sent: dict[str, Any], error: ApiError) -> str | None:
     parameter = re.split(r"[.\[]", error.parameter.removeprefix("body."))[0]
     if not _UNSUPPORTED.search(error.text):
         return None
-    if parameter in sent:
+    if parameter in sent and parameter not in _REQUIRED:
         return parameter
-    places = {key: _find_name(key, error.message) for key in sent}
+    names = [key for key in sent if key not in _REQUIRED]
+    if parameter in _REQUIRED:
+        return None
+    places = {key: _find_name(key, error.message) for key in names}
     found = [key for key, place in places.items() if place >= 0]
     return min(found, key=lambda key: (places[key], -len(key)), default=None)
 
 
 def _find_name(parameter: str, message: str) -> int:
-    """Where a message names a parameter; -1 if it does not. A short name must be quoted."""
-    name = re.escape(parameter)
-    pattern = rf"['\"`]{name}['\"`]" if len(parameter) < 5 else rf"\b{name}\b"
+    """Where a message names a parameter; -1 if it does not."""
+    pattern = _N if parameter == "n" else rf"\b{re.escape(parameter)}\b"
     found = re.search(pattern, message)
     return found.start() if found else -1
 

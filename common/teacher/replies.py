@@ -15,7 +15,7 @@ from common.teacher.api_errors import (
     read_error,
 )
 from common.teacher.statuses import match_rule, name_error
-from common.teacher.usage import Usage, read_usage
+from common.teacher.usage import COUNTED_ELSEWHERE, Usage, read_usage
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,13 @@ _FINISH_ERRORS = {
 }
 """Error types of finish reasons; of all others: `unfinished`."""
 _RAISE = "raise DISTILL_TEACHER__MAX_TOKENS"
-_THOUGHT = re.compile(r"(.*)</think(?:ing)?>", re.DOTALL)
-_OPENING = re.compile(r"\s*<think(?:ing)?>")
+_TAGS = r"(?:think|thinking|thought|reasoning)"
+_THOUGHT = re.compile(
+    rf"(.*)(?:</{_TAGS}>|\[/THINK\]|<\|channel\|>final<\|message\|>)", re.DOTALL | re.IGNORECASE
+)
+_OPENING = re.compile(
+    rf"\s*(?:<{_TAGS}>|\[THINK\]|<\|channel\|>analysis<\|message\|>)", re.IGNORECASE
+)
 
 
 def read_answer(reply: Reply) -> Answer:
@@ -142,7 +147,9 @@ def _read_choice(choice: Any, usage: Usage | None) -> Answer:
         found = message.get(name)
         thoughts += [found] if isinstance(found, str) and found not in thoughts else []
     reasoning = "\n".join(part for part in (*thoughts, thought) if part.strip())
-    refusal = message.get("refusal")
+    parts = content if isinstance(content, list) else []
+    refusals = [part.get("refusal") for part in parts if isinstance(part, dict)]
+    refusal = message.get("refusal") or next(filter(None, refusals), None)
     error = explanation = None
     if (reason or "").lower() not in _FINISHED:
         error = _FINISH_ERRORS.get((reason or "").lower(), "unfinished")
@@ -156,7 +163,7 @@ def _read_choice(choice: Any, usage: Usage | None) -> Answer:
         make_storable(text),
         error,
         explanation,
-        reason,
+        None if reason is None else make_storable(reason),
         make_storable(reasoning) or None,
         usage,
         _read_logprobs(choice.get("logprobs")),
@@ -172,7 +179,9 @@ def _split_parts(content: str | list[Any] | None) -> tuple[str, list[str]]:
         if isinstance(part, str):
             texts.append(part)
         elif part.get("type", "text") in ("text", "output_text"):
-            texts.append(str(part["text"]))
+            if not isinstance(part["text"], str | None):
+                raise TypeError("a part's text is not a string")
+            texts.append(part["text"] or "")
         elif inner := part.get("thinking") or part.get("reasoning") or part.get("text"):
             thoughts.append(_split_parts(inner)[0])
     return "".join(texts), thoughts
@@ -206,8 +215,8 @@ def split_reply(reply: Reply, keys: Sequence[str]) -> list[Reply]:
         bodies = [content | {"choices": [choice]} for choice in choices[: len(keys)]]
     except WRONG_SHAPE:
         return [replace(reply, key=key) for key in keys]
-    for body in bodies[1:] if content.get("usage") else []:
-        body["usage"] = {"prompt_tokens": 0, "completion_tokens": 0}
+    for body in bodies[1:] if read_usage(content) else []:
+        body["usage"] = {"prompt_tokens": 0, "completion_tokens": 0, COUNTED_ELSEWHERE: True}
     texts = [json.dumps(body, ensure_ascii=False) for body in bodies]
     costs = [reply.cost_usd, *[None if reply.cost_usd is None else 0.0] * (len(texts) - 1)]
     parts = zip(keys, texts, costs, strict=False)

@@ -18,6 +18,10 @@ TRANSIENT_ERRORS = ("timeout", "connection", "server_error", "rate_limit", "bad_
 """The error types of rows that may succeed in another run."""
 
 
+ABOUT_TEXT = ("content_policy", "context_length")
+"""The error types of rows whose text is refused."""
+
+
 class Action(Enum):
     """What follows from a response.
 
@@ -74,7 +78,7 @@ _UNKNOWN_MODEL = (
 )
 _TOO_LONG = (
     r"context.?(length|window|size)|(prompt|input|request|text) is too (long|large)|too many"
-    r" (input )?tokens|string_above_max_length|maximum.{0,30}tokens"
+    r" (input )?tokens|string_above_max_length|tokens.{0,20}must be <|maximum.{0,30}tokens"
 )
 _POLICY = (
     r"content.?(filter|policy|management)|safety|moderat|flagged|guardrail|blocked|prohibited"
@@ -133,10 +137,9 @@ def make_refusal(
     rule: Rule, settings: TeacherSettings, path: str, status: int, error: ApiError
 ) -> Refusal:
     """What a response that fails its row says of the job."""
-    alike = re.sub(r"\S*\d\S*", "#", error.message)  # without request ids and counts
-    return Refusal(
-        explain(rule, settings, path, status, error), rule.blame, f"{status} {rule.error} {alike}"
-    )
+    # The message does not count: it may have a request's id, or the text.
+    alike = f"{status} {rule.error} {error.codes}"
+    return Refusal(explain(rule, settings, path, status, error), rule.blame, alike)
 
 
 def explain(

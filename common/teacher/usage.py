@@ -14,6 +14,9 @@ _WRITTEN = (
     ("prompt_tokens_details", "cache_creation_tokens"),
     ("cache_creation_input_tokens",),
 )
+COUNTED_ELSEWHERE = "counted_elsewhere"
+"""The mark of a choice whose request's usage is with the first choice."""
+_MOST_TOKENS = 2**40
 _TICKS_PER_USD = 1e10
 """xAI's unit of cost."""
 
@@ -44,7 +47,11 @@ def read_usage(content: dict[str, Any]) -> Usage | None:
     usage = content.get("usage")
     if not isinstance(usage, dict) or "prompt_tokens" not in usage:
         return None
+    if usage.get(COUNTED_ELSEWHERE):
+        return Usage()
     prompt, completion = (_read_count(usage, f"{name}_tokens") for name in ("prompt", "completion"))
+    if not prompt:  # no number, or no prompt's: nothing is known
+        return None
     reasoning = _read_count(usage, "completion_tokens_details", "reasoning_tokens")
     beyond = _read_count(usage, "total_tokens") - prompt  # Gemini and Grok count reasoning there
     tier = content.get("service_tier")
@@ -60,21 +67,24 @@ def read_usage(content: dict[str, Any]) -> Usage | None:
 
 
 def _read_cost(usage: dict[str, Any]) -> float | None:
-    """The dollars that a response tells: OpenRouter's cost, with that of a key of one's own; xAI's.
+    """The dollars that a response tells: xAI's; OpenRouter's, with those of one's own key."""
+    ticks = _read_dollars(usage.get("cost_in_usd_ticks"))
+    if ticks is not None:
+        return ticks / _TICKS_PER_USD
+    cost, details = _read_dollars(usage.get("cost")), usage.get("cost_details")
+    if cost is None or not usage.get("is_byok") or not isinstance(details, dict):
+        return cost
+    return cost + (_read_dollars(details.get("upstream_inference_cost")) or 0.0)
 
-    Raises one of WRONG_SHAPE if it is no number.
-    """
-    if isinstance(ticks := usage.get("cost_in_usd_ticks"), int | float):
-        return float(ticks) / _TICKS_PER_USD
-    cost, details = usage.get("cost"), usage.get("cost_details")
-    if not isinstance(cost, int | float) or not 0 <= cost < float("inf"):
-        return None
-    upstream = details.get("upstream_inference_cost") if isinstance(details, dict) else None
-    return float(cost) + float(upstream or 0 if usage.get("is_byok") else 0)
+
+def _read_dollars(value: Any) -> float | None:
+    """A finite number of at least 0; None for others."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value < float("inf") else None
 
 
 def _read_count(usage: Any, *path: str) -> int:
     """A number of tokens in a response's usage; 0 if it is missing."""
     for name in path:
         usage = usage.get(name) if isinstance(usage, dict) else None
-    return int(usage) if isinstance(usage, int | float) and 0 <= usage < 2**63 else 0
+    return int(usage) if isinstance(usage, int | float) and 0 <= usage < _MOST_TOKENS else 0
