@@ -26,7 +26,7 @@ class Secrets:
         for value in settings.extra_headers.values():
             secrets += [part for part in value.get_secret_value().split() if _DIGIT.search(part)]
         self._patterns = [
-            (len(secret), re.compile("".join(map(_match_character, secret)), re.IGNORECASE))
+            (len(secret), re.compile("".join(map(_match_character, secret))))
             for secret in secrets
             if len(secret) >= _SHORTEST
         ]
@@ -42,7 +42,8 @@ class Secrets:
 def _match_character(character: str) -> str:
     """A pattern for a character as servers write it: plain, escaped in JSON, or in a URL."""
     code = f"{ord(character):02x}"
-    forms = re.escape(character), rf"\\{re.escape(character)}", rf"\\u00{code}", f"%{code}"
+    codes = f"(?:{code}|{code.upper()})"
+    forms = re.escape(character), rf"\\{re.escape(character)}", rf"\\u00{codes}", f"%{codes}"
     return character if character.isalnum() else f"(?:{'|'.join(forms)})"
 
 
