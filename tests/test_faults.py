@@ -377,6 +377,23 @@ def test_an_error_through_a_proxy_names_it(label, monkeypatch):
     assert "password" not in str(raised.value)
 
 
+@pytest.mark.parametrize("place", ["/unlisted/v1/chat/completions", "http://127.0.0.2:9/v1"])
+def test_a_redirect_is_followed_on_the_same_server_alone(label, place):
+    def answer(text, call):
+        is_first = not seen[-1].startswith("/unlisted")
+        return web.Response(status=307, headers={"Location": place}) if is_first else text
+
+    seen = []
+    with running_teacher(answer) as teacher:
+        teacher.watch = lambda request: seen.append(request.path)
+        if place.startswith("/"):
+            rows, _ = label(teacher.url, list_texts(5), TEACHER__MAX_CONCURRENCY=1)
+            assert count(rows) == {"ok": 5}
+        else:
+            with pytest.raises(InputError, match=r"redirects \(307 to http://127\.0\.0\.2:9/v1\)"):
+                label(teacher.url, list_texts(5))
+
+
 @pytest.mark.parametrize("status", [301, 302])
 def test_a_redirect_that_loses_the_request_names_the_new_address(label, status):
     def answer(text, call):

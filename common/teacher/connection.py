@@ -4,7 +4,7 @@ import asyncio
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urljoin, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -24,8 +24,8 @@ from common.teacher.address import (
 from common.teacher.rate_limits import parse_number, parse_retry_after, parse_seconds, read_headers
 
 _CHECK_ATTEMPTS, _CHECK_SECONDS = 3, 10.0
-_METHOD_LOSING = (301, 302, 303)
-"""Redirects after which a POST becomes a GET."""
+_METHOD_KEEPING = (307, 308)
+"""Redirects after which a POST stays one."""
 _COST_HEADER = "x-litellm-response-cost"
 
 
@@ -60,6 +60,7 @@ class Connection:
         # which take more CPU time than everything else (tests/benchmarks/label.py).
         self._http = openai.DefaultAioHttpClient(
             timeout=None,  # `post` limits the whole call
+            follow_redirects=False,
             limits=httpx2.Limits(max_connections=slots, max_keepalive_connections=slots),
             trust_env=not self._is_local,  # a proxy cannot reach it
             verify=find_certificates(),
@@ -98,22 +99,33 @@ class Connection:
             f"({reason}); correct the URL, or start the server{hint}"
         )
 
+    async def _post(self, url: str, content: bytes) -> httpx2.Response:
+        """Follows one redirect, if it keeps the method and stays on the server: secrets go along.
+
+        Raises an httpx2.HTTPError.
+        """
+        response = await self._http.post(url, content=content, headers=self._headers)
+        place = response.headers.get("location", "")
+        if response.status_code not in _METHOD_KEEPING or not place:
+            return response
+        target, parts = urljoin(url, place), self._parts
+        if urlsplit(target)[:2] != parts[:2]:
+            return response
+        return await self._http.post(target, content=content, headers=self._headers)
+
     async def post(self, path: str, content: bytes) -> Response:
         """Sends a request; never raises for what the network or the server does."""
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
-                response = await self._http.post(
-                    self._make_url(path), content=content, headers=self._headers
-                )
+                response = await self._post(self._make_url(path), content)
         except TimeoutError:
             return Response(0, f"timeout: no answer in {self._settings.timeout_seconds:g} s")
         except httpx2.HTTPError as error:
             was_sent = not isinstance(error.__cause__, aiohttp.ClientConnectorError)
             return Response(0, f"connection: {self._describe(error)}", was_sent=was_sent)
-        for redirect in response.history:
-            if redirect.status_code in _METHOD_LOSING:
-                place = redirect.headers.get("location", "")
-                return Response(redirect.status_code, self._secrets.redact(f"to {place}"))
+        if response.is_redirect:
+            place = response.headers.get("location", "")
+            return Response(response.status_code, self._secrets.redact(f"to {place}"))
         status = 200 if response.is_success else response.status_code
         text = response.content.decode("utf-8", "replace")  # JSON is UTF-8
         wait = parse_retry_after(response.headers.get("retry-after"))
