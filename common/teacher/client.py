@@ -65,6 +65,8 @@ class Teacher:
         replies = await self._ask(body | {"n": len(keys)} if several else body, keys)
         if several and len(replies) == 1:
             self._leases.learn(frozenset({"n"}))  # it is refused or ignored
+        if len(replies) == len(keys):
+            return replies
         rest = [self.ask(body, [key]) for key in keys[len(replies) :]]
         return replies + [reply for found in await gather(rest) for reply in found]
 
@@ -112,6 +114,8 @@ class Teacher:
         Raises:
             SettingsError: the teacher refuses a setting of the user's own.
         """
+        if answer.status not in REFUSED_PARAMETER:
+            return False
         known = self._leases.adaptations
         is_text = match_rule(answer.status, answer.api_error).error in ABOUT_TEXT
         has_worked = sent_with == known and self._leases.answered > 0
@@ -120,7 +124,7 @@ class Teacher:
         new = learn(body, answer.status, answer.api_error, self._settings, sent_with) - known
         if new:
             self._leases.learn(new)
-        return bool(new) or (answer.status in REFUSED_PARAMETER and known != sent_with)
+        return bool(new) or known != sent_with
 
     def _judge(
         self, row: "_Row", outcome: Outcome, answer: Answer, response: Response
@@ -130,10 +134,10 @@ class Teacher:
         Raises:
             DistillError: the job stops.
         """
-        rule = match_rule(answer.status, answer.api_error)
         if answer.is_final:
             outcome.totals.answered = 1
             return True, 0.0
+        rule = match_rule(answer.status, answer.api_error)
         wait, longest = find_wait(response, answer), self._settings.outage_seconds
         if wait is not None and wait > longest:
             return self._refuse_to_wait(rule, outcome, answer, wait)
@@ -258,6 +262,9 @@ def find_wait(response: Response, answer: Answer) -> float | None:
 
 async def gather(calls: Iterable[Awaitable[T]]) -> list[T]:
     """All results; raises the first error once all calls have ended."""
+    calls = list(calls)
+    if len(calls) == 1:
+        return [await calls[0]]  # no task is needed
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     results: list[T] = []
     for outcome in outcomes:

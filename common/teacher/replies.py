@@ -192,6 +192,8 @@ def _split_thought(text: str) -> tuple[str, str, bool]:
 
     A chat template may have written the opening tag.
     """
+    if "<" not in text and "[" not in text:
+        return text, "", False
     if found := _THOUGHT.match(text):
         return text[found.end() :].lstrip(), _OPENING.sub("", found[1], count=1).strip(), False
     if found := _OPENING.match(text):
