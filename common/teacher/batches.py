@@ -26,7 +26,6 @@ class Batch:
     """A batch as the API tells of it; `counts` are its requests: total, completed, failed."""
 
     id: str
-    chunk: str
     status: str
     files: tuple[str, ...]
     counts: tuple[int, int, int]
@@ -111,7 +110,6 @@ class BatchApi:
         errors = found.errors.data if found.errors and found.errors.data else []
         return Batch(
             found.id,
-            (found.metadata or {}).get(_METADATA, ""),
             found.status,
             tuple(name for name in (found.output_file_id, found.error_file_id) if name),
             (counts.total, counts.completed, counts.failed) if counts else (0, 0, 0),
