@@ -51,8 +51,9 @@ class Worker:
         keys = make_keys(self._settings, body)
         missing = [key for key in keys if key not in self._known]
         asked = await self._teacher.ask(body, missing) if missing else []
-        replies = self._known | {reply.key: reply for reply in asked}
-        return make_label(example, [replies[key] for key in keys], self._task)
+        replies = {reply.key: reply for reply in asked}
+        found = [replies.get(key) or self._known[key] for key in keys]
+        return make_label(example, found, self._task)
 
     def add_known(self, replies: Mapping[str, Reply]) -> None:
         """Adds replies that need no calls."""

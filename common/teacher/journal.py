@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import uuid
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ _RETRY_SECONDS = 600.0
 """How long a failing write is retried."""
 _FIRST_WAIT_SECONDS = 0.1
 _LONGEST_WAIT_SECONDS = 5.0
+_RELEASED_AT_ONCE = 8
 _SMALL_PARTS, _SMALL_BYTES = 64, 4 * 2**20
 """A writer merges its objects at this number or total size."""
 _MANY_PARTS = 16
@@ -108,9 +110,7 @@ class JournalWriter:
         self._small.clear()
 
     def _note_success(self, group: int) -> None:
-        for _, durable in self._waiting[:group]:
-            if not durable.done():
-                durable.set_result(None)
+        _release(deque(durable for _, durable in self._waiting[:group]))
         del self._waiting[:group]
         if self._failing_since is not None:
             log.warning("%s/%s can be written again", self._storage.url, FOLDER)
@@ -133,6 +133,18 @@ class JournalWriter:
             if not durable.done():
                 durable.set_exception(DistillError(message))
         return True
+
+
+def _release(durable: deque[asyncio.Future[None]]) -> None:
+    """Lets a few callers go on in each turn of the event loop.
+
+    Else their next calls would all start in one turn, end in one, and the network idle meanwhile.
+    """
+    for _ in range(min(len(durable), _RELEASED_AT_ONCE)):
+        if not (future := durable.popleft()).done():
+            future.set_result(None)
+    if durable:
+        asyncio.get_running_loop().call_soon(_release, durable)
 
 
 def write_lost(storage: RunStorage, owner: str, replies: Iterable[Reply]) -> None:
