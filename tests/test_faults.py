@@ -24,6 +24,7 @@ from common.run.storage import RunStorage
 from common.tasks.task import Task
 from common.teacher import client
 from common.teacher.listing import find_end
+from common.teacher.replies import Reply, split_reply
 from support.fake_teacher import make_body, refuse, running_teacher
 
 
@@ -84,6 +85,28 @@ def test_a_reasoning_model_is_asked_as_it_likes_it(label):
         assert (len(teacher.bodies), teacher.paid_again) == (302, 0)
 
 
+def test_what_a_teacher_takes_is_learned_cheaply_although_the_first_row_is_refused(label):
+    def answer(text, call):
+        return (
+            refuse(400, "no", "content_filter")
+            if text == first
+            else reasoning_style(text, teacher.bodies[call - 1])
+        )
+
+    first = min(list_texts(300), key=hash_text)
+    with running_teacher(answer) as teacher:
+        teacher.seconds = 0.01
+        rows, _ = label(teacher.url, list_texts(300))
+        assert count(rows) == {"ok": 299, "content_policy": 1}
+        assert len(teacher.bodies) <= 303
+
+
+def test_an_error_beside_empty_choices_is_no_refusal_of_several_samples():
+    body = '{"choices": [], "error": {"code": 400, "message": "no"}}'
+    replies = split_reply(Reply("", 200, body, 1, 0.1), ["a", "b"])
+    assert [reply.key for reply in replies] == ["a", "b"]
+
+
 def test_a_setting_of_the_user_s_own_that_is_refused_is_an_error(label):
     with running_teacher(lambda t, c: reasoning_style(t, teacher.bodies[c - 1])) as teacher:
         with pytest.raises(SettingsError, match=r"DISTILL_TEACHER__TEMPERATURE: .*0\.3"):
@@ -99,6 +122,7 @@ def test_a_setting_of_the_user_s_own_that_is_refused_is_an_error(label):
         (lambda: refuse(404, "No endpoints found matching your data policy"), "refused"),
         (lambda: refuse(400, "something"), "bad_request"),
         (lambda: web.Response(status=405), "refused"),
+        (lambda: web.Response(text="<!DOCTYPE html><p>blocked</p>"), "bad_response"),
     ],
 )
 @pytest.mark.parametrize("place", [0, 150])
@@ -134,6 +158,7 @@ def test_a_certain_word_that_comes_after_answers_fails_its_row_alone(label):
         (lambda n: refuse(400, "no", "content_filter"), InputError, "prompt", 20),
         (lambda n: web.Response(status=404, text="<html>"), InputError, "ends in /v1", 20),
         (lambda n: web.Response(status=501, text="<html>"), InputError, "ends in /v1", 20),
+        (lambda n: web.Response(text="<html>log in</html>"), InputError, "ends in /v1", 20),
         (
             lambda n: web.json_response([{"error": {"message": "API key not valid"}}], status=400),
             TeacherRefusedError,

@@ -375,11 +375,13 @@ def test_the_first_call_goes_alone():
     assert renew(quota, "b", calls=9).delays
 
 
-def test_a_first_call_that_does_not_end_is_not_waited_for():
+def test_a_first_call_that_does_not_end_lets_a_few_others_start():
     quota = make_quota(RATE, sends_scout=True)
     renew(quota, "a", calls=9)
     clock.now += 10
-    assert renew(quota, "b", calls=9).delays
+    assert renew(quota, "a", calls=9, in_flight=1).slots == 4
+    answer(quota)
+    assert renew(quota, "a", calls=9, in_flight=4).slots > 4
 
 
 # What the workers share.

@@ -53,7 +53,7 @@ class Health:
         if self.is_outage:
             return 1
         if self._refused and not (self._has_answered or self._has_succeeded):
-            return max(1, min(window, _ALIKE - self._refused_rows))
+            return max(1, min(window, self._refused_rows, _ALIKE - self._refused_rows))
         return window
 
     def describe_outage(self, now: float) -> str:

@@ -50,7 +50,9 @@ _PAUSE_SECONDS = 0.5, 3.0
 _RETRY_MARGIN = 1.01
 """A factor on Retry-After, so that no call arrives just before the quota is back."""
 _SCOUT_SECONDS = 3.0
-"""The longest that all calls wait for the first."""
+"""The longest that all calls wait for the first; then a few more start."""
+_UNPROVEN_CALLS = 4
+"""The most calls in flight before the first has ended: each may be refused."""
 _HELPED_CALLS, _STRIKES = 10, 3
 """Headers are ignored after 3 episodes in a row with fewer than 10 answers between 429s."""
 _RECENT_ANSWERS = 100
@@ -332,6 +334,8 @@ class Quota:
             return worker.in_flight
         others = [other for other in self._workers.values() if other is not worker]
         window = self._health.limit_window(int(self._window))
+        if self._sends_scout and not self._health.has_outcome:
+            window = min(window, _UNPROVEN_CALLS)
         share = max(1, window // (len(others) + 1))
         claimed = sum(max(share, o.in_flight) if o.demand else o.in_flight for o in others)
         held = sum(other.held for other in others)

@@ -126,6 +126,8 @@ def read_answer(reply: Reply) -> Answer:
             return Answer("", "bad_response", message, usage=usage or Usage())
         return _read_choice(content["choices"][0], usage)
     except WRONG_SHAPE as wrong:
+        if reply.body.lstrip().startswith("<"):  # the page of a login or a proxy
+            return _make_failure("bad_response", read_error(reply.body), Usage(), 200)
         message = f"{type(wrong).__name__}: {wrong} in {reply.body[:200]!r}"
         return Answer("", "bad_response", message)
 
@@ -206,17 +208,17 @@ def split_reply(reply: Reply, keys: Sequence[str]) -> list[Reply]:
 
     A reply without several choices belongs to the first key, or to all if it is an error.
     """
-    first = replace(reply, key=keys[0])
     if len(keys) == 1:
-        return [first]
+        return [replace(reply, key=keys[0])]
     try:
         content = json.loads(reply.body.removeprefix("\ufeff"))
-        choices = content["choices"]
-        if len(choices) < 2:
-            return [first]
-        bodies = [content | {"choices": [choice]} for choice in choices[: len(keys)]]
+        bodies = [content | {"choices": [choice]} for choice in content["choices"][: len(keys)]]
     except WRONG_SHAPE:
+        bodies = []
+    if not bodies or find_error(content) is not None:
         return [replace(reply, key=key) for key in keys]
+    if len(bodies) == 1:
+        return [replace(reply, key=keys[0])]
     for body in bodies[1:] if read_usage(content) else []:
         body["usage"] = {"prompt_tokens": 0, "completion_tokens": 0, COUNTED_ELSEWHERE: True}
     texts = [json.dumps(body, ensure_ascii=False) for body in bodies]

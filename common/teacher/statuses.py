@@ -89,6 +89,7 @@ _DOWN = (408, 498, 502, 503, 504, *range(520, 530))
 """498: no capacity (Groq's flex tier); 520 to 529: Cloudflare's, and overload (Anthropic)."""
 
 _RULES = (
+    Rule({200}, Action.FAIL, "bad_response", Blame.DOUBT, "url", r"^\s*<"),  # a page, not JSON
     Rule({200}, Action.ANSWER),
     # The body has the type: "timeout: …", "connection: …", "lost: …".
     Rule({0}, Action.RETRY, is_outage=True),
