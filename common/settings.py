@@ -222,6 +222,9 @@ class LabelSettings(Section):
     batch_wait_seconds: float = Field(
         90_000, ge=0, description="How long to wait for batches; then run again to collect them."
     )
+    batch_rest: Literal["batch", "online"] = Field(
+        "batch", description="How to ask for what a batch has not answered."
+    )
     samples: int = Field(1, ge=1, description="Responses per example; the majority wins.")
     max_cost_usd: float | None = Field(None, gt=0, description="Cost cap of the run; empty: none.")
     drain_seconds: float = Field(25, ge=0, description="Time for calls in flight after SIGTERM.")

@@ -66,11 +66,16 @@ def label(
 ) -> None:
     """Asks for what the journal lacks, and writes all rows; `started` is the job's start."""
     session = Session(run, lock, examples.rows)
-    known = session.known
+    known, reused = session.known, len(session.known.rows)
     forecast(run, examples, known)
     if session.missing:
         warn_without_test_rows(run.settings, run.task)
     new, figures = session.ask(lambda: make_lane(run), "labels")
+    if run.settings.label.lane == "batch" and run.settings.label.batch_rest == "online":
+        session = Session(run, lock, examples.rows)
+        if session.missing:
+            new, figures = session.ask(lambda: make_ray_lane(run), "the batches' rest")
+            known = session.known
     table = arrange_rows(examples, [make_label_table(list(known.rows.values())), *new])
     files, counts = write_parts(run.storage, LABELS.folder, table), count_by_status(table)
     summary: LabelSummary = {
@@ -79,7 +84,7 @@ def label(
         "failed": counts["failed"],
         "filtered": counts["filtered"],
         "duplicates": examples.duplicates,
-        "reused": len(known.rows),
+        "reused": reused,
         "transient": count_transient(table),
         **figures,
         "run_cost_usd": sum_cost(run, known, figures),
@@ -149,6 +154,11 @@ def make_lane(run: Run) -> Lane:
     if run.settings.label.lane == "batch":
         return BatchLane()
     check_no_chunks(run.storage)
+    return make_ray_lane(run)
+
+
+def make_ray_lane(run: Run) -> Lane:
+    """The lane of Ray's actors."""
     from common.labels.lanes.ray.lane import RayLane  # its import takes seconds
 
     return RayLane(run.settings.label.dashboard_host)

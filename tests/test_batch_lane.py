@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import threading
 from collections import Counter
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from common.run.run import Run
 from common.run.storage import RunStorage
 from common.tasks.task import Task
 from common.teacher.journal import iterate_journal
+from support.commands import run_job
 from support.fake_teacher import running_teacher
 
 PRICE = '[[price]]\nmodel = "stand-in"\ninput = 1000.0\noutput = 2000.0\n'
@@ -115,6 +117,61 @@ def test_a_batch_that_expires_is_asked_for_the_rest_alone(label):
         assert stand_in.served == 50
         sizes = [len(batch.lines) for batch in stand_in.batches.batches.values()]
         assert sizes[:3] == [50, 25, 12]
+
+
+@pytest.mark.parametrize("most_queued", [120, 20])
+def test_a_queue_that_is_full_is_waited_for_or_takes_smaller_batches(label, most_queued):
+    stand_in = StandIn(answer=str.upper)
+    stand_in.batches.seconds, stand_in.batches.most_queued = 0.1, most_queued
+    with running(stand_in) as url:
+        statuses, figures = label(url)
+        assert (statuses, figures["calls"]) == ({"ok": 200}, 200)
+        assert stand_in.served == 200
+
+
+def test_a_batch_that_fails_for_good_says_why(label):
+    stand_in = StandIn(answer=str.upper)
+    stand_in.batches.most_queued = 0
+    with (
+        running(stand_in) as url,
+        pytest.raises(DistillError, match=r"refuses the batch .*token_limit_exceeded"),
+    ):
+        label(url, count=1)
+
+
+def test_what_a_batch_leaves_is_not_asked_for_in_batches_if_it_shall_be_asked_online(label):
+    stand_in = StandIn(answer=str.upper)
+    stand_in.batches.answered_share = 0.5
+    with running(stand_in) as url:
+        statuses, _ = label(url, count=50, LABEL__BATCH_REST="online")
+        assert statuses == {"ok": 25, "timeout": 25}
+        assert len(stand_in.batches.batches) == 1
+
+
+def test_the_label_job_asks_online_for_what_a_batch_leaves(tmp_path):
+    lines = [json.dumps({"text": f"She go to school {i} times."}) + "\n" for i in range(40)]
+    (tmp_path / "texts.jsonl").write_text("".join(lines), "utf-8")
+    stand_in = StandIn(answer=str.upper)
+    stand_in.batches.answered_share = 0.5
+    with running(stand_in) as url:
+        job = run_job(
+            "label",
+            tmp_path,
+            DATA__SOURCE=tmp_path / "texts.jsonl",
+            DATA__TEXT_COLUMN="text",
+            DATA__TRAIN_LIMIT=0,
+            TEACHER__BASE_URL=url,
+            TEACHER__MODEL="stand-in",
+            LABEL__LANE="batch",
+            LABEL__BATCH_REST="online",
+            LABEL__ACTORS=1,
+        )
+    assert job.returncode == 0, job.stderr
+    summary = json.loads((tmp_path / "runs/default/labels/manifest.json").read_text())["summary"]
+    figures = {name: summary[name] for name in ("inputs", "ok", "filtered", "reused", "calls")}
+    assert figures["ok"] + figures["filtered"] == 40
+    assert (figures["reused"], figures["calls"]) == (0, 20)
+    assert (stand_in.served, len(stand_in.batches.batches)) == (40, 1)
 
 
 def test_refused_parameters_are_learned_and_cost_one_more_batch(label):

@@ -39,6 +39,8 @@ class Batches:
         """A batch takes so many seconds; if it answers only a share of its requests, it expires."""
         self._complete, self._clock = complete, clock
         self.seconds, self.answered_share = seconds, answered_share
+        self.most_queued: float = math.inf
+        """A batch fails if more requests would be unanswered."""
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, _Batch] = {}
 
@@ -93,6 +95,12 @@ class Batches:
         facts = {name: given.get(name) for name in kept} | {"created_at": int(time.time())}
         batch = _Batch(f"batch_{uuid.uuid4().hex[:24]}", lines, facts)
         batch.ready_at = self._clock() + self.seconds
+        at_work = [b for b in self.batches.values() if b.status not in _ENDED]
+        if sum(len(b.lines) for b in (*at_work, batch)) > self.most_queued:
+            batch.status = "failed"
+            message = f"Enqueued token limit reached. Limit: {self.most_queued}."
+            error = {"code": "token_limit_exceeded", "message": message}
+            batch.facts["errors"] = {"object": "list", "data": [error]}
         self.batches[batch.id] = batch
         return web.json_response(self._describe(batch))
 

@@ -4,6 +4,7 @@ A kill at any moment neither submits a chunk twice nor loses a result: a batch w
 found by its chunk's name in the API's listing.
 """
 
+import re
 import threading
 import time
 import uuid
@@ -33,6 +34,8 @@ from common.teacher.statuses import Action, match_rule
 _POLL_SECONDS = 1.0, 30.0
 _POLL_GROWTH = 1.3
 _MEGABYTE = 10**6
+_FULL = re.compile(r"token.?limit|enqueued|too many|limit reached|quota.?exceeded", re.IGNORECASE)
+"""A batch fails with that if more would be queued than the provider allows."""
 _UNANSWERED = "timeout: the batch ended before"
 
 
@@ -56,6 +59,7 @@ class BatchLane(Lane):
         self._bodies = dict(self._list_requests())
         self._attempts: dict[str, int] = {}
         self._spent_usd = work.spent_usd
+        self._is_full, self._most_requests = False, self._settings.label.batch_requests
         self.deliver(lambda: [self._label()])
 
     def _list_requests(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -72,7 +76,7 @@ class BatchLane(Lane):
             self._adopt()
             waiting = deque(self._list_unsubmitted())
             while waiting or self._chunks:
-                while waiting and self._submit(waiting):
+                while waiting and not self._is_full and self._submit(waiting):
                     self._check_stop()
                 if not self._chunks:
                     self._explain_cap()
@@ -109,7 +113,7 @@ class BatchLane(Lane):
         most_bytes = label.batch_megabytes * _MEGABYTE
         requests: dict[str, dict[str, Any]] = {}
         size, worst_usd = 0, 0.0
-        while waiting and len(requests) < label.batch_requests:
+        while waiting and len(requests) < self._most_requests:
             body = adapt(self._bodies[waiting[0]], self._adaptations)
             line, usd = len(self._api.encode({waiting[0]: body})), self._bound_cost(body)
             if requests and size + line > most_bytes:
@@ -182,7 +186,9 @@ class BatchLane(Lane):
         """Journals a batch's replies; returns the keys to ask for again."""
         if batch.status == "failed" and not batch.files:
             self._forget(chunk)
-            raise DistillError(f"the teacher refuses the batch {batch.id}: {batch.error}")
+            self._give_way(chunk, batch)
+            return [key for key in chunk.keys if key in self._bodies]
+        self._is_full = False
         results = {result.key: result for result in self._api.read_results(batch)}
         replies = [self._make_reply(chunk, key, results.get(key)) for key in chunk.keys]
         answered = [reply for reply in replies if reply.http_status == 200]
@@ -191,6 +197,19 @@ class BatchLane(Lane):
         again = [reply.key for reply in replies if not self._settle(reply, sent_with)]
         self._forget(chunk)
         return again
+
+    def _give_way(self, chunk: Chunk, batch: Batch) -> None:
+        """Waits for the other batches if the provider's queue is full, or makes smaller ones.
+
+        Raises a DistillError if the batch has failed for another reason, or cannot be smaller.
+        """
+        self._is_full = bool(self._chunks)
+        if not _FULL.search(batch.error) or not (self._is_full or len(chunk.keys) > 1):
+            raise DistillError(f"the teacher refuses the batch {batch.id}: {batch.error}")
+        with self._guard:
+            self._totals.calls -= len(chunk.keys)
+        if not self._is_full:
+            self._most_requests = max(1, len(chunk.keys) // 2)
 
     def _forget(self, chunk: Chunk) -> None:
         self._storage.remove(chunk)
@@ -236,6 +255,8 @@ class BatchLane(Lane):
         self, reply: Reply, answer: Answer, body: dict[str, Any], sent_with: Adaptations
     ) -> bool:
         """Whether the request goes into another batch. Raises a SettingsError, see `learn`."""
+        if self._settings.label.batch_rest == "online":
+            return False  # not here: the label job asks for it
         teacher = self._settings.teacher
         self._adaptations |= learn(body, answer.status, answer.api_error, teacher, sent_with)
         if answer.status in REFUSED_PARAMETER and self._adaptations != sent_with:
