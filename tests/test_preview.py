@@ -68,3 +68,10 @@ def test_a_preview_asks_for_its_rows_alone_and_keeps_their_replies(tmp_path):
         wrong = run_job("label", tmp_path, "--preview", "x", **settings)
         assert wrong.returncode == 2
         assert "DISTILL_LABEL__PREVIEW='x'" in wrong.stderr
+
+
+def test_a_long_text_is_cut_short():
+    row = LabelRow("1", "word " * 1_000, "ok", "label", response="answer")
+    lines = format_preview([row], width=120).splitlines()
+    assert len(lines) < 20
+    assert "…" in lines[-3]

@@ -9,6 +9,7 @@ from common.records import LabelRow, count_by_status, make_label_table
 
 _NARROWEST = 16
 _GAP = "  "
+_MOST_LINES = 12
 
 
 def format_preview(rows: Sequence[LabelRow], width: int | None = None) -> str:
@@ -39,7 +40,7 @@ def _wrap(text: str, width: int) -> list[str]:
     lines: list[str] = []
     for line in text.splitlines():
         lines += textwrap.wrap(line, width, drop_whitespace=False) or [""]
-    return lines
+    return lines if len(lines) <= _MOST_LINES else [*lines[: _MOST_LINES - 1], "…"]
 
 
 def _join(parts: Sequence[str], width: int) -> str:

@@ -17,15 +17,16 @@ _MIN_CONFIDENCE = 0.8
 
 
 def detect_language(text: str, languages: tuple[str, ...]) -> str | None:
-    """The text's language, None if uncertain. Loading the model takes half a second."""
+    """The text's language, None if uncertain."""
     if len(text) < _MIN_CHARACTERS:
         return None
-    language, confidence = _load_detector(languages).classify(text)
+    language, confidence = load_detector(languages).classify(text)
     return str(language) if confidence >= _MIN_CONFIDENCE else None
 
 
 @lru_cache
-def _load_detector(languages: tuple[str, ...]) -> Any:
+def load_detector(languages: tuple[str, ...]) -> Any:
+    """The model for these languages, loaded once in half a second."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     detector = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

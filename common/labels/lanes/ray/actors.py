@@ -18,6 +18,7 @@ from common.quota.quota import Quota
 from common.records import Example, make_label_table
 from common.run.lock import is_locked
 from common.run.run import PackedRun, Run
+from common.tasks.languages import load_detector
 
 _READING_SECONDS = 300.0
 """How long a worker may read the journal between its first block and its first call."""
@@ -110,6 +111,9 @@ class LabelActor:
                     f"DISTILL_TEACHER__{name.upper()} is not set on this node of the Ray cluster; "
                     "put it into the environment of its containers: secrets are not sent with a job"
                 )
+
+        if languages := run.task.label_rules.languages:
+            await asyncio.to_thread(load_detector, tuple(languages))  # not while calls wait
 
         async def renew(name: str, tally: Tally) -> Lease:
             lease: Lease = await self._keeper.renew.remote(name, tally)
