@@ -15,15 +15,11 @@ from common.errors import CostCapError, DistillError, InputError
 from common.labels.lanes.batch import lane as module
 from common.labels.lanes.batch.chunks import check_no_chunks
 from common.labels.lanes.batch.lane import BatchLane
-from common.labels.session import Session
-from common.records import Example, LabelRow, hash_text
-from common.run.lock import hold_run
-from common.run.run import Run
 from common.run.storage import RunStorage
-from common.tasks.task import Task
 from common.teacher.journal import iterate_journal
 from support.commands import run_job
 from support.fake_teacher import running_teacher
+from support.labelling import label_texts
 
 PRICE = '[[price]]\nmodel = "stand-in"\ninput = 1000.0\noutput = 2000.0\n'
 
@@ -68,15 +64,8 @@ def label(settings, tmp_path):
             "TEACHER__PRICES": tmp_path / "prices.toml",
             "LABEL__BATCH_REQUESTS": 50,
         }
-        own = settings(**given | values)
-        run = Run(own, Task(name="echo"), RunStorage(own))
         texts = [f"text {i}" for i in range(count)]
-        examples = [Example(hash_text(text), text) for text in texts]
-        with hold_run(run.storage, "label") as lock:
-            session = Session(run, lock, examples)
-            tables, figures = session.ask(BatchLane, "labels")
-        new = [LabelRow(**row) for table in tables for row in table.to_pylist()]
-        rows = session.known.rows | {row.id: row for row in new}
+        rows, figures = label_texts(settings(**given | values), texts, BatchLane)
         return Counter(row.error or row.status for row in rows.values()), figures
 
     return label

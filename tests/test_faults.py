@@ -15,17 +15,13 @@ from common.errors import (
     TeacherRefusedError,
 )
 from common.labels.lanes.local import LocalLane
-from common.labels.session import Session
 from common.quota import health
-from common.records import Example, LabelRow, hash_text
-from common.run.lock import hold_run
-from common.run.run import Run
-from common.run.storage import RunStorage
-from common.tasks.task import Task
+from common.records import hash_text
 from common.teacher import client
 from common.teacher.listing import find_end
 from common.teacher.replies import Reply, split_reply
 from support.fake_teacher import make_body, refuse, running_teacher
+from support.labelling import label_texts
 
 
 @pytest.fixture(autouse=True)
@@ -41,15 +37,7 @@ def label(settings):
 
     def label(url, texts, **values):
         given = {"TEACHER__BASE_URL": url, "TEACHER__MODEL": "big", "TEACHER__MAX_CONCURRENCY": 32}
-        own = settings(**given | values)
-        run = Run(own, Task(name="echo"), RunStorage(own))
-        examples = [Example(hash_text(text), text) for text in texts]
-        with hold_run(run.storage, "label") as lock:
-            session = Session(run, lock, examples)
-            tables, figures = session.ask(LocalLane, "labels")
-        new = [LabelRow(**row) for table in tables for row in table.to_pylist()]
-        rows = session.known.rows | {row.id: row for row in new}
-        return {rows[example.id].text: rows[example.id] for example in examples}, figures
+        return label_texts(settings(**given | values), texts, LocalLane)
 
     return label
 

@@ -7,15 +7,13 @@ from aiohttp import web
 
 from common.errors import InputError
 from common.labels.lanes.local import LocalLane
-from common.labels.session import Session
 from common.metrics.json_values import count_fields, json_match
-from common.records import Example, LabelRow, hash_text
-from common.run.lock import hold_run
 from common.run.run import open_run
 from common.tasks.cleaning import clean, extract
 from common.tasks.rules import LabelRules
 from common.tasks.task import load_task
 from support.fake_teacher import make_body, refuse, running_teacher
+from support.labelling import label_texts
 
 
 @pytest.mark.parametrize(
@@ -150,12 +148,9 @@ def test_an_extraction_task_runs_from_its_file_alone(tmp_path, settings, takes_f
         own = settings(
             TASK=tmp_path / "people.toml", TEACHER__BASE_URL=teacher.url, TEACHER__MODEL="big"
         )
-        run, texts = open_run(own), ["Ada is 36", "Alan is 41"]
-        examples = [Example(hash_text(text), text) for text in texts]
-        with hold_run(run.storage, "label") as lock:
-            tables, _ = Session(run, lock, examples).ask(LocalLane, "labels")
-        rows = [LabelRow(**row) for table in tables for row in table.to_pylist()]
-        assert sorted(row.label for row in rows) == [
+        texts = ["Ada is 36", "Alan is 41"]
+        rows, _ = label_texts(own, texts, LocalLane, open_run(own).task)
+        assert sorted(row.label for row in rows.values()) == [
             '{"age": 36, "name": "Ada"}',
             '{"age": 41, "name": "Alan"}',
         ]
