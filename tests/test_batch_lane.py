@@ -116,6 +116,8 @@ def test_a_queue_that_is_full_is_waited_for_or_takes_smaller_batches(label, most
         statuses, figures = label(url)
         assert (statuses, figures["calls"]) == ({"ok": 200}, 200)
         assert stand_in.served == 200
+        sizes = {len(b.lines) for b in stand_in.batches.batches.values() if b.status == "completed"}
+        assert min(sizes) >= 8
 
 
 def test_a_batch_that_fails_for_good_says_why(label):

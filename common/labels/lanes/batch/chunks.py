@@ -21,6 +21,7 @@ class Chunk:
     Attributes:
         worst_usd: the maximum dollars for it.
         adaptations: what its requests were adapted to.
+        is_alone: whether no other was at work when it was made.
         id: its batch's, once that is created.
         counts: its batch's requests: total, completed, failed.
     """
@@ -29,6 +30,7 @@ class Chunk:
     keys: list[str]
     worst_usd: float
     adaptations: list[str]
+    is_alone: bool = False
     id: str | None = None
     created_at: float = field(default_factory=time.time)
     counts: tuple[int, int, int] = (0, 0, 0)

@@ -4,6 +4,7 @@ A kill at any moment neither submits a chunk twice nor loses a result: a batch w
 found by its chunk's name in the API's listing.
 """
 
+import math
 import re
 import threading
 import time
@@ -59,7 +60,7 @@ class BatchLane(Lane):
         self._bodies = dict(self._list_requests())
         self._attempts: dict[str, int] = {}
         self._spent_usd = work.spent_usd
-        self._is_full, self._most_requests = False, self._settings.label.batch_requests
+        self._most_at_work, self._most_requests = math.inf, self._settings.label.batch_requests
         self.deliver(lambda: [self._label()])
 
     def _list_requests(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -76,7 +77,7 @@ class BatchLane(Lane):
             self._adopt()
             waiting = deque(self._list_unsubmitted())
             while waiting or self._chunks:
-                while waiting and not self._is_full and self._submit(waiting):
+                while waiting and self._has_room() and self._submit(waiting):
                     self._check_stop()
                 if not self._chunks:
                     self._explain_cap()
@@ -107,6 +108,9 @@ class BatchLane(Lane):
         submitted = {key for chunk in self._chunks for key in chunk.keys}
         return [key for key in self._bodies if key not in submitted]
 
+    def _has_room(self) -> bool:
+        return len(self._chunks) < self._most_at_work
+
     def _submit(self, waiting: deque[str]) -> bool:
         """Submits the next chunk; whether the cost cap allows one."""
         label = self._settings.label
@@ -125,7 +129,7 @@ class BatchLane(Lane):
         if not requests:
             return False
         name, adaptations = uuid.uuid4().hex[:16], sorted(self._adaptations)
-        chunk = Chunk(name, list(requests), worst_usd, adaptations)
+        chunk = Chunk(name, list(requests), worst_usd, adaptations, is_alone=not self._chunks)
         self._storage.write(chunk)
         try:
             chunk.id = self._api.submit(chunk.name, self._api.encode(requests))
@@ -188,7 +192,6 @@ class BatchLane(Lane):
             self._forget(chunk)
             self._give_way(chunk, batch)
             return [key for key in chunk.keys if key in self._bodies]
-        self._is_full = False
         results = {result.key: result for result in self._api.read_results(batch)}
         replies = [self._make_reply(chunk, key, results.get(key)) for key in chunk.keys]
         answered = [reply for reply in replies if reply.http_status == 200]
@@ -199,16 +202,16 @@ class BatchLane(Lane):
         return again
 
     def _give_way(self, chunk: Chunk, batch: Batch) -> None:
-        """Waits for the other batches if the provider's queue is full, or makes smaller ones.
+        """Has fewer batches at work if the provider's queue is full, or smaller ones.
 
         Raises a DistillError if the batch has failed for another reason, or cannot be smaller.
         """
-        self._is_full = bool(self._chunks)
-        if not _FULL.search(batch.error) or not (self._is_full or len(chunk.keys) > 1):
+        if not _FULL.search(batch.error) or (chunk.is_alone and len(chunk.keys) == 1):
             raise DistillError(f"the teacher refuses the batch {batch.id}: {batch.error}")
         with self._guard:
             self._totals.calls -= len(chunk.keys)
-        if not self._is_full:
+        self._most_at_work = max(1, len(self._chunks))
+        if chunk.is_alone:
             self._most_requests = max(1, len(chunk.keys) // 2)
 
     def _forget(self, chunk: Chunk) -> None:
