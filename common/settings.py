@@ -22,6 +22,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from common.urls import Location
+
 PREFIX = "DISTILL_"
 BUILTIN = "builtin"
 """The value of a setting that selects the project's own data, teacher or student."""
@@ -79,24 +81,33 @@ class Section(BaseModel):
 class StorageSettings(Section):
     """Where runs are kept."""
 
-    root: str = Field("runs", description="Folder or s3://bucket/prefix that holds all runs.")
+    root: Location = Field("runs", description="Folder or s3://bucket/prefix that holds all runs.")
     wait_seconds: float = Field(0, ge=0, description="Time to wait for the previous job to end.")
 
     @property
     def absolute_root(self) -> str:
         """The root for a process in any working folder."""
-        return self.root if "://" in self.root else str(Path(self.root).expanduser().absolute())
+        return self.root if "://" in self.root else str(Path(self.root).absolute())
 
 
 class DataSettings(Section):
     """The examples."""
 
-    source: str = Field(
+    source: Location = Field(
         "juancavallotti/multilingual-gec",
         description="`builtin`, a Hugging Face data set, or a file, folder or s3 URL of parquet, "
-        "jsonl or csv. A folder's files belong to a split by name: train*, test*.",
+        "jsonl, json, csv, tsv, arrow or txt, also as .gz, .bz2, .zst or .lz4. The names of "
+        "folders or files tell the split: train, test.",
     )
-    test_source: str | None = Field(None, description="Source of the test split, if not `source`.")
+    test_source: Location | None = Field(
+        None, description="Source of the test split, if not `source`."
+    )
+    config: str | None = Field(None, description="The hub data set's configuration.")
+    revision: str | None = Field(None, description="The hub data set's branch, tag or commit.")
+    s3_anonymous: bool = Field(False, description="Read `s3://` sources without keys.")
+    s3_key: str = Field("", description="Access key of the sources' store, if not the run's.")
+    s3_secret: SecretStr = Field(SecretStr(""), description="Its secret key.")
+    s3_endpoint_url: str = Field("", description="Its endpoint, if not AWS_ENDPOINT_URL.")
     train_limit: int = Field(5000, ge=0, description="Examples to label, by content hash; 0: all.")
     test_limit: int = Field(0, ge=0, description="Test rows, chosen by content hash; 0: all.")
     text_column: str | None = Field(None, description="Column of the text; empty: the task's.")
@@ -150,7 +161,7 @@ class TeacherSettings(Section):
     outage_seconds: float = Field(
         900, ge=0, description="Longest wait while the teacher is down, or asks to wait."
     )
-    prices: str | None = Field(
+    prices: Location | None = Field(
         None, description="Path or s3 URL of a TOML file with more model prices."
     )
 
@@ -243,7 +254,7 @@ class LabelSettings(Section):
 class StudentSettings(Section):
     """The small model."""
 
-    model: str = Field(
+    model: Location = Field(
         "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
         description="`builtin`, a Hugging Face model, or a local folder.",
     )
@@ -340,7 +351,7 @@ class Settings(BaseSettings):
     )
 
     run: str = Field("default", description="Name of the run: its folder under the storage root.")
-    task: str = Field("gec", description="Built-in task, or path or s3 URL of a task file.")
+    task: Location = Field("gec", description="Built-in task, or path or s3 URL of a task file.")
     storage: StorageSettings = Field(default_factory=StorageSettings)
     data: DataSettings = Field(default_factory=DataSettings)
     teacher: TeacherSettings = Field(default_factory=TeacherSettings)
@@ -352,7 +363,7 @@ class Settings(BaseSettings):
 
     def describe(self, sections: Sequence[str]) -> dict[str, Any]:
         """The settings of some sections, without secrets; of extra headers, the names."""
-        secrets: Any = {"teacher": set(SECRETS)}
+        secrets: Any = {"teacher": set(SECRETS), "data": {"s3_secret"}}
         described = self.model_dump(mode="json", include=set(sections), exclude=secrets)
         if "teacher" in described:
             described["teacher"]["extra_headers"] = sorted(self.teacher.extra_headers)
@@ -381,7 +392,8 @@ class Settings(BaseSettings):
         secrets = {"api_key": SecretStr(""), "extra_headers": {}}
         teacher = self.teacher.model_copy(update=secrets)
         storage = self.storage.model_copy(update={"root": self.storage.absolute_root})
-        return self.model_copy(update={"teacher": teacher, "storage": storage})
+        data = self.data.model_copy(update={"s3_secret": SecretStr("")})
+        return self.model_copy(update={"teacher": teacher, "storage": storage, "data": data})
 
     @field_validator("run")
     @classmethod

@@ -61,7 +61,11 @@ def main(settings: Settings) -> None:
     if is_scored(run, fingerprint, scored):
         log.info("evaluate: already done, see %s/%s", storage.url, METRICS_FILE)
         return
-    log.info("evaluate: %d test rows, %d dropped as seen in train", len(test.rows), test.leaked)
+    log.info(
+        "evaluate: %d test rows, %d dropped as seen in train (but for spaces)",
+        len(test.rows),
+        test.leaked,
+    )
     runner = SystemRunner(run, adapter, merged)
     for system in systems:
         if read_predictions(storage, system.key, fingerprint) is None:

@@ -307,7 +307,8 @@ def test_the_column_of_the_references_is_not_shown_to_the_teacher(settings, tmp_
     [
         ("twice.csv", "text,text\na,b\n", "has 2 columns 'text'"),
         ("empty.jsonl", "", "has no rows"),
-        ("list.jsonl", '[{"text": "a"}]', "one JSON object"),
+        ("list.jsonl", '[{"text": "a"}, 2]', "row 2 should be one JSON object, not 2"),
+        ("lines.jsonl", '{"text": "a"}\n2', "line 2 should be one JSON object, not 2"),
         ("lists.jsonl", '{"text": ["a", "b"]}', "not a string"),
         ("number.jsonl", '{"text": 5}', "has 5, not a string"),
     ],

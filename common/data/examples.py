@@ -4,9 +4,11 @@ Only `load_test_rows`, for the evaluate job, reads reference answers.
 """
 
 import logging
+import unicodedata
 from dataclasses import dataclass, field
 
-from common.data.sources import name_source, read_split
+from common.data.place import find_place
+from common.data.sources import read_split
 from common.errors import InputError
 from common.records import Example, hash_text
 from common.settings import Settings
@@ -39,7 +41,8 @@ class TestRow:
 class TestRows:
     """The test rows, one per text with all of its references.
 
-    Without `leaked` rows, which are also in train, and `unusable` ones, without text or reference.
+    Without `leaked` rows, which are also in train but for spaces and Unicode's normal forms, and
+    without `unusable` ones, which lack text or reference.
     """
 
     __test__ = False
@@ -82,11 +85,11 @@ def load_test_rows(settings: Settings, task: Task) -> TestRows:
     Raises:
         InputError: see `load_examples`; or the test split or its reference column is missing.
     """
-    seen = set(_read_texts(settings, task)) if "text" in task.unseen else set()
+    seen = set(map(_fold, _read_texts(settings, task))) if "text" in task.unseen else set()
     name = settings.data.reference_column or task.columns.reference
     if "reference" in task.unseen:
         train = read_split(settings, "train", required=[], optional=[name])
-        seen |= {answer for row in train for answer in _read_references(row.get(name))}
+        seen |= {_fold(a) for row in train for a in _read_references(row.get(name))}
     text_name = settings.data.text_column or task.columns.text
     raw = read_split(settings, "test", [text_name, name], optional=task.columns.groups)
     rows: dict[str, TestRow] = {}
@@ -99,7 +102,7 @@ def load_test_rows(settings: Settings, task: Task) -> TestRows:
             unusable += 1
             continue
         compared = [text, *references] if "reference" in task.unseen else [text]
-        if not seen.isdisjoint(compared):
+        if not seen.isdisjoint(map(_fold, compared)):
             leaked.add(hash_text(text))
         groups = {g: str(row[g]) for g in task.columns.groups if row.get(g) is not None}
         first = rows.setdefault(hash_text(text), TestRow(hash_text(text), text, [], groups))
@@ -108,8 +111,8 @@ def load_test_rows(settings: Settings, task: Task) -> TestRows:
         raise InputError(f"the test split has no row with both {text_name!r} and {name!r}")
     kept = {id: row for id, row in rows.items() if id not in leaked}
     if not kept:
-        variable, source = name_source(settings, "test")
-        raise InputError(f"{variable}={source!r}: all {len(rows)} test rows are also in train")
+        place = find_place(settings.data, "test")
+        raise place.refuse(f"has {len(rows)} test rows, all of which are also in train")
     chosen = _lowest(list(kept), settings.data.test_limit)
     chosen_rows = [row for id, row in kept.items() if id in chosen]
     duplicates = len(raw) - unusable - len(rows)
@@ -134,6 +137,11 @@ def _strip_prefix(text: object, settings: Settings, task: Task) -> str:
             f"the text column has {text!r}, not a string: set DISTILL_DATA__TEXT_COLUMN"
         )
     return (text or "").removeprefix(task.columns.text_prefix if prefix is None else prefix)
+
+
+def _fold(text: str) -> str:
+    """What texts have in common that differ in spaces, line ends or Unicode's normal forms."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def _lowest(ids: list[str], limit: int) -> set[str]:
