@@ -216,3 +216,38 @@ def test_a_configuration_can_be_chosen_and_is_asked_for(settings, tmp_path):
     assert load(DATA__CONFIG="second") == ["two"]
     with pytest.raises(InputError, match=r"third.*first.*second"):
         load(DATA__CONFIG="third")
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"text": "2020-01-01", "meta": {"a": 1}},
+        {"text": "007", "meta": "b", "more": [1]},
+        {"text": None},
+        {"text": 'a\nb\u2028c\\ " 😀'},
+        {"text": "x" * (9 << 20)},
+        {"other": 1},
+    ],
+)
+def test_json_is_the_same_however_it_is_read(settings, tmp_path, odd):
+    """An odd row among plain ones, late enough that pyarrow has begun to read."""
+    rows = [{"text": f"text {i}", "meta": {"a": i}} for i in range(300)]
+    rows.insert(250, odd)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.jsonl").write_text(text, "utf-8")
+    examples = load_examples(settings(DATA__SOURCE=str(tmp_path), DATA__TRAIN_LIMIT=0), PLAIN)
+    assert [row.text for row in examples.rows] == [row.get("text") or "" for row in rows]
+
+
+def test_a_late_row_of_another_kind_names_its_column(settings, tmp_path):
+    lines = [json.dumps({"text": f"text {i}"}) for i in range(300)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, '{"text": 5}']), "utf-8")
+    with pytest.raises(InputError, match=r"a\.jsonl: the column 'text' holds values of several"):
+        load_examples(settings(DATA__SOURCE=str(tmp_path)), PLAIN)
+
+
+def test_a_late_byte_that_is_no_text_names_its_line(settings, tmp_path):
+    lines = [json.dumps({"text": f"text {i}"}).encode() for i in range(300)]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([*lines, b'{"text": "\xff"}']))
+    with pytest.raises(InputError, match=r"a\.jsonl cannot be read as JSON: line 301"):
+        load_examples(settings(DATA__SOURCE=str(tmp_path)), PLAIN)
