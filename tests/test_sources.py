@@ -91,6 +91,7 @@ def test_lines_of_text_are_texts_where_there_are_no_tables(settings, tmp_path):
         ("data-Train-00__jsonl", "data-Evaluation-00__jsonl"),
         ("train___test-drive__jsonl", "eval___a__jsonl"),
         ("x.train__jsonl", "x.test__jsonl"),
+        ("train___part-0__jsonl", "test__jsonl"),
     ],
 )
 def test_splits_are_found_as_the_package_datasets_finds_them(settings, tmp_path, train, test):

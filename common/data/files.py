@@ -145,18 +145,14 @@ def _get_parts(path: str, folder: str) -> tuple[str, ...]:
 def _name_splits(files: list[DataFile], folder: str, place: Place) -> dict[str, str]:
     """The splits of the files, by path; empty if no name tells one."""
     parts = {file.path: _get_parts(file.path, folder) for file in files}
-    for names in (
-        {path: found[:-1] for path, found in parts.items()},
-        {path: found[-1:] for path, found in parts.items()},
-    ):
-        told = {path: _find_splits(found) for path, found in names.items()}
-        if both := [path for path, splits in told.items() if len(splits) > 1]:
-            raise place.refuse(
-                f"has files that may be of several splits: {_join(both)}; rename them to train* "
-                "and test*, or set DISTILL_DATA__TEST_SOURCE"
-            )
-        if any(told.values()):
-            return {path: splits.pop() for path, splits in told.items() if splits}
+    told = {p: _find_splits(found[:-1]) or _find_splits(found[-1:]) for p, found in parts.items()}
+    if both := [path for path, splits in told.items() if len(splits) > 1]:
+        raise place.refuse(
+            f"has files that may be of several splits: {_join(both)}; rename them to train* "
+            "and test*, or set DISTILL_DATA__TEST_SOURCE"
+        )
+    if any(told.values()):
+        return {path: splits.pop() for path, splits in told.items() if splits}
     likely = [path for path, found in parts.items() if re.search("test|eval", found[-1])]
     if likely and len(likely) < len(files):
         raise place.refuse(
