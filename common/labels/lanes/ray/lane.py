@@ -1,11 +1,12 @@
 """The lane over Ray Data: examples fan out to actors, on this machine or on a Ray cluster."""
 
 import contextlib
+import math
 import queue
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -14,11 +15,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from common.errors import DistillError
 from common.labels.lane import Lane, Work
-from common.labels.lanes.ray.actors import LabelActor, QuotaKeeper
+from common.labels.lanes.ray.actors import LabelActor
 from common.labels.lanes.ray.cluster import check_ray, end_ray, start_ray
+from common.labels.lanes.ray.keeper import QuotaKeeper
 from common.quota.protocol import Snapshot
 from common.quota.quota import Quota
-from common.records import EXAMPLE_SCHEMA, Example
 from common.settings import SECRETS
 
 _BLOCK_ROWS = 256
@@ -142,7 +143,10 @@ def _make_dataset(work: Work, keeper: Any) -> "ray.data.Dataset":
     actors = min(settings.label.actors, settings.teacher.max_concurrency)
     needed = [name for name in SECRETS if getattr(settings.teacher, name)]
     known = ray.put(dict(work.replies))
-    return ray.data.from_arrow(_make_blocks(work.examples)).map_batches(
+    # Small blocks: Ray distributes blocks. Unlike `from_arrow`, this starts no tasks.
+    blocks = math.ceil(len(work.examples) / _BLOCK_ROWS)
+    examples = ray.data.from_items([vars(e) for e in work.examples], override_num_blocks=blocks)
+    return examples.map_batches(
         LabelActor,
         fn_constructor_args=(work.run.pack(), work.url, keeper, known, needed),
         batch_size=None,
@@ -152,9 +156,3 @@ def _make_dataset(work: Work, keeper: Any) -> "ray.data.Dataset":
         ),
         num_cpus=_ACTOR_CPUS,
     )
-
-
-def _make_blocks(examples: Sequence[Example]) -> list[pa.Table]:
-    """Small blocks: Ray distributes blocks, and would make a single one of few rows."""
-    table = pa.Table.from_pylist([vars(e) for e in examples], schema=EXAMPLE_SCHEMA)
-    return [table.slice(at, _BLOCK_ROWS) for at in range(0, len(examples), _BLOCK_ROWS)]
