@@ -15,7 +15,7 @@ from common.data.examples import load_examples, load_test_rows
 from common.data.hub import load_from_hub
 from common.data.place import Place
 from common.errors import InputError, SettingsError
-from common.tasks.task import Task
+from common.tasks.task import Columns, Task
 from common.urls import tidy_location
 
 PLAIN = Task(name="plain")
@@ -252,3 +252,16 @@ def test_a_late_byte_that_is_no_text_names_its_line(settings, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([*lines, b'{"text": "\xff"}']))
     with pytest.raises(InputError, match=r"a\.jsonl cannot be read as JSON: line 301"):
         load_examples(settings(DATA__SOURCE=str(tmp_path)), PLAIN)
+
+
+@pytest.mark.parametrize("name", ["jsonl", "arrow"])
+def test_rows_may_be_grouped_by_their_references(settings, tmp_path, name):
+    write(tmp_path, train__jsonl=lines_of("x"), test__jsonl=lines_of("a"))
+    if name == "arrow":
+        (tmp_path / "test.jsonl").unlink()
+        table = pa.table({"text": ["a"], "reference": ["A"]})
+        with pa.ipc.new_stream(str(tmp_path / "test.arrow"), table.schema) as stream:
+            stream.write_table(table)
+    task = PLAIN.model_copy(update={"columns": Columns(groups=["reference"])})
+    (row,) = load_test_rows(settings(DATA__SOURCE=str(tmp_path)), task).rows
+    assert (row.references, row.groups) == (["A"], {"reference": "A"})

@@ -35,7 +35,8 @@ def read_tables(
     """The rows of `read_split` as tables of strings, lists of strings, and integers."""
     place = find_place(settings.data, split)
     first, is_empty = "", True
-    for name, (names, table) in _read_parts(place, settings, split, [*required, *optional]):
+    wanted = list(dict.fromkeys([*required, *optional]))  # a group may be the reference's column
+    for name, (names, table) in _read_parts(place, settings, split, wanted):
         first, is_empty = first or name, False
         for column in required:
             if column not in table.column_names:
