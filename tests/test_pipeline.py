@@ -136,7 +136,7 @@ def test_what_evaluation_would_miss_is_found_before_the_teacher_is_asked(tmp_pat
             assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
         return str(caught.value)
 
-    assert "no file whose name starts with 'test'" in refused(STUDENT__MODEL="builtin")
+    assert "no file whose name says that it is of the test split" in refused(STUDENT__MODEL="builtin")
     pq.write_table(rows, tmp_path / "data/test.parquet")
     assert "no column 'sentence'" in refused(STUDENT__MODEL="builtin")
     full = rows.append_column("sentence", pa.array(["A text.", "Another."]))
