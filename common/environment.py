@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dotenv import dotenv_values
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from common.errors import SettingsError
@@ -56,12 +56,21 @@ def read_teacher_secrets() -> dict[str, Any]:
 
     Raises a SettingsError if one is of the wrong type.
     """
+    teacher = _read_settings().teacher
+    return {name: getattr(teacher, name) for name in SECRETS}
+
+
+def read_data_secret() -> SecretStr:
+    """The secret key of the sources' store, from this machine."""
+    return _read_settings().data.s3_secret
+
+
+def _read_settings() -> Settings:
     load_environment()
     try:
-        teacher = Settings().teacher
+        return Settings()
     except ValidationError as error:
         raise SettingsError("; ".join(map(_explain, error.errors()))) from None
-    return {name: getattr(teacher, name) for name in SECRETS}
 
 
 def _set_missing(values: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ predictions that match.
 import logging
 
 from common.command import run_job
-from common.data.examples import TestRows, load_test_rows
+from common.data.testset import TestRows, load_test_rows
 from common.evaluation.lm_eval import write_results
 from common.evaluation.predictions import read_predictions, write_predictions
 from common.evaluation.runner import SystemRunner, describe_system

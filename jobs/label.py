@@ -8,19 +8,26 @@ row per distinct example) and <root>/<run>/journal. `--dry-run` prints a forecas
 
 import logging
 import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pyarrow as pa
 
 from common.command import run_job
-from common.data.examples import Examples, load_examples, warn_without_test_rows
-from common.labels.files import arrange_rows, check_failures, count_transient, write_parts
+from common.data.examples import Examples, load_examples, pack_ids
+from common.data.testset import warn_without_test_rows
+from common.labels.counts import LabelCounts
 from common.labels.forecast import format_forecast, make_forecast
+from common.labels.label_row import Outcome
 from common.labels.lane import Lane
 from common.labels.lanes.batch.chunks import check_no_chunks
 from common.labels.lanes.batch.lane import BatchLane
 from common.labels.lanes.local import LocalLane
+from common.labels.parts import Parts
 from common.labels.preview import format_preview
-from common.labels.resume import Known, read_known
+from common.labels.resume import Known, read_known, resume
 from common.labels.session import Session
-from common.records import LabelRow, count_by_status, hash_content, make_label_table
+from common.records import LabelRow, hash_content
 from common.run.lock import RunLock, hold_run
 from common.run.manifest import Fingerprint, is_done, read_manifest, write_manifest
 from common.run.run import Run, open_run
@@ -28,9 +35,13 @@ from common.run.steps import ADAPTER, LABELS, LabelSummary
 from common.settings import Settings
 from common.teacher.journal import compact_journal
 from common.teacher.requests import fingerprint_teacher, require_model
+from common.teacher.sealed import tidy_journal
 
 SECTIONS = ("run", "task", "storage", "data", "teacher", "label")
 FLAGS = {"--dry-run": "DISTILL_LABEL__DRY_RUN", "--preview": "DISTILL_LABEL__PREVIEW"}
+
+_SAMPLE_ROWS = 2000
+"""The rows that correct a forecast."""
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +58,15 @@ def main(settings: Settings) -> None:
     require_model(settings.teacher)
     run = open_run(settings)
     examples = load_examples(settings, run.task)
+    fingerprint = make_fingerprint(run, examples)
     if settings.label.preview:
         with hold_run(run.storage, "label") as lock:
-            preview(run, examples, lock)
+            preview(run, examples, Parts(run, hash_content(fingerprint)), lock)
         return
-    fingerprint = make_fingerprint(run, examples)
     if is_done(run.storage, LABELS, fingerprint) and not is_worth_asking_again(run):
         log.info("labels: already done, see %s/%s", run.storage.url, LABELS.folder)
     elif settings.label.dry_run:
-        forecast(run, examples, read_known(run, examples.rows))
+        forecast(run, *look(run, examples, Parts(run, hash_content(fingerprint))))
     else:
         with hold_run(run.storage, "label") as lock:
             label(run, examples, fingerprint, lock, started)
@@ -65,57 +76,94 @@ def label(
     run: Run, examples: Examples, fingerprint: Fingerprint, lock: RunLock, started: float
 ) -> None:
     """Asks for what the journal lacks, and writes all rows; `started` is the job's start."""
-    session = Session(run, lock, examples.rows)
-    known, reused = session.known, len(session.known.rows)
-    forecast(run, examples, known)
-    if session.missing:
+    parts = Parts(run, hash_content(fingerprint))
+    known = resume_labels(run, examples, parts)
+    spent_usd, reused = known.cost_usd, len(examples) - len(known.missing)
+    forecast(run, known, parts.read_sample())
+    if len(known.missing):
         warn_without_test_rows(run.settings, run.task)
-    new, figures = session.ask(lambda: make_lane(run), "labels")
+    rows, figures = Session(run, lock, known, parts).ask(lambda: make_lane(run), "labels")
     if run.settings.label.lane == "batch" and run.settings.label.batch_rest == "online":
-        session = Session(run, lock, examples.rows)
-        if session.missing:
-            new, figures = session.ask(lambda: make_ray_lane(run), "the batches' rest")
-            known = session.known
-    table = arrange_rows(examples, [make_label_table(list(known.rows.values())), *new])
-    files, counts = write_parts(run.storage, LABELS.folder, table), count_by_status(table)
+        known = resume_labels(run, examples, parts)
+        if len(known.missing):
+            session = Session(run, lock, known, parts)
+            rows, figures = session.ask(lambda: make_ray_lane(run), "the batches' rest")
+            spent_usd = known.cost_usd
+    files = finish(run, examples, parts, rows)
+    counts = LabelCounts(run.storage, files)
     summary: LabelSummary = {
-        "inputs": table.num_rows,
-        "ok": counts["ok"],
-        "failed": counts["failed"],
-        "filtered": counts["filtered"],
+        "inputs": counts.rows,
+        "ok": counts.by_status["ok"],
+        "failed": counts.by_status["failed"],
+        "filtered": counts.by_status["filtered"],
         "duplicates": examples.duplicates,
         "reused": reused,
-        "transient": count_transient(table),
+        "transient": counts.transient,
         **figures,
-        "run_cost_usd": sum_cost(run, known, figures),
+        "run_cost_usd": sum_cost(run, spent_usd, figures),
         "seconds": round(time.monotonic() - started, 1),
     }
     line = ", ".join(f"{name} {value}" for name, value in summary.items() if value is not None)
     log.info("labels: %s", line, extra={"figures": summary})
-    check_failures(run.settings, table)
+    counts.check(run.settings)
     if summary["transient"]:
         log.warning(
             "%d rows failed for passing reasons; run again before training to ask for them",
             summary["transient"],
         )
     lock.check()
-    described = run.settings.describe(SECTIONS)
+    described, by_status = run.settings.describe(SECTIONS), counts.by_status
     write_manifest(
-        run.storage, LABELS, fingerprint, summary, files=files, counts=counts, settings=described
+        run.storage, LABELS, fingerprint, summary, files=files, counts=by_status, settings=described
     )
+    parts.remove_others(files)
+    tidy_journal(run.storage)
     compact_journal(run.storage)
 
 
-def preview(run: Run, examples: Examples, lock: RunLock) -> None:
+def resume_labels(run: Run, examples: Examples, parts: Parts) -> Known:
+    """What is left to ask; what the journal alone holds goes into parts."""
+    done = parts.find_done(examples)
+    known = resume(run, examples, parts.add_and_write, done)
+    parts.write(parts.take())
+    return replace(known, has_answer=known.has_answer or parts.has_answer)
+
+
+def finish(run: Run, examples: Examples, parts: Parts, tables: list[pa.Table]) -> list[str]:
+    """Writes the rows that are in no part yet; returns the names of all files."""
+    done = parts.find_done(examples)
+    known = read_known(run, examples, parts.add_and_write, done)
+    for row in (LabelRow(**row) for table in tables for row in table.to_pylist()):
+        if known.missing.find(pack_ids([row.id])) >= 0:
+            parts.add_and_write(Outcome(row))
+    parts.write(parts.take())
+    return parts.finish(examples)
+
+
+def preview(run: Run, examples: Examples, parts: Parts, lock: RunLock) -> None:
     """Labels the first examples, shows them, and forecasts the rest; their replies are kept."""
-    first = sorted(examples.rows, key=lambda example: example.id)[: run.settings.label.preview]
-    session = Session(run, lock, first)
-    new, _ = session.ask(LocalLane, "preview")
-    asked = [LabelRow(**row) for table in new for row in table.to_pylist()]
-    rows = session.known.rows | {row.id: row for row in asked}
+    first = examples.first[: run.settings.label.preview]
+    rows: dict[str, LabelRow] = {}
+
+    def keep(outcome: Outcome) -> None:
+        rows[outcome.row.id] = outcome.row
+
+    tables, _ = Session(run, lock, resume(run, Examples.of(first), keep)).ask(LocalLane, "preview")
+    rows |= {row["id"]: LabelRow(**row) for table in tables for row in table.to_pylist()}
     print(format_preview(list(rows.values())))
     print()
-    forecast(run, examples, read_known(run, examples.rows))
+    forecast(run, *look(run, examples, parts))
+
+
+def look(run: Run, examples: Examples, parts: Parts) -> tuple[Known, list[LabelRow]]:
+    """What is left to ask, and some rows that are known; writes nothing."""
+    rows = parts.read_sample()
+
+    def keep(outcome: Outcome) -> None:
+        if len(rows) < _SAMPLE_ROWS:
+            rows.append(outcome.row)
+
+    return read_known(run, examples, keep, parts.find_done(examples)), rows
 
 
 def is_worth_asking_again(run: Run) -> bool:
@@ -125,14 +173,16 @@ def is_worth_asking_again(run: Run) -> bool:
     return transient > 0 and read_manifest(run.storage, ADAPTER) is None
 
 
-def forecast(run: Run, examples: Examples, known: Known) -> None:
-    """Prints or logs the expected cost and time of the examples without a label."""
+def forecast(run: Run, known: Known, labelled: Sequence[LabelRow]) -> None:
+    """Prints or logs the expected cost and time of the examples without a label.
+
+    Some that are `labelled` correct the estimate.
+    """
     settings = run.settings
-    texts = [e.text for e in examples.rows if e.id not in known.rows and e.text.strip()]
+    asked = known.missing.select(~known.missing.mark_blank())
     only_looks = settings.label.dry_run or settings.label.preview
-    if texts or only_looks:
-        labelled = list(known.rows.values())
-        expected = make_forecast(settings, run.task, texts, run.price, labelled)
+    if len(asked) or only_looks:
+        expected = make_forecast(settings, run.task, asked, run.price, labelled)
         text = format_forecast(expected, settings, known.cost_usd)
         if only_looks:
             print(text)
@@ -142,9 +192,8 @@ def forecast(run: Run, examples: Examples, known: Known) -> None:
 
 def make_fingerprint(run: Run, examples: Examples) -> Fingerprint:
     """What the labels depend on."""
-    ids = [example.id for example in examples.rows]
     return {
-        "examples": f"{len(ids)} of {hash_content(ids)}",
+        "examples": f"{len(examples)} of {hash_content(examples.list_ids())}",
         **fingerprint_teacher(run.settings, run.task),
     }
 
@@ -164,9 +213,9 @@ def make_ray_lane(run: Run) -> Lane:
     return RayLane(run.settings.label.dashboard_host)
 
 
-def sum_cost(run: Run, known: Known, figures: LabelSummary) -> float | None:
+def sum_cost(run: Run, spent_usd: float, figures: LabelSummary) -> float | None:
     """Dollars of the whole run, with this job's calls; None if nobody tells them."""
-    cost_usd = round(known.cost_usd + (figures.get("cost_usd") or 0.0), 6)
+    cost_usd = round(spent_usd + (figures.get("cost_usd") or 0.0), 6)
     return cost_usd if run.price or cost_usd else None
 
 

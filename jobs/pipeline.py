@@ -6,7 +6,8 @@ Checks the inputs of all jobs before the first call to the teacher. A rerun resu
 import logging
 
 from common.command import run_job
-from common.data.examples import load_examples, load_test_rows
+from common.data.examples import load_examples
+from common.data.testset import load_test_rows
 from common.run.manifest import read_manifest
 from common.run.steps import LABELS
 from common.run.storage import RunStorage
@@ -34,7 +35,7 @@ def check_inputs(settings: Settings) -> None:
     task = load_task(settings.task)
     examples, test = load_examples(settings, task), load_test_rows(settings, task)
     check_student(settings, task)
-    log.info("inputs: %d examples to label, %d test rows", len(examples.rows), len(test.rows))
+    log.info("inputs: %d examples to label, %d test rows", len(examples), len(test.rows))
 
 
 if __name__ == "__main__":

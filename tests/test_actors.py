@@ -31,7 +31,7 @@ class Keeper:
 def label(settings: Settings, *needed: str) -> list[DistillError]:
     keeper = Keeper()
     packed = PackedRun(settings, Task(name="any"), None)
-    actor = LabelActor(packed, "http://localhost:1", keeper, {}, needed)
+    actor = LabelActor(packed, "http://localhost:1", keeper, {}, needed, ("labels", "session"))
     table = asyncio.run(actor(EXAMPLE_SCHEMA.empty_table()))
     assert not table.num_rows
     return keeper.failures

@@ -6,9 +6,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.data.examples import load_examples, load_test_rows
+from common.data.examples import load_examples
+from common.data.testset import TestRows, load_test_rows
 from common.errors import InputError
 from common.tasks.task import Columns, Task, load_task
+from support.labelling import list_examples
 
 TASK = Task(name="tiny", columns=Columns(groups=["lang"]))
 SUFFIXES = ["parquet", "jsonl", "csv"]
@@ -33,7 +35,8 @@ def write(name, rows):
 
 
 def texts_of(loaded):
-    return [row.text for row in loaded.rows]
+    is_test = isinstance(loaded, TestRows)
+    return [row.text for row in (loaded.rows if is_test else list_examples(loaded))]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -79,8 +82,9 @@ def test_the_builtin_data_set(settings):
     task = load_task("gec")
     loaded = settings(DATA__SOURCE="builtin", DATA__TRAIN_LIMIT="0")
     examples, test = load_examples(loaded, task), load_test_rows(loaded, task)
-    assert len(examples.rows) > 5000
-    assert not any(row.text.startswith("fix grammar") for row in [*examples.rows, *test.rows])
+    assert len(examples) > 5000
+    texts = texts_of(examples) + texts_of(test)
+    assert not any(text.startswith("fix grammar") for text in texts)
     assert set(texts_of(test)).isdisjoint(texts_of(examples))
     assert {row.groups["lang"] for row in test.rows} == {"en", "fr", "de", "es"}
 
@@ -326,14 +330,14 @@ def test_what_is_no_data_in_a_folder_is_passed_over(settings, tmp_path):
         (tmp_path / "data" / name).write_text("{")
     (tmp_path / "data/train-2.JSONL").write_text('{"text": "y"}')
     examples = load_examples(settings(DATA__SOURCE=source), PLAIN)
-    assert sorted(example.text for example in examples.rows) == ["x", "y"]
+    assert sorted(example.text for example in list_examples(examples)) == ["x", "y"]
 
 
 def test_categories_and_long_csv_values_are_text(settings, tmp_path):
     table = pa.table({"text": pa.array(["a", "b", "a"]).dictionary_encode()})
     pq.write_table(table, tmp_path / "c.parquet")
-    assert len(load_examples(settings(DATA__SOURCE=str(tmp_path / "c.parquet")), PLAIN).rows) == 2
+    assert len(load_examples(settings(DATA__SOURCE=str(tmp_path / "c.parquet")), PLAIN)) == 2
     long = "word " * 500_000
     (tmp_path / "long.csv").write_text(f'text\n"{long}"\n')
-    (row,) = load_examples(settings(DATA__SOURCE=str(tmp_path / "long.csv")), PLAIN).rows
+    (row,) = list_examples(load_examples(settings(DATA__SOURCE=str(tmp_path / "long.csv")), PLAIN))
     assert row.text == long

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from common.data.examples import TestRow, TestRows
+from common.data.testset import TestRow, TestRows
 from common.errors import InputError
 from common.evaluation.runner import SystemRunner
 from common.evaluation.scores import score_systems

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from common.data.examples import Examples
 from common.labels.forecast import Forecast, estimate_tokens, format_forecast, make_forecast
 from common.labels.forecast import optimum_seconds as optimum
 from common.prices.prices import Price, find_price
+from common.records import Example, hash_text
 from common.settings import Settings
 from common.tasks.task import load_task
 from common.teacher.requests import bound_prompt_tokens
@@ -15,6 +17,11 @@ SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[2] / "shared"
 
 SYSTEM = "[teacher]\nsystem = 'Say yes.'\n"  # 8 characters: 2 tokens of Llama-2's, and 5 around it
 SHOT = "[[few_shot]]\ntext = 'abcdefgh'\nlabel = 'abcd'\n"  # 2 tokens and 1, in two messages
+
+
+def make_examples(texts):
+    examples = Examples.of(Example(hash_text(text), text) for text in texts)
+    return examples.select(~examples.mark_blank())
 
 
 def make(toml, name="tiny"):
@@ -89,15 +96,15 @@ def test_tokens_are_guessed_by_script_and_vocabulary(text, model, tokens):
     ],
 )
 def test_tokens_of_a_task(toml, settings, texts, tokens):
-    forecast = make_forecast(configure(**settings), make(toml), texts, None)
+    forecast = make_forecast(configure(**settings), make(toml), make_examples(texts), None)
     assert (forecast.prompt_tokens, forecast.completion_tokens) == tokens
     assert forecast.calls == settings.get("samples", 1) * sum(bool(t.strip()) for t in texts)
 
 
 def test_dollars_and_seconds():
     settings = configure(samples=2, requests_per_minute=60, max_tokens=100)
-    texts = ["abcd" * 10] * 100
-    forecast = make_forecast(settings, make(SYSTEM), texts, Price(1, 10, 1))
+    texts = [f"{n:04}{'abcd' * 9}" for n in range(100)]
+    forecast = make_forecast(settings, make(SYSTEM), make_examples(texts), Price(1, 10, 1))
     assert forecast == Forecast(
         calls=200,
         prompt_tokens=4400,
@@ -122,13 +129,13 @@ def test_the_worst_case_is_the_sum_of_the_calls(endpoint):
         if text
     ]
     worst = 2 * sum(price.worst_cost(bound_prompt_tokens(body), 512) for body in bodies)
-    forecast = make_forecast(settings, task, texts, price)
+    forecast = make_forecast(settings, task, make_examples(texts), price)
     assert forecast.worst_dollars == pytest.approx(worst)
     assert forecast.dollars < forecast.worst_dollars
 
 
 def test_without_a_price_there_are_no_dollars():
-    forecast = make_forecast(configure(), make(SYSTEM), ["abcd"], None)
+    forecast = make_forecast(configure(), make(SYSTEM), make_examples(["abcd"]), None)
     assert forecast.dollars is forecast.worst_dollars is None
 
 
@@ -136,16 +143,16 @@ def test_without_a_price_there_are_no_dollars():
 def test_a_hundred_thousand_texts_take_a_moment(words):
     texts = [f"{'Der Junge geht in die Schule. ' * (words // 6)}{n}" for n in range(100_000)]
     started = time.process_time()
-    forecast = make_forecast(configure(), load_task("gec"), texts, Price(1, 1, 1))
+    forecast = make_forecast(configure(), load_task("gec"), make_examples(texts), Price(1, 1, 1))
     assert time.process_time() - started < 2
     whole = sum(len(text) for text in texts) / 4
     assert forecast.completion_tokens == pytest.approx(whole, rel=0.3)
 
 
 def test_the_sample_is_spread_evenly():
-    texts = ["abcd" * 10] * 30_000 + ["文" * 40] * 30_000
-    forecast = make_forecast(configure(max_tokens=10_000), make(""), texts, None)
-    exact = 60_000 * 5 + 30_000 * (10 + 48)
+    texts = [f"{n:05}{character * 35}" for character in "a文" for n in range(30_000)]
+    forecast = make_forecast(configure(max_tokens=10_000), make(""), make_examples(texts), None)
+    exact = 60_000 * 5 + 30_000 * (40 / 4 + 5 / 4 + 35 * 1.2)
     assert forecast.prompt_tokens == pytest.approx(exact, rel=0.01)
 
 
@@ -169,7 +176,7 @@ def test_real_sentences_against_the_models_own_tokenizers(model, tokens):
     texts = [row["modified"].removeprefix("fix grammar: ") for row in rows[:5000]]
     settings = configure(model=model)
     price = find_price(settings.teacher)
-    forecast = make_forecast(settings, load_task("gec"), texts, price)
+    forecast = make_forecast(settings, load_task("gec"), make_examples(texts), price)
     assert forecast.prompt_tokens == pytest.approx(tokens[0], rel=0.15)
     assert forecast.completion_tokens == pytest.approx(tokens[1], rel=0.1)
     assert price.cost(*tokens) <= forecast.worst_dollars

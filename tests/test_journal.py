@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from common.errors import DistillError, StorageError
-from common.labels.resume import read_answered
 from common.run.storage import RunStorage
 from common.teacher.journal import (
     FOLDER,
@@ -220,14 +219,6 @@ def test_a_writer_whose_flush_was_cancelled_loses_nothing(storage):
 
     asyncio.run(run())
     assert set(read_journal(storage)) == {"a", "b"}
-
-
-def test_an_answer_is_kept_before_a_reply_that_cannot_be_read(storage):
-    good = Reply("key", 200, json.dumps({"choices": [{"text": "fine"}]}), 1, 0.1)
-    bad = Reply("key", 200, "<html>", 1, 0.1)
-    for name, reply in (("a", good), ("b", bad)):
-        storage.write_bytes(f"journal/{name}.jsonl", json.dumps(vars(reply)).encode() + b"\n")
-    assert read_answered(storage, 512) == {"key": good}
 
 
 def write_parts(storage, number):

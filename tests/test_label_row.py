@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from common.data.examples import TestRow
+from common.data.testset import TestRow
 from common.errors import DistillError
 from common.evaluation.runner import SystemRunner
 from common.labels.label_row import make_label

@@ -8,16 +8,16 @@ import time
 
 import pytest
 
-from common.data.examples import Example
 from common.errors import DistillError, StoppedError, TeacherRefusedError
 from common.labels.lanes.local import LocalLane
 from common.labels.session import Session
-from common.records import hash_text
+from common.records import Example, hash_text
 from common.run.lock import hold_run
 from common.run.run import Run
 from common.run.storage import RunStorage
 from common.tasks.task import Task
 from support.fake_teacher import refuse, running_teacher
+from support.labelling import resume_rows
 
 EXAMPLES = [Example(hash_text(text), text) for text in ("one", "two", "three", "four", "five")]
 
@@ -33,7 +33,8 @@ def make_run(settings):
 
 def ask(run, make_lane=LocalLane, examples=EXAMPLES):
     with hold_run(run.storage, "evaluate") as lock:
-        return Session(run, lock, examples).ask(make_lane, "teacher")
+        known, _ = resume_rows(run, examples)
+        return Session(run, lock, known).ask(make_lane, "teacher")
 
 
 def count_replies(run):

@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.data.examples import load_examples, load_test_rows
+from common.data.examples import load_examples
 from common.data.hub import load_from_hub
 from common.data.place import Place
+from common.data.testset import load_test_rows
 from common.errors import InputError, SettingsError
 from common.tasks.task import Columns, Task
 from common.urls import tidy_location
+from support.labelling import list_examples
 
 PLAIN = Task(name="plain")
 
@@ -36,7 +38,7 @@ def write(folder, **files):
 
 def label_texts_of(settings, source, **values):
     loaded = load_examples(settings(DATA__SOURCE=source, **values), PLAIN)
-    return sorted(row.text for row in loaded.rows)
+    return sorted(row.text for row in list_examples(loaded))
 
 
 def test_all_files_that_can_be_read_are_read(settings, tmp_path):
@@ -190,7 +192,7 @@ def test_the_examples_may_be_in_a_store_with_other_keys(settings, bucket, monkey
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     given = settings(DATA__SOURCE=f"{bucket}//data", **own)
-    assert [row.text for row in load_examples(given, PLAIN).rows] == ["a"]
+    assert [row.text for row in list_examples(load_examples(given, PLAIN))] == ["a"]
     assert "k" not in str(given.describe(["data"]).get("s3_secret", ""))
 
 
@@ -237,7 +239,7 @@ def test_json_is_the_same_however_it_is_read(settings, tmp_path, odd):
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "a.jsonl").write_text(text, "utf-8")
     examples = load_examples(settings(DATA__SOURCE=str(tmp_path), DATA__TRAIN_LIMIT=0), PLAIN)
-    assert [row.text for row in examples.rows] == [row.get("text") or "" for row in rows]
+    assert [row.text for row in list_examples(examples)] == [row.get("text") or "" for row in rows]
 
 
 def test_a_late_row_of_another_kind_names_its_column(settings, tmp_path):

@@ -7,11 +7,13 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from common.data.examples import load_examples, load_test_rows
+from common.data.examples import load_examples
+from common.data.testset import load_test_rows
 from common.errors import InputError, StorageError
 from common.run.storage import RunStorage
 from common.tasks.task import load_task
 from support.failing_store import running_failing_store
+from support.labelling import list_examples
 
 TASK_TOML = 'name = "tiny"\n[student]\nprompt = "Do: {text}"\n'
 
@@ -132,7 +134,7 @@ def test_examples_come_from_a_folder_on_s3(bucket, settings, layout, tmp_path):
         row = json.dumps({"text": split, "reference": split.upper()})
         put(f"{bucket}/data/{layout.replace('train', split)}", row)
     loaded = settings(DATA__SOURCE=f"{bucket}/data")
-    assert [row.text for row in load_examples(loaded, task).rows] == ["train"]
+    assert [row.text for row in list_examples(load_examples(loaded, task))] == ["train"]
     assert [row.references for row in load_test_rows(loaded, task).rows] == [["TEST"]]
 
 
@@ -140,7 +142,7 @@ def test_examples_come_from_a_file_on_s3(bucket, settings, tmp_path):
     (tmp_path / "tiny.toml").write_text(TASK_TOML)
     put(f"{bucket}/data.jsonl", '{"text": "one"}\n{"text": "two"}\n')
     loaded = settings(DATA__SOURCE=f"{bucket}/data.jsonl")
-    assert [row.text for row in load_examples(loaded, load_task("./tiny.toml")).rows] == [
+    assert [row.text for row in list_examples(load_examples(loaded, load_task("./tiny.toml")))] == [
         "one",
         "two",
     ]

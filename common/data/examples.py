@@ -1,56 +1,151 @@
-"""The examples to label and the test rows to evaluate on.
+"""The examples to label: the distinct texts of the train split.
 
-Only `load_test_rows`, for the evaluate job, reads reference answers.
+Of each only a hash and two sizes are kept in memory, and the texts of the first ones. The others
+are read again where they are needed.
 """
 
-import logging
-import unicodedata
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import compress
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from common.data.place import find_place
-from common.data.sources import read_split
+from common.data.sources import Shard, list_shards, read_shard
 from common.errors import InputError
 from common.records import Example, hash_text
 from common.settings import Settings
 from common.tasks.task import Task
 
-log = logging.getLogger(__name__)
+ID_TYPE = np.dtype("S16")
+"""An id's bytes. An item of such an array loses the zeros at its end; a comparison does not."""
+_IN_MEMORY = 10_000
+_END = b"\xff" * 17
+"""Above every id."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """The examples to label, without duplicates, in the order of the source."""
+    """Distinct texts, in the order of the source.
 
-    rows: list[Example]
-    duplicates: int
-
-
-@dataclass(frozen=True)
-class TestRow:
-    """A held-out text with its reference answers and the values of the task's group columns."""
-
-    __test__ = False  # not a pytest class
-
-    id: str
-    text: str
-    references: list[str]
-    groups: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TestRows:
-    """The test rows, one per text with all of its references.
-
-    Without `leaked` rows, which are also in train but for spaces and Unicode's normal forms, and
-    without `unusable` ones, which lack text or reference.
+    Attributes:
+        ids: of type `ID_TYPE`, shape (n,), as are all arrays.
+        rows: the row of the source that has the text first.
+        characters: the texts' lengths.
+        sizes: the texts' bytes in UTF-8.
+        first: the examples with the lowest ids, by id, and the blank ones.
+        duplicates: rows of the source whose text is that of an earlier one.
+        source: reads the texts that are not in `first`.
     """
 
-    __test__ = False
+    ids: NDArray[np.bytes_]
+    rows: NDArray[np.int64]
+    characters: NDArray[np.int32]
+    sizes: NDArray[np.int32]
+    first: Sequence[Example]
+    duplicates: int = 0
+    source: "TextSource | None" = None
 
-    rows: list[TestRow]
-    duplicates: int
-    leaked: int
-    unusable: int = 0
+    @classmethod
+    def of(cls, examples: Iterable[Example]) -> "Examples":
+        """Examples in memory."""
+        rows = list({example.id: example for example in examples}.values())
+        return cls(
+            pack_ids([row.id for row in rows]),
+            np.arange(len(rows)),
+            np.array([len(row.text) for row in rows], np.int32),
+            np.array([_measure(row.text) for row in rows], np.int32),
+            sorted(rows, key=lambda row: row.id),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, chosen: NDArray[np.bool_]) -> "Examples":
+        """Those that a mask of shape (n,) chooses."""
+        places = self.find(pack_ids([example.id for example in self.first]))
+        return replace(
+            self,
+            ids=self.ids[chosen],
+            rows=self.rows[chosen],
+            characters=self.characters[chosen],
+            sizes=self.sizes[chosen],
+            first=list(compress(self.first, chosen[places])),
+        )
+
+    @cached_property
+    def _order(self) -> NDArray[np.intp]:
+        return np.argsort(self.ids)
+
+    def find(self, ids: NDArray[np.bytes_]) -> NDArray[np.intp]:
+        """The places of other ids, -1 where an id is not among these."""
+        if not len(self):
+            return np.full(len(ids), -1)
+        places = np.searchsorted(self.ids, ids, sorter=self._order)
+        places = self._order[np.minimum(places, len(self) - 1)]
+        return np.where(self.ids[places] == ids, places, -1)
+
+    def list_ids(self) -> list[str]:
+        """The ids as text."""
+        return unpack_ids(self.ids)
+
+    def mark_blank(self) -> NDArray[np.bool_]:
+        """A mask of those without text."""
+        marks = np.zeros(len(self), bool)
+        marks[self.find(pack_ids([e.id for e in self.first if not e.text.strip()]))] = True
+        return marks
+
+    @property
+    def rest(self) -> "Examples":
+        """Those that are not in memory."""
+        others = np.ones(len(self), bool)
+        others[self.find(pack_ids([example.id for example in self.first]))] = False
+        return self.select(others)
+
+    def read(self) -> Iterator[list[Example]]:
+        """All of them in groups, those in memory first. Raises an InputError, see `read_split`."""
+        if self.first:
+            yield list(self.first)
+        rest = self.rest
+        if not len(rest):
+            return
+        assert self.source is not None
+        for shard, chosen in self.source.split(rest.rows):
+            yield from self.source.read(shard, chosen)
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """The train split's shards, and how many rows each has."""
+
+    settings: Settings
+    task: Task
+    shards: Sequence[Shard]
+    counts: Sequence[int]
+
+    def split(self, rows: NDArray[np.int64]) -> Iterator[tuple[Shard, NDArray[np.bool_]]]:
+        """The shards that have some of the rows, each with a mask of its own."""
+        start = 0
+        for shard, count in zip(self.shards, self.counts, strict=True):
+            low, high = np.searchsorted(rows, (start, start + count))
+            if high > low:
+                chosen = np.zeros(count, bool)
+                chosen[rows[low:high] - start] = True
+                yield shard, chosen
+            start += count
+
+    def read(self, shard: Shard, chosen: NDArray[np.bool_]) -> Iterator[list[Example]]:
+        """The chosen examples of a shard, in groups. Raises an InputError, see `read_split`."""
+        start = 0
+        for texts in _read_texts(self.settings, self.task, shard):
+            mask = chosen[start : start + len(texts)]
+            start += len(texts)
+            if mask.any():
+                yield [Example(hash_text(text), text) for text in compress(texts, mask)]
 
 
 def load_examples(settings: Settings, task: Task) -> Examples:
@@ -62,75 +157,97 @@ def load_examples(settings: Settings, task: Task) -> Examples:
     Raises:
         InputError: the source is missing, unreadable or empty, or lacks the text column.
     """
-    texts = _read_texts(settings, task)
-    distinct = {hash_text(text): text for text in texts}
-    chosen = _lowest(list(distinct), settings.data.train_limit)
-    rows = [Example(id, text) for id, text in distinct.items() if id in chosen]
-    return Examples(rows, duplicates=len(texts) - len(distinct))
+    scan = _Scan()
+    shards = list_shards(settings, "train")
+    counts = [scan.add(_read_texts(settings, task, shard)) for shard in shards]
+    if not sum(counts):
+        raise find_place(settings.data, "train").refuse("has no rows")
+    return scan.choose(TextSource(settings, task, shards, counts), settings.data.train_limit)
 
 
-def warn_without_test_rows(settings: Settings, task: Task) -> None:
-    """Warns before labels are paid for that the evaluation will fail."""
-    text = settings.data.text_column or task.columns.text
-    reference = settings.data.reference_column or task.columns.reference
-    try:
-        read_split(settings, "test", [text, reference], optional=[])
-    except InputError as error:
-        log.warning("the evaluation will be missing its test rows: %s", error)
+class _Scan:
+    """Gathers what is kept of each row."""
+
+    def __init__(self) -> None:
+        self._ids: list[bytes] = []
+        self._sizes: list[NDArray[np.int32]] = []
+        self._lowest: dict[bytes, str] = {}
+        self._blank: dict[bytes, str] = {}
+        self._bound = _END
+
+    def add(self, groups: Iterable[list[str]]) -> int:
+        """Adds a shard's texts; returns their number."""
+        count = 0
+        for texts in groups:
+            encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+            ids = [hashlib.sha256(content).digest()[:16] for content in encoded]
+            sizes = [list(map(len, texts)), list(map(len, encoded))]
+            self._ids.append(b"".join(ids))
+            self._sizes.append(np.array(sizes, np.int32))
+            self._blank |= {id: t for id, t in zip(ids, texts, strict=True) if not t.strip()}
+            bound = self._bound
+            self._lowest |= {id: t for id, t in zip(ids, texts, strict=True) if id < bound}
+            if len(self._lowest) > 2 * _IN_MEMORY:
+                self._cut()
+            count += len(texts)
+        return count
+
+    def _cut(self) -> None:
+        lowest = sorted(self._lowest)[:_IN_MEMORY]
+        self._bound = lowest[-1] + b"\0" if len(lowest) == _IN_MEMORY else _END
+        self._lowest = {id: self._lowest[id] for id in lowest}
+
+    def choose(self, source: TextSource, limit: int) -> Examples:
+        """The distinct texts, at most `limit` (0: all)."""
+        all_ids = read_ids(b"".join(self._ids))
+        characters, sizes = np.concatenate(self._sizes, axis=1)
+        self._ids, self._sizes = [], []
+        distinct, rows = np.unique(all_ids, return_index=True)
+        duplicates, kept = len(all_ids) - len(distinct), slice(limit or None)
+        last, rows = distinct[kept][-1].ljust(16, b"\0"), np.sort(rows[kept])
+        self._cut()
+        first = self._lowest | self._blank
+        in_memory = [Example(id.hex(), first[id]) for id in sorted(first) if id <= last]
+        return Examples(
+            all_ids[rows], rows, characters[rows], sizes[rows], in_memory, duplicates, source
+        )
 
 
-def load_test_rows(settings: Settings, task: Task) -> TestRows:
-    """The test rows with their references, without those that the task counts as seen in train.
-
-    Raises:
-        InputError: see `load_examples`; or the test split or its reference column is missing.
-    """
-    seen = set(map(_fold, _read_texts(settings, task))) if "text" in task.unseen else set()
-    name = settings.data.reference_column or task.columns.reference
-    if "reference" in task.unseen:
-        train = read_split(settings, "train", required=[], optional=[name])
-        seen |= {_fold(a) for row in train for a in _read_references(row.get(name))}
-    text_name = settings.data.text_column or task.columns.text
-    raw = read_split(settings, "test", [text_name, name], optional=task.columns.groups)
-    rows: dict[str, TestRow] = {}
-    leaked: set[str] = set()
-    unusable = 0
-    for row in raw:
-        text = _strip_prefix(row[text_name], settings, task)
-        references = _read_references(row[name])
-        if not text.strip() or not references:
-            unusable += 1
-            continue
-        compared = [text, *references] if "reference" in task.unseen else [text]
-        if not seen.isdisjoint(map(_fold, compared)):
-            leaked.add(hash_text(text))
-        groups = {g: str(row[g]) for g in task.columns.groups if row.get(g) is not None}
-        first = rows.setdefault(hash_text(text), TestRow(hash_text(text), text, [], groups))
-        first.references.extend(r for r in references if r not in first.references)
-    if not rows:
-        raise InputError(f"the test split has no row with both {text_name!r} and {name!r}")
-    kept = {id: row for id, row in rows.items() if id not in leaked}
-    if not kept:
-        place = find_place(settings.data, "test")
-        raise place.refuse(f"has {len(rows)} test rows, all of which are also in train")
-    chosen = _lowest(list(kept), settings.data.test_limit)
-    chosen_rows = [row for id, row in kept.items() if id in chosen]
-    duplicates = len(raw) - unusable - len(rows)
-    return TestRows(chosen_rows, duplicates, len(rows) - len(kept), unusable)
+def pack_ids(ids: Iterable[str]) -> NDArray[np.bytes_]:
+    """Ids as an array of `ID_TYPE`."""
+    return read_ids(bytes.fromhex("".join(ids)))
 
 
-def _read_texts(settings: Settings, task: Task) -> list[str]:
+def read_ids(content: bytes) -> NDArray[np.bytes_]:
+    """The array of ids that follow each other."""
+    return np.frombuffer(content, ID_TYPE) if content else np.empty(0, ID_TYPE)
+
+
+def unpack_ids(ids: NDArray[np.bytes_]) -> list[str]:
+    """The ids of an array as text."""
+    digits = ids.tobytes().hex()
+    return [digits[start : start + 32] for start in range(0, len(digits), 32)]
+
+
+def iterate_texts(settings: Settings, task: Task) -> Iterator[list[str]]:
+    """All train texts in groups. Raises an InputError, see `load_examples`."""
+    for shard in list_shards(settings, "train"):
+        yield from _read_texts(settings, task, shard)
+
+
+def _read_texts(settings: Settings, task: Task, shard: Shard) -> Iterator[list[str]]:
     name = settings.data.text_column or task.columns.text
     if name == (settings.data.reference_column or task.columns.reference):
         raise InputError(
             f"DISTILL_DATA__TEXT_COLUMN={name!r} is also the column of the reference answers: the "
             "teacher would be shown them"
         )
-    rows = read_split(settings, "train", [name], optional=[])
-    return [_strip_prefix(row[name], settings, task) for row in rows]
+    for table in read_shard(settings, shard, [name], optional=[]):
+        yield [strip_prefix(text, settings, task) for text in table[name].to_pylist()]
 
 
-def _strip_prefix(text: object, settings: Settings, task: Task) -> str:
+def strip_prefix(text: Any, settings: Settings, task: Task) -> str:
+    """A text without the prefix of the data set. Raises an InputError if it is not a string."""
     prefix = settings.data.text_prefix
     if not isinstance(text, str | None):
         raise InputError(
@@ -139,18 +256,5 @@ def _strip_prefix(text: object, settings: Settings, task: Task) -> str:
     return (text or "").removeprefix(task.columns.text_prefix if prefix is None else prefix)
 
 
-def _fold(text: str) -> str:
-    """What texts have in common that differ in spaces, line ends or Unicode's normal forms."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
-
-
-def _lowest(ids: list[str], limit: int) -> set[str]:
-    return set(sorted(ids)[: limit or None])
-
-
-def _read_references(value: str | int | list[str | None] | None) -> list[str]:
-    """The references that are not empty, stripped like labels."""
-    if isinstance(value, int):  # a class number, or a boolean, written as in JSON
-        value = str(value).lower()
-    values = [value] if isinstance(value, str) else value or []
-    return [answer.strip() for answer in values if answer and answer.strip()]
+def _measure(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))

@@ -10,7 +10,6 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-from fsspec.core import url_to_fs
 
 from common.data.place import Place
 
@@ -43,7 +42,7 @@ log = logging.getLogger(__name__)
 class DataFile:
     """A file of rows; `path` has no protocol, `compression` is pyarrow's name or None."""
 
-    fs: Any
+    place: Place
     path: str
     format: str
     compression: str | None
@@ -51,12 +50,12 @@ class DataFile:
     @property
     def name(self) -> str:
         """The path for people, with its protocol."""
-        return str(self.fs.unstrip_protocol(self.path))
+        return str(self.place.open()[0].unstrip_protocol(self.path))
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
         """The content, without compression."""
-        with self.fs.open(self.path, "rb") as file:
+        with self.place.open()[0].open(self.path, "rb") as file:
             if self.compression is None:
                 yield file
                 return
@@ -76,7 +75,7 @@ def find_files(place: Place, split: str) -> list[DataFile] | None:
             belong to several splits and cannot be told apart.
     """
     try:
-        fs, path = url_to_fs(place.url, **place.storage_options)
+        fs, path = place.open()
         is_file = fs.isfile(path)
         paths = [path] if is_file else sorted(fs.find(path))
         if not paths and not fs.exists(path):
@@ -113,7 +112,7 @@ def _choose_data(fs: Any, paths: Iterable[str], place: Place, is_named: bool) ->
     _warn(place, left_out, "they are not of a format that is read")
     for path, (kind, compression) in formats.items():
         if path not in left_out:
-            yield DataFile(fs, path, kind, compression)
+            yield DataFile(place, path, kind, compression)
 
 
 def _find_format(path: str) -> tuple[str, str | None]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from fsspec.core import url_to_fs
+
 from common.errors import InputError
 from common.settings import DataSettings
 
@@ -22,6 +24,15 @@ class Place:
     url: str
     is_for_test: bool
     storage_options: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether every node can read it with its own environment."""
+        return self.url.startswith(("s3://", "s3a://")) and "key" not in self.storage_options
+
+    def open(self) -> tuple[Any, str]:
+        """Its file system, and its path there."""
+        return url_to_fs(self.url, **self.storage_options)  # type: ignore[no-any-return]
 
     def refuse(self, reason: str) -> InputError:
         """The error that the source is not as it should be."""

@@ -2,18 +2,35 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from common.builtin.mistakes import make_rows
-from common.data.files import find_files, is_data_name
+from common.data.files import DataFile, find_files, is_data_name
 from common.data.formats import Part, read_file
 from common.data.hub import load_from_hub
-from common.data.place import Place, find_place
+from common.data.place import find_place
 from common.errors import InputError
 from common.records import get_rows
 from common.settings import BUILTIN, Settings
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one task reads: a file, or a whole split that is built in or on the hub."""
+
+    name: str
+    split: str
+    file: DataFile | None = None
+
+    def without_secrets(self) -> "Shard":
+        """The shard to send to a worker: others can read what Ray sends."""
+        if self.file is None:
+            return self
+        place = replace(self.file.place, storage_options={})
+        return replace(self, file=replace(self.file, place=place))
 
 
 def read_split(
@@ -33,38 +50,48 @@ def read_tables(
     settings: Settings, split: str, required: Sequence[str], optional: Sequence[str]
 ) -> Iterator[pa.Table]:
     """The rows of `read_split` as tables of strings, lists of strings, and integers."""
+    is_empty = True
+    for shard in list_shards(settings, split):
+        for table in read_shard(settings, shard, required, optional):
+            is_empty = False
+            yield table
+    if is_empty:
+        raise find_place(settings.data, split).refuse("has no rows")
+
+
+def list_shards(settings: Settings, split: str) -> list[Shard]:
+    """What a split consists of. Raises an InputError if the source is missing or unreadable."""
     place = find_place(settings.data, split)
-    first, is_empty = "", True
+    if place.url == BUILTIN:
+        return [Shard(f"built-in {split} split", split)]
+    if (files := find_files(place, split)) is not None:
+        return [Shard(file.name, split, file) for file in files]
+    if _is_hub_name(place.url):
+        return [Shard(f"{place.url} ({split} split)", split)]
+    raise place.refuse("does not exist")
+
+
+def read_shard(
+    settings: Settings, shard: Shard, required: Sequence[str], optional: Sequence[str]
+) -> Iterator[pa.Table]:
+    """The rows of a shard as tables. Raises an InputError, see `read_split`."""
     wanted = list(dict.fromkeys([*required, *optional]))  # a group may be the reference's column
-    for name, (names, table) in _read_parts(place, settings, split, wanted):
-        first, is_empty = first or name, False
+    for names, table in _read_parts(settings, shard, wanted):
         for column in required:
             if column not in table.column_names:
-                raise _explain_missing(name, names, column)
-        columns = {column: _convert(name, table, column) for column in table.column_names}
-        if columns:
-            yield pa.table(columns)
-    if is_empty:
-        raise place.refuse("has no rows")
+                raise _explain_missing(shard.name, names, column)
+        yield pa.table({name: _convert(shard.name, table, name) for name in table.column_names})
 
 
-def _read_parts(
-    place: Place, settings: Settings, split: str, wanted: Sequence[str]
-) -> Iterator[tuple[str, Part]]:
-    """All parts, with the name of the file or the data set that each is of."""
-    if place.url == BUILTIN:
-        table = pa.Table.from_pylist(list(make_rows(split)))
-        chosen = [name for name in wanted if name in table.column_names]
-        yield f"built-in {split} split", (table.column_names, table.select(chosen))
-    elif (files := find_files(place, split)) is not None:
-        for file in files:
-            for part in read_file(file, wanted):
-                yield file.name, part
-    elif _is_hub_name(place.url):
-        for part in load_from_hub(place, settings.data, split, wanted):
-            yield f"{place.url} ({split} split)", part
+def _read_parts(settings: Settings, shard: Shard, wanted: Sequence[str]) -> Iterator[Part]:
+    place = find_place(settings.data, shard.split)
+    if shard.file is not None:
+        yield from read_file(replace(shard.file, place=place), wanted)
+    elif place.url == BUILTIN:
+        table = pa.Table.from_pylist(list(make_rows(shard.split)))
+        yield table.column_names, table.select([n for n in wanted if n in table.column_names])
     else:
-        raise place.refuse("does not exist")
+        yield from load_from_hub(place, settings.data, shard.split, wanted)
 
 
 def _is_hub_name(source: str) -> bool:

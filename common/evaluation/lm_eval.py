@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from common.data.examples import TestRow
+from common.data.testset import TestRow
 from common.evaluation.scores import Figure, Metrics
 from common.evaluation.systems import SYSTEMS
 from common.metrics.metrics import METRICS

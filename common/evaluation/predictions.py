@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from common.data.examples import TestRow
+from common.data.testset import TestRow
 from common.metrics.edits import find_edits
 from common.records import PREDICTION_SCHEMA, Response
 from common.run.manifest import Fingerprint, list_changes

@@ -13,11 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from common.data.examples import TestRow
+from common.data.examples import Examples
+from common.data.testset import TestRow
 from common.errors import DistillError
 from common.evaluation.systems import System
+from common.labels.label_row import Outcome
 from common.labels.lanes.local import LocalLane
-from common.labels.resume import read_known
+from common.labels.resume import read_known, resume
 from common.labels.session import Session
 from common.records import Example, LabelRow, Response
 from common.run.lock import hold_run
@@ -72,15 +74,20 @@ class SystemRunner:
 
     def ask_teacher(self, rows: Sequence[TestRow]) -> list[Response]:
         """The teacher's labels, empty where it gave none; the journal keeps paid replies."""
-        run, examples = self._run, [Example(row.id, row.text) for row in rows]
-        answers = read_known(run, examples).rows
-        if len(answers) < len(examples):
+        run, examples = self._run, Examples.of(Example(row.id, row.text) for row in rows)
+        answers: dict[str, LabelRow] = {}
+
+        def keep(outcome: Outcome) -> None:
+            answers[outcome.row.id] = outcome.row
+
+        if len(read_known(run, examples, keep).missing):
             with hold_run(run.storage, "evaluate") as lock:
-                session = Session(run, lock, examples)
+                answers.clear()
+                session = Session(run, lock, resume(run, examples, keep))
                 tables, _ = session.ask(LocalLane, "teacher")
             new = [LabelRow(**row) for table in tables for row in table.to_pylist()]
-            answers = session.known.rows | {row.id: row for row in new}
-        ordered = [answers[example.id] for example in examples]
+            answers |= {row.id: row for row in new}
+        ordered = [answers[row.id] for row in rows]
         _check_gaps(run, ordered)
         return [
             Response(a.label or "", a.completion_tokens, a.seconds, error=a.error) for a in ordered

@@ -6,7 +6,7 @@ from typing import Any, Required, TypedDict
 
 import numpy as np
 
-from common.data.examples import TestRow, TestRows
+from common.data.testset import TestRow, TestRows
 from common.evaluation.systems import SYSTEMS
 from common.metrics.metrics import METRICS, Metric
 from common.metrics.statistics import (

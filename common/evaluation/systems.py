@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from common.data.examples import TestRow
+from common.data.testset import TestRow
 from common.records import Response
 from common.tasks.task import Task
 

@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.examples import Examples
 from common.prices.prices import Price
 from common.records import LabelRow
 from common.settings import Settings
 from common.tasks.task import Task
-from common.teacher.requests import bound_prompt_tokens, get_contents
+from common.teacher.requests import bound_prompts, get_contents, make_request
 
 _LETTERS = ((0x80, "ascii"), (0x370, "accented"), (0x400, "other"), (0x530, "cyrillic"))
 """Kinds of characters, by the code point at which they end; all after the last are other."""
@@ -63,19 +67,20 @@ class Forecast:
 def make_forecast(
     settings: Settings,
     task: Task,
-    texts: Sequence[str],
+    examples: Examples,
     price: Price | None,
     labelled: Sequence[LabelRow] = (),
 ) -> Forecast:
-    """Forecasts `label.samples` calls for each text that is not blank.
+    """Forecasts `label.samples` calls for each example, none of which is blank.
 
     The usage of `labelled` rows corrects the estimate, and so tells of reasoning.
     """
     teacher, samples = settings.teacher, settings.label.samples
-    texts = [text for text in texts if text.strip()]
-    calls = samples * len(texts)
+    calls = samples * len(examples)
     factors = _measure(settings, task, labelled)
-    counts = zip(_count_tokens(settings, task, texts), factors, strict=True)
+    texts = [example.text for example in examples.first]
+    tokens = _count_tokens(settings, task, texts, examples.characters)
+    counts = zip(tokens, factors, strict=True)
     prompt_tokens, completion_tokens = (round(samples * count * f) for count, f in counts)
     latency = _FIRST_TOKEN_SECONDS + _SECONDS_PER_TOKEN * completion_tokens / max(calls, 1)
     seconds = optimum_seconds(
@@ -89,7 +94,8 @@ def make_forecast(
     dollars = worst_dollars = None
     if price is not None:
         dollars = price.cost(prompt_tokens, completion_tokens)
-        worst_dollars = samples * _sum_worst(settings, task, texts, price)
+        prompts = int(bound_prompts(teacher, task, examples.sizes).sum())
+        worst_dollars = samples * price.worst_cost(prompts, len(examples) * teacher.max_tokens)
     return Forecast(
         calls, prompt_tokens, completion_tokens, latency, seconds, dollars, worst_dollars
     )
@@ -100,7 +106,8 @@ def _measure(settings: Settings, task: Task, labelled: Sequence[LabelRow]) -> tu
     rows = [row for row in labelled if row.samples and row.prompt_tokens]
     if not rows:
         return 1.0, 1.0
-    prompts, completions = _count_tokens(settings, task, [row.text for row in rows])
+    texts = [row.text for row in rows]
+    prompts, completions = _count_tokens(settings, task, texts, np.array(list(map(len, texts))))
     samples = sum(row.samples for row in rows) / len(rows)
     return (
         sum(row.prompt_tokens for row in rows) / max(prompts * samples, 1),
@@ -142,17 +149,23 @@ def _find_kind(character: str) -> str:
     return next((kind for end, kind in _LETTERS if ord(character) < end), "other")
 
 
-def _count_tokens(settings: Settings, task: Task, texts: list[str]) -> tuple[int, int]:
-    """Estimates the tokens of prompts and of responses, for one call per text."""
+def _count_tokens(
+    settings: Settings, task: Task, texts: Sequence[str], characters: NDArray[Any]
+) -> tuple[int, int]:
+    """Estimates the tokens of prompts and of responses, for one call per text.
+
+    `texts` are some of those that have so many `characters`.
+    """
     model, max_tokens = settings.teacher.model, settings.teacher.max_tokens
     sample = "".join(texts[:: len(texts) // _SAMPLE_TEXTS + 1])
     rate = estimate_tokens(sample, model) / max(len(sample), 1)
     fixed, places = _split_prompt(settings, task)
     fixed_tokens = sum(estimate_tokens(content, model) + _MESSAGE_TOKENS for content in fixed)
-    text_tokens = [rate * len(text) for text in texts]
+    text_tokens = rate * characters
     label, ratio = _expect_label(task, model)
-    completions = sum(min(max_tokens, label + ratio * tokens) for tokens in text_tokens)
-    return round(len(texts) * fixed_tokens + places * sum(text_tokens)), round(completions)
+    completions = np.minimum(max_tokens, label + ratio * text_tokens).sum()
+    prompts = len(characters) * fixed_tokens + places * text_tokens.sum()
+    return round(float(prompts)), round(float(completions))
 
 
 def _expect_label(task: Task, model: str) -> tuple[float, float]:
@@ -172,28 +185,11 @@ def _expect_label(task: Task, model: str) -> tuple[float, float]:
     return 1.0, min(max(ratio, rules.min_length_ratio), rules.max_length_ratio)
 
 
-def _sum_worst(settings: Settings, task: Task, texts: list[str], price: Price) -> float:
-    """The maximum dollars for one call per text: linear in the texts' bytes."""
-    empty = bound_prompt_tokens(_make_body(settings, task, ""))
-    per_byte = bound_prompt_tokens(_make_body(settings, task, "x")) - empty
-    size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-    return price.worst_cost(
-        len(texts) * empty + per_byte * size, len(texts) * settings.teacher.max_tokens
-    )
-
-
 def _split_prompt(settings: Settings, task: Task) -> tuple[list[str], int]:
     """The constant parts of a request, and how often it contains the text."""
-    fixed = get_contents(_make_body(settings, task, ""))
-    with_text = get_contents(_make_body(settings, task, "x"))
+    fixed = get_contents(make_request(settings.teacher, task, ""))
+    with_text = get_contents(make_request(settings.teacher, task, "x"))
     return fixed, len("".join(with_text)) - len("".join(fixed))
-
-
-def _make_body(settings: Settings, task: Task, text: str) -> dict[str, Any]:
-    """The part of a request that has tokens."""
-    if settings.teacher.endpoint == "chat":
-        return {"messages": task.make_messages(text)}
-    return {"prompt": task.make_completion_prompt(text)}
 
 
 def format_forecast(forecast: Forecast, settings: Settings, spent_usd: float = 0.0) -> str:

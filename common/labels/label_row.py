@@ -8,8 +8,18 @@ from common.metrics.text import normalize
 from common.records import Example, LabelRow
 from common.tasks.rules import apply_rules
 from common.tasks.task import Task
-from common.teacher.replies import Answer, Reply, read_answer
+from common.teacher.replies import FINAL_ERRORS, Answer, Reply, read_answer
 from common.teacher.usage import Usage
+
+_EMPTY = "empty_text"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An example's row, with those of its replies that are in the journal only."""
+
+    row: LabelRow
+    replies: Sequence[Reply] = ()
 
 
 def make_label(example: Example, replies: Sequence[Reply], task: Task) -> LabelRow:
@@ -24,7 +34,7 @@ def make_label(example: Example, replies: Sequence[Reply], task: Task) -> LabelR
     Tokens and attempts are sums; seconds are the maximum, as samples run concurrently.
     """
     if not replies:
-        return LabelRow(example.id, example.text, "failed", error="empty_text")
+        return LabelRow(example.id, example.text, "failed", error=_EMPTY)
     samples = [_read_sample(example.text, reply, task) for reply in replies]
     status = min((sample.status for sample in samples), key=("ok", "filtered", "failed").index)
     voters = [sample for sample in samples if sample.status == status]
@@ -55,6 +65,11 @@ def make_label(example: Example, replies: Sequence[Reply], task: Task) -> LabelR
         seconds=max(reply.seconds for reply in replies),
         **(vars(answer.logprobs) if answer.logprobs else {}),
     )
+
+
+def is_final(row: LabelRow) -> bool:
+    """Whether the teacher has answered, or need not be asked; else another run may ask again."""
+    return row.status != "failed" or row.error in (*FINAL_ERRORS, _EMPTY)
 
 
 @dataclass(frozen=True)

@@ -2,30 +2,37 @@
 
 import queue
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from threading import Thread
 
 import pyarrow as pa
 
+from common.data.examples import Examples
 from common.errors import DistillError
+from common.labels.parts import Parts
 from common.quota.protocol import Snapshot
 from common.quota.quota import Quota
-from common.records import Example
 from common.run.run import Run
 from common.teacher.replies import Reply
 
 
 @dataclass(frozen=True)
 class Work:
-    """A lane's input; `replies`, by key, are known and need no calls."""
+    """A lane's input.
+
+    Attributes:
+        replies: by key, those that are known and need no calls.
+        parts: where a lane may write what is finished, rather than return it.
+    """
 
     run: Run
     url: str
-    examples: Sequence[Example]
+    examples: Examples
     replies: Mapping[str, Reply]
     quota: Quota
     spent_usd: float = 0.0
+    parts: Parts | None = None
 
 
 class Lane(ABC):
@@ -66,7 +73,10 @@ class Lane(ABC):
         """Ends what `open` and `start` have started, even if they failed; never raises."""
 
     def take(self, seconds: float) -> pa.Table | None:
-        """The next finished rows, None after the last. Raises queue.Empty on a timeout."""
+        """The next finished rows that are in no part, None after the last.
+
+        Raises queue.Empty on a timeout.
+        """
         arrived = self._arrived.get(timeout=seconds)
         if isinstance(arrived, BaseException):
             raise arrived

@@ -9,7 +9,7 @@ import os
 import queue
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 
 import pyarrow as pa
@@ -19,12 +19,13 @@ from common.errors import DistillError, StoppedError
 from common.labels.crash_record import InFlightRecord
 from common.labels.label_row import make_label
 from common.labels.lane import Lane, Work
+from common.labels.parts import Parts
 from common.labels.progress import Progress, summarize_calls
-from common.labels.resume import resume
+from common.labels.resume import Known
 from common.quota.health import Health
 from common.quota.protocol import Snapshot
 from common.quota.quota import Quota
-from common.records import Example, make_label_table
+from common.records import make_label_table
 from common.run.lock import RunLock
 from common.run.run import Run
 from common.run.steps import LabelSummary
@@ -43,39 +44,42 @@ log = logging.getLogger(__name__)
 
 
 class Session:
-    """Labels the examples that are `missing` in the journal; the others are `known`."""
+    """Labels the examples that are missing in what is `known`."""
 
-    def __init__(self, run: Run, lock: RunLock, examples: Sequence[Example]) -> None:
-        """Reads the journal, and charges the lost calls of crashed sessions."""
-        self._run, self._lock = run, lock
-        self.known = resume(run, examples)
-        # By hash: what the first ones show, a cost, a fault or a refusal, is true of the others.
-        missing = [e for e in examples if e.id not in self.known.rows]
-        self.missing = sorted(missing, key=lambda example: example.id)
-        self._quota = make_quota(run, self.known.cost_usd, self.known.has_answer)
+    def __init__(self, run: Run, lock: RunLock, known: Known, parts: Parts | None = None) -> None:
+        """A lane may write what is finished to `parts`."""
+        self._run, self._lock, self._known, self._parts = run, lock, known, parts
+        self._quota = make_quota(run, known.cost_usd, known.has_answer)
         self._in_flight = InFlightRecord(run.storage)
         self._concurrency, self._lost = run.settings.teacher.max_concurrency, 0
         self._adaptations: frozenset[str] = frozenset()
 
     def ask(self, make_lane: Callable[[], Lane], name: str) -> tuple[list[pa.Table], LabelSummary]:
-        """Labels the missing examples; returns their rows, unordered, and the calls' figures.
+        """Labels the missing examples.
 
-        `name` is for the progress. Before a job stops, its calls in flight are drained.
+        Returns the rows that are in no part, unordered, and the calls' figures. `name` is for the
+        progress. Before a job stops, its calls in flight are drained.
 
         Raises:
             SettingsError: the cost is capped, and neither a price nor the replies tell it.
             DistillError: the teacher cannot be reached or refuses for good, the cap is reached, the
                 lock is lost, or the lane has failed.
         """
-        run, asked = self._run, [e for e in self.missing if e.text.strip()]
-        blank = [make_label(e, [], run.task) for e in self.missing if not e.text.strip()]
-        if not asked:
+        run, known = self._run, self._known
+        is_blank = known.missing.mark_blank()
+        blank = [
+            make_label(example, [], run.task)
+            for group in known.missing.select(is_blank).read()
+            for example in group
+        ]
+        asked = known.missing.select(~is_blank)
+        if not len(asked):
             return [make_label_table(blank)], {}
         progress = Progress(len(asked) * run.settings.label.samples, run.price is not None, name)
         with run.storage.removing_empty_folder(JOURNAL), open_teacher(run.settings) as url:
             check_teacher(run, url)
-            known = self.known
-            work = Work(run, url, asked, known.replies, self._quota, known.cost_usd)
+            known, quota = self._known, self._quota
+            work = Work(run, url, asked, known.replies, quota, known.cost_usd, self._parts)
             with deferring_signals() as signals, opening(make_lane()) as lane:
                 signals.check()
                 tables, snapshot = self._label(lane, work, signals.check, progress)
@@ -135,7 +139,7 @@ class Session:
                 table = lane.take(_POLL_SECONDS)
                 if table is None:
                     is_over = True
-                else:
+                elif table.num_rows:
                     tables.append(table)
 
     def _note(self, snapshot: Snapshot) -> None:

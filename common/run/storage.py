@@ -196,6 +196,18 @@ class RunStorage:
         except (pa.ArrowException, FileNotFoundError) as error:
             raise self._damaged(name, error) from None
 
+    def read_columns(self, name: str, columns: list[str]) -> pa.Table:
+        """Some columns of a Parquet file, without reading the others. Raises as `read_table`."""
+
+        def read(path: str) -> pa.Table:
+            with self._store.open(path) as file:
+                return pq.read_table(file, columns=columns)
+
+        try:
+            return self._try("read", name, read)
+        except (pa.ArrowException, FileNotFoundError) as error:
+            raise self._damaged(name, error) from None
+
     def _damaged(self, name: str, error: Exception) -> InputError:
         reason = (str(error).splitlines() or [""])[0]
         return InputError(

@@ -11,7 +11,7 @@ import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from common.errors import StorageError
 
@@ -57,6 +57,10 @@ class Disk:
     def read(self, path: str) -> bytes:
         """The content of a file."""
         return Path(path).read_bytes()
+
+    def open(self, path: str) -> BinaryIO:
+        """A file, to read parts of it."""
+        return Path(path).open("rb")
 
     def write(self, path: str, content: bytes) -> None:
         """Writes a file, or replaces it."""
@@ -134,6 +138,10 @@ class ObjectStore:
     def read(self, path: str) -> bytes:
         """The content of an object."""
         return bytes(self._fs.cat_file(path, **self._whole))
+
+    def open(self, path: str) -> BinaryIO:
+        """An object, to read parts of it."""
+        return self._fs.open(path, "rb", cache_type="none")  # type: ignore[no-any-return]
 
     def write(self, path: str, content: bytes) -> None:
         """Writes an object, or replaces it."""

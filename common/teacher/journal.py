@@ -1,5 +1,6 @@
 """The journal: every raw reply that may be paid for, durable before it is parsed.
 
+It is a write-ahead log: what a finished example has cost moves to a sealed file, see `sealed`.
 Each writer has JSON Lines files of its own with a random name: on a disk one file, synced after
 each group of replies; in an object store one object per group, and every 64 are merged into one.
 While a group is written, the next one gathers. While the storage fails, replies wait in memory.
@@ -11,7 +12,7 @@ import json
 import logging
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -48,6 +49,8 @@ class JournalWriter:
         self.storage_error: str | None = None
         self._storage, self._retry_seconds = storage, retry_seconds
         self._name = _make_name()
+        self._files: dict[str, None] = {}
+        self._writing = asyncio.Lock()
         self._parts = 0
         self._small: dict[str, bytes] = {}
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
@@ -67,7 +70,7 @@ class JournalWriter:
                 next `append` writes it.
         """
         durable = asyncio.get_running_loop().create_future()
-        self._waiting.append((_encode_line(reply), durable))
+        self._waiting.append((encode_line(reply), durable))
         if self._flusher is None or self._flusher.done():
             self._flusher = asyncio.create_task(self._write_all())
         await durable
@@ -80,7 +83,8 @@ class JournalWriter:
             group = len(self._waiting)
             try:
                 lines = b"".join(line for line, _ in self._waiting[:group])
-                await asyncio.to_thread(self._write, lines)
+                async with self._writing:
+                    await asyncio.to_thread(self._write, lines)
             except asyncio.CancelledError:
                 self._name = _make_name()  # the thread may still write to the old file
                 raise
@@ -93,12 +97,33 @@ class JournalWriter:
                 self._note_success(group)
                 wait = _FIRST_WAIT_SECONDS
 
+    async def start_file(self, list_open: Callable[[], Iterable[Reply]]) -> list[str]:
+        """Goes on in another file, which begins with the replies that are listed.
+
+        Returns the names of the files before, for `RunStorage.remove`. Raises a StorageError.
+        """
+        async with self._writing:
+            replies, files = list(list_open()), list(self._files)
+            self._name, self._small = _make_name(), {}
+            try:
+                if replies:
+                    await asyncio.to_thread(self._write, b"".join(map(encode_line, replies)))
+            except BaseException:
+                self._name = _make_name()  # the new file may end in half a line
+                raise
+            for file in files:
+                del self._files[file]
+            return files
+
     def _write(self, lines: bytes) -> None:
         if self._storage.is_local:
-            self._storage.append_bytes(f"{FOLDER}/{self._name}.jsonl", lines)
+            name = f"{FOLDER}/{self._name}.jsonl"
+            self._files[name] = None
+            self._storage.append_bytes(name, lines)
             return
         self._parts += 1  # also after a failure: the object may still arrive
         name = f"{FOLDER}/{self._name}-{self._parts:06}.jsonl"
+        self._files[name] = None
         small_bytes = sum(map(len, self._small.values()))
         if len(self._small) < _SMALL_PARTS and small_bytes < _SMALL_BYTES:
             self._storage.write_bytes(name, lines, attempts=1)
@@ -149,23 +174,21 @@ def _release(durable: deque[asyncio.Future[None]]) -> None:
 
 def write_lost(storage: RunStorage, owner: str, replies: Iterable[Reply]) -> None:
     """Records the calls that a crashed job may have paid for; idempotent."""
-    lines = (_encode_line(reply) for reply in replies)
+    lines = (encode_line(reply) for reply in replies)
     storage.write_bytes(f"{FOLDER}/lost-{owner}.jsonl", b"".join(lines))
 
 
 def write_batch(storage: RunStorage, name: str, replies: Iterable[Reply]) -> None:
     """Writes the replies of a batch as one part; idempotent."""
-    lines = (_encode_line(reply) for reply in replies)
+    lines = (encode_line(reply) for reply in replies)
     storage.write_bytes(f"{FOLDER}/results-{name}.jsonl", b"".join(lines))
 
 
 def iterate_journal(storage: RunStorage) -> Iterator[Reply]:
     """All replies, some of them twice; skips lines that a crash has cut off."""
     for line in _iterate_lines(storage):
-        try:
-            yield Reply(**json.loads(line))
-        except (ValueError, TypeError):
-            continue
+        if (reply := decode_line(line)) is not None:
+            yield reply
 
 
 def _iterate_lines(storage: RunStorage) -> Iterator[bytes]:
@@ -184,6 +207,18 @@ def _iterate_lines(storage: RunStorage) -> Iterator[bytes]:
 def _list_parts(storage: RunStorage) -> dict[str, int]:
     """The names of the parts, and their sizes in bytes."""
     return {n: size for n, size in storage.list_sizes(FOLDER).items() if n.endswith(".jsonl")}
+
+
+def filter_journal(storage: RunStorage, keeps: Callable[[Reply], bool]) -> None:
+    """Removes the replies that are not kept."""
+    parts = _list_parts(storage)
+    for name, content in zip(parts, storage.read_many(parts), strict=True):
+        lines = content.splitlines(keepends=True)
+        kept = [line for line in lines if (reply := decode_line(line)) and keeps(reply)]
+        if not kept:
+            storage.remove(name)
+        elif len(kept) < len(lines):
+            storage.write_bytes(name, b"".join(kept))
 
 
 def compact_journal(storage: RunStorage) -> None:
@@ -208,8 +243,17 @@ def _replace_parts(storage: RunStorage, names: list[str], lines: bytes) -> None:
         storage.remove(*names)
 
 
-def _encode_line(reply: Reply) -> bytes:
+def encode_line(reply: Reply) -> bytes:
+    """A reply as a line of JSON."""
     return _encode(vars(reply)).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def decode_line(line: str | bytes) -> Reply | None:
+    """The reply of a line; None if a crash has cut it off."""
+    try:
+        return Reply(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
 
 
 def _make_name() -> str:

@@ -26,6 +26,7 @@ class Reply:
     "lost: …". `most_prompt_tokens` is an upper bound, for replies without usage. `max_tokens`
     is the limit of the response's length, 0 if unknown. `cost_usd` is the cost that a gateway's
     header tells, None without one; `service_tier` is what was asked for, such as `batch`.
+    `example_id` is the example's, empty in journals of earlier versions.
     """
 
     key: str
@@ -37,6 +38,7 @@ class Reply:
     max_tokens: int = 0
     cost_usd: float | None = None
     service_tier: str = ""
+    example_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ _FINISH_ERRORS = {
     "network_error": "bad_response",
 }
 """Error types of finish reasons; of all others: `unfinished`."""
+FINAL_ERRORS = frozenset({*_FINISH_ERRORS.values(), "unfinished"} - {"bad_response"})
+"""The errors of answers: to ask again would be paid for again."""
 _RAISE = "raise DISTILL_TEACHER__MAX_TOKENS"
 _TAGS = r"(?:think|thinking|thought|reasoning)"
 _THOUGHT = re.compile(

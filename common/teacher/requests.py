@@ -4,6 +4,9 @@ import hashlib
 import json
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common.errors import SettingsError
 from common.settings import Settings, TeacherSettings
 from common.tasks.task import Task
@@ -69,6 +72,12 @@ def bound_prompt_tokens(body: dict[str, Any]) -> int:
     """
     sizes = [len(c.encode("utf-8", "surrogatepass")) for c in get_contents(body)]
     return sum(sizes) + _MESSAGE_TOKENS * len(sizes) + _REQUEST_TOKENS
+
+
+def bound_prompts(settings: TeacherSettings, task: Task, sizes: NDArray[Any]) -> NDArray[np.int64]:
+    """`bound_prompt_tokens` of the requests for texts of these bytes: it is linear in them."""
+    empty, one = (bound_prompt_tokens(make_request(settings, task, text)) for text in ("", "x"))
+    return empty + (one - empty) * np.asarray(sizes, np.int64)
 
 
 def get_contents(body: dict[str, Any]) -> list[str]:

@@ -27,7 +27,8 @@ from datasets import Dataset
 from transformers import set_seed
 
 from common.builtin.correction import correct
-from common.data.examples import load_examples, load_test_rows
+from common.data.examples import load_examples
+from common.data.testset import load_test_rows
 from common.environment import load_settings
 from common.metrics.metrics import exact_match
 from common.metrics.statistics import wilson_interval
@@ -91,7 +92,7 @@ def measure(case: Case, seed: int, options: argparse.Namespace) -> dict[str, Any
     settings = configure(case, seed, options)
     task, tokenizer = load_task("gec"), load_tokenizer(settings)
     labels = []
-    for example in load_examples(settings, task).rows:
+    for example in load_examples(settings, task).first:
         label, error = apply_rules(example.text, correct(example.text), task.label_rules)
         if error is None or not case.are_filtered:
             labels.append(LabelRow(example.id, example.text, "ok", label))

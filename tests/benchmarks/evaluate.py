@@ -17,7 +17,7 @@ import torch
 from transformers import pipeline
 from transformers.utils import logging as transformers_logging
 
-from common.data.examples import load_test_rows
+from common.data.testset import load_test_rows
 from common.student.generation import TransformersRuntime
 from common.student.prompt import encode_prompt, load_tokenizer
 from common.student.weights import load_weights

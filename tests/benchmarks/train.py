@@ -187,7 +187,7 @@ def show_speed(figures: dict[str, list[dict[str, float]]]) -> None:
 def measure_losses(options: argparse.Namespace) -> dict[str, Any]:
     """The built-in student's held-out loss after one pass, both ways with the same adapter."""
     data = configure("builtin", "builtin", 16, DATA__SOURCE="builtin", DATA__TRAIN_LIMIT="0")
-    examples = load_examples(data, load_task("gec")).rows
+    examples = load_examples(data, load_task("gec")).first
     texts = [example.text for example in examples[: options.labels + 200]]
     figures: dict[str, list[float]] = {"reference": [], "project": []}
     for seed in range(options.seeds):

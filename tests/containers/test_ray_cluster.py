@@ -17,8 +17,10 @@ KEY = "sk-of-the-cluster"
 FEW_ACTORS = {"DISTILL_LABEL__ACTORS": "4"}
 ROWS, REQUESTS_PER_MINUTE, MAX_CONCURRENCY = 600, 600, 16
 COUNT = (
-    "from common.environment import load_settings; from common.run.storage import RunStorage;"
-    "table = RunStorage(load_settings()).read_table('labels/part-00000.parquet');"
+    "import pyarrow; from common.environment import load_settings;"
+    "from common.run.storage import RunStorage; storage = RunStorage(load_settings());"
+    "names = [n for n in storage.list_files('labels') if n.endswith('.parquet')];"
+    "table = pyarrow.concat_tables([storage.read_table(name) for name in names]);"
     "print(table.num_rows, len(set(table['id'].to_pylist())), set(table['status'].to_pylist()))"
 )
 

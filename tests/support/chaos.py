@@ -37,13 +37,14 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
 from common.environment import load_settings
-from common.labels.resume import make_keys, read_answered
+from common.labels.resume import make_keys
 from common.run.storage import RunStorage
 from common.settings import Settings
 from common.tasks.task import load_task
 from common.teacher.requests import make_request
 from support.commands import Job, start_job
 from support.fake_teacher import FakeTeacher, make_body, refuse, running_teacher
+from support.labelling import read_answers
 
 KINDS = ("driver", "actor", "keeper", "raylet", "tree", "term", "int")
 """`term` and `int` are no kills: SIGTERM to the driver, Ctrl-C to all in its process group."""
@@ -292,9 +293,8 @@ class Chaos:
 
     def _note_durable(self) -> None:
         """Every answer that was durable once is still the one that counts."""
-        now = {
-            key: reply.body for key, reply in read_answered(RunStorage(self.settings), 512).items()
-        }
+        answers = read_answers(RunStorage(self.settings))
+        now = {key: reply.body for key, reply in answers.items()}
         for key, body in self._durable.items():
             if now.get(key) != body:
                 self.problems.append(f"a durable answer changed: {body} is {now.get(key)}")

@@ -27,7 +27,8 @@ class LocalLane(Lane):
     async def _label(self) -> pa.Table:
         worker = Worker(self._work.run, self._work.url, self._renew, self._work.replies)
         try:
-            return make_label_table(await worker.label(self._work.examples))
+            examples = [example for group in self._work.examples.read() for example in group]
+            return make_label_table([o.row for o in await worker.label(examples)])
         finally:
             await worker.close()
 

@@ -10,7 +10,6 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -57,19 +56,22 @@ class BatchLane(Lane):
         self._storage = Chunks(run.storage)
         self._api = BatchApi(run.settings.teacher, work.url)
         self._replies: dict[str, Reply] = dict(work.replies)
-        self._bodies = dict(self._list_requests())
+        self._examples = [example for group in work.examples.read() for example in group]
+        self._bodies: dict[str, dict[str, Any]] = {}
+        self._owners: dict[str, str] = {}
+        self._list_requests()
         self._attempts: dict[str, int] = {}
         self._spent_usd = work.spent_usd
         self._most_at_work, self._most_requests = math.inf, self._settings.label.batch_requests
         self.deliver(lambda: [self._label()])
 
-    def _list_requests(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _list_requests(self) -> None:
         teacher, task = self._settings.teacher, self._work.run.task
-        for example in self._work.examples:
+        for example in self._examples:
             body = make_request(teacher, task, example.text)
             for key in make_keys(self._settings, body):
                 if key not in self._replies:
-                    yield key, body
+                    self._bodies[key], self._owners[key] = body, example.id
 
     def _label(self) -> pa.Table:
         """Runs batches until every request has a reply; then makes the rows."""
@@ -84,9 +86,8 @@ class BatchLane(Lane):
                 waiting += self._wait()
         finally:
             self._api.close()
-        rows = [
-            make_label(e, self._find_replies(e), self._work.run.task) for e in self._work.examples
-        ]
+        task = self._work.run.task
+        rows = [make_label(e, self._find_replies(e), task) for e in self._examples]
         return make_label_table(rows)
 
     def _find_replies(self, example: Example) -> list[Reply]:
@@ -226,7 +227,8 @@ class BatchLane(Lane):
         status, text = (result.status, result.body) if result else (0, "")
         text = text if status else f"{_UNANSWERED} this request ({text})"
         attempts = self._attempts[key] = self._attempts.get(key, 0) + 1
-        return Reply(key, status, text, attempts, age, tokens, limit, service_tier=BATCH)
+        owner = self._owners.get(key, "")
+        return Reply(key, status, text, attempts, age, tokens, limit, None, BATCH, owner)
 
     def _settle(self, reply: Reply, sent_with: Adaptations) -> bool:
         """Counts a reply; whether it ends its sample, rather than being asked for again."""

@@ -1,53 +1,107 @@
 """A session's workers on Ray."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from socket import gethostname
 from typing import Any
 
 import pyarrow as pa
 
+from common.data.examples import Examples
 from common.environment import load_environment, read_teacher_secrets
-from common.errors import DistillError, InputError, SettingsError
-from common.labels.resume import read_answered
+from common.errors import DistillError, InputError, SettingsError, StorageError
+from common.labels.parts import Parts
+from common.labels.resume import read_known
 from common.labels.worker import Worker
 from common.quota.protocol import Lease, Tally
 from common.records import Example, make_label_table
 from common.run.lock import is_locked
-from common.run.run import PackedRun, Run
+from common.run.run import PackedRun
 from common.tasks.languages import load_detector
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Desk:
+    """What an actor works with, once it is open."""
+
+    worker: Worker
+    parts: Parts
+    blocks: int = 0
+    """At work."""
+
+    def __post_init__(self) -> None:
+        self._writing = asyncio.Lock()
+        self._old_files: list[str] = []
+
+    async def write_part(self) -> None:
+        """Writes what is finished. If the storage fails, that stays in the journal until later."""
+        async with self._writing:
+            ended = self.parts.take()
+            try:
+                self._old_files += await self.worker.start_file(ended)
+                await asyncio.to_thread(self.parts.write, ended)
+                await asyncio.to_thread(self.parts.run.storage.remove, *self._old_files)
+                self._old_files.clear()
+            except StorageError as error:
+                log.warning("a part cannot be written: %s", error)
+                for outcome in ended:
+                    self.parts.add(outcome)
+            else:
+                self.worker.forget(ended)
 
 
 class LabelActor:
     """One worker, in the actor's event loop."""
 
     def __init__(
-        self, packed: PackedRun, url: str, keeper: Any, known: Any, needed: Sequence[str]
+        self,
+        packed: PackedRun,
+        url: str,
+        keeper: Any,
+        known: Any,
+        needed: Sequence[str],
+        labels: tuple[str, str],
     ) -> None:
-        """See `Worker`; `known` is a Ray reference. The node has the `needed` secret settings."""
+        """See `Worker`; `known` is a Ray reference. The node has the `needed` secret settings.
+
+        `labels` are the fingerprint and the session of the label parts.
+        """
         self._packed, self._url, self._needed = packed, url, needed
-        self._keeper, self._known = keeper, known
-        self._opening: asyncio.Task[tuple[Run, Worker]] | None = None
+        self._keeper, self._known, self._labels = keeper, known, labels
+        self._opening: asyncio.Task[_Desk] | None = None
         self._loading: asyncio.Task[Any] | None = None
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
-        """Labels a block. A failure reaches the driver through the quota."""
+        """Labels a block, whose rows go into a part. A failure reaches the driver by the quota."""
         self._opening = self._opening or asyncio.create_task(self._open())
         try:
-            run, worker = await self._opening
+            desk = await self._opening
         except DistillError as error:
             await self._keeper.stop.remote(type(error)(f"{error} (on {gethostname()})"))
             return make_label_table([])
-        examples = [Example(**row) for row in batch.to_pylist()]
-        if await self._keeper.start_block.remote(examples[0].id):
-            limit = run.settings.teacher.max_tokens
-            worker.add_known(await asyncio.to_thread(read_answered, run.storage, limit))
+        desk.blocks += 1
         try:
-            return make_label_table(await worker.label(examples))
-        except DistillError:
-            return make_label_table([])
+            await self._label(desk, [Example(**row) for row in batch.to_pylist()])
+        except DistillError as error:
+            log.debug("a block has ended: %s", error)  # the driver knows by the quota
+        finally:
+            desk.blocks -= 1
+        is_last = not desk.blocks and await self._keeper.has_started_all.remote()
+        if desk.parts.is_full or is_last:
+            await desk.write_part()
+        return make_label_table([])
 
-    async def _open(self) -> tuple[Run, Worker]:
+    async def _label(self, desk: _Desk, examples: Sequence[Example]) -> None:
+        if await self._keeper.start_block.remote(examples[0].id, len(examples)):
+            examples = await asyncio.to_thread(_find_missing, desk, examples)
+        for outcome in await desk.worker.label(examples):
+            desk.parts.add(outcome)
+
+    async def _open(self) -> _Desk:
         """Raises a DistillError if this node lacks the job's storage or the teacher's key."""
         load_environment()  # this node's secret files may hold the object store's keys
         secrets = read_teacher_secrets() if self._needed else {}
@@ -71,4 +125,14 @@ class LabelActor:
             lease: Lease = await self._keeper.renew.remote(name, tally)
             return lease
 
-        return run, Worker(run, self._url, renew, await self._known)
+        worker = Worker(run, self._url, renew, await self._known, keeps_replies=True)
+        return _Desk(worker, Parts(run, *self._labels))
+
+
+def _find_missing(desk: _Desk, block: Sequence[Example]) -> Sequence[Example]:
+    """The examples of a block that a crashed worker has not finished."""
+    examples = Examples.of(block)
+    done = desk.parts.find_done(examples)
+    known = read_known(desk.parts.run, examples, desk.parts.add, done)
+    desk.worker.add_known(known.replies)
+    return [example for group in known.missing.read() for example in group]

@@ -17,10 +17,12 @@ _DRIVER_TIMEOUT_SECONDS = 5.0
 class QuotaKeeper:
     """The job's quota as an actor, with its figures as Ray metrics."""
 
-    def __init__(self, quota: Quota) -> None:
+    def __init__(self, quota: Quota, rows: int) -> None:
+        """`rows` is the number of examples in all blocks."""
         quota.require_heartbeat(_DRIVER_TIMEOUT_SECONDS)
         self._quota = quota
         self._started_blocks: set[str] = set()
+        self._rows_to_start = rows
         self._started_at = float("-inf")
         self._counters = {
             name: Counter(f"distill_label_{name}", f"{name} of the label job")
@@ -48,8 +50,14 @@ class QuotaKeeper:
         """See `Quota.stop`."""
         self._quota.stop(failure)
 
-    def start_block(self, block: str) -> bool:
+    def start_block(self, block: str, rows: int) -> bool:
         """Records the start of a block; whether a crashed worker had started it before."""
         is_retry, self._started_at = block in self._started_blocks, time.monotonic()
+        if not is_retry:
+            self._rows_to_start -= rows
         self._started_blocks.add(block)
         return is_retry
+
+    def has_started_all(self) -> bool:
+        """Whether no block is left to start."""
+        return self._rows_to_start <= 0

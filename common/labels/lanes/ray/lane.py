@@ -1,7 +1,6 @@
 """The lane over Ray Data: examples fan out to actors, on this machine or on a Ray cluster."""
 
 import contextlib
-import math
 import queue
 import threading
 import time
@@ -22,7 +21,6 @@ from common.quota.protocol import Snapshot
 from common.quota.quota import Quota
 from common.settings import SECRETS
 
-_BLOCK_ROWS = 256
 _POLL_SECONDS = 0.25
 _QUOTA_SECONDS = 30.0
 """If the quota's actor does not answer for this long, Ray has crashed."""
@@ -36,7 +34,7 @@ _ACTOR_CPUS = 0.1
 
 
 class RayLane(Lane):
-    """Rows arrive block by block, in no order."""
+    """The actors write all rows into parts."""
 
     refusal_drain_seconds = 3.0
 
@@ -54,7 +52,7 @@ class RayLane(Lane):
 
     def start(self, work: Work) -> None:
         with _converting_errors():
-            self._keeper = _start_keeper(work.quota)
+            self._keeper = _start_keeper(work.quota, len(work.examples))
             batches = _make_dataset(work, self._keeper).iter_batches
         options = {"batch_size": None, "batch_format": "pyarrow"}
         self._max_crashes = _MAX_CRASHES_PER_ACTOR * work.run.settings.label.actors
@@ -126,7 +124,7 @@ def _converting_errors() -> Iterator[None]:
         raise DistillError(f"Ray: {cause[:350]}; run again") from None
 
 
-def _start_keeper(quota: Quota) -> Any:
+def _start_keeper(quota: Quota, rows: int) -> Any:
     """Starts the quota's actor on the driver's node, so that no other node's crash ends the job."""
     here = ray.get_runtime_context().get_node_id()
     options = {
@@ -134,21 +132,22 @@ def _start_keeper(quota: Quota) -> Any:
         "num_cpus": 0,
         "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False),
     }
-    return ray.remote(QuotaKeeper).options(**options).remote(quota)
+    return ray.remote(QuotaKeeper).options(**options).remote(quota, rows)
 
 
 def _make_dataset(work: Work, keeper: Any) -> "ray.data.Dataset":
     # The annotation is quoted: Ray imports ray.data late, when its log level is set.
-    settings = work.run.settings
+    from common.labels.lanes.ray.source import make_dataset
+
+    settings, packed = work.run.settings, work.run.pack()
     actors = min(settings.label.actors, settings.teacher.max_concurrency)
     needed = [name for name in SECRETS if getattr(settings.teacher, name)]
     known = ray.put(dict(work.replies))
-    # Small blocks: Ray distributes blocks. Unlike `from_arrow`, this starts no tasks.
-    blocks = math.ceil(len(work.examples) / _BLOCK_ROWS)
-    examples = ray.data.from_items([vars(e) for e in work.examples], override_num_blocks=blocks)
-    return examples.map_batches(
+    assert work.parts is not None
+    labels = (work.parts.fingerprint, work.parts.session)
+    return make_dataset(work.examples, packed).map_batches(
         LabelActor,
-        fn_constructor_args=(work.run.pack(), work.url, keeper, known, needed),
+        fn_constructor_args=(packed, work.url, keeper, known, needed, labels),
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(

@@ -1,0 +1,92 @@
+"""The examples as a data set of Ray: those in memory first, the others read by tasks."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+
+from common.data.examples import Examples, TextSource
+from common.data.place import find_place
+from common.data.sources import Shard
+from common.environment import load_environment, read_data_secret
+from common.records import EXAMPLE_SCHEMA
+from common.run.run import PackedRun
+
+BLOCK_ROWS = 256
+"""Small blocks: Ray distributes blocks."""
+
+
+def make_dataset(examples: Examples, packed: PackedRun) -> "ray.data.Dataset":
+    """The examples in blocks. What is in memory starts no task, unlike with `from_arrow`."""
+    rest = examples.rest
+    blocks = math.ceil(len(examples.first) / BLOCK_ROWS)
+    found = None
+    if examples.first:
+        rows = [vars(example) for example in examples.first]
+        found = ray.data.from_items(rows, override_num_blocks=blocks)
+    if not len(rest):
+        assert found is not None
+        return found
+    context = ray.data.DataContext.get_current()
+    id_bytes, mean_bytes = 32, int(rest.sizes.mean())
+    context.target_max_block_size = BLOCK_ROWS * (id_bytes + mean_bytes)
+    others = ray.data.read_datasource(ExampleSource(rest, packed))
+    return others if found is None else found.union(others)
+
+
+class ExampleSource(Datasource):  # type: ignore[misc]
+    """A read task for each shard; with a mask of a bit a row, so that it is small."""
+
+    def __init__(self, examples: Examples, packed: PackedRun) -> None:
+        super().__init__()
+        assert examples.source is not None
+        self._source, self._packed = examples.source, packed
+        self._rows, self._bytes = examples.rows, int(examples.sizes.sum())
+
+    @property
+    def supports_distributed_reads(self) -> bool:
+        """Whether any node can read: a local file is on the driver's."""
+        return find_place(self._source.settings.data, "train").is_remote
+
+    def estimate_inmemory_data_size(self) -> int:
+        """The bytes of all texts."""
+        return self._bytes
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        """The tasks, in the order of the source."""
+        return list(self._list_tasks())
+
+    def _list_tasks(self) -> Iterator[ReadTask]:
+        for shard, chosen in self._source.split(self._rows):
+            count = int(chosen.sum())
+            size = max(1, self._bytes * count // len(self._rows))
+            reader = _Reader(
+                self._packed, shard.without_secrets(), np.packbits(chosen), len(chosen)
+            )
+            yield ReadTask(reader, BlockMetadata(count, size, None, None), EXAMPLE_SCHEMA)
+
+
+class _Reader:
+    """Reads the chosen examples of a shard."""
+
+    __name__ = "read_examples"
+
+    def __init__(self, packed: PackedRun, shard: Shard, bits: NDArray[np.uint8], rows: int) -> None:
+        self._packed, self._shard, self._bits, self._rows = packed, shard, bits, rows
+
+    def __call__(self) -> Iterator[pa.Table]:
+        load_environment()
+        settings, task = self._packed.settings, self._packed.task
+        data = settings.data.model_copy(update={"s3_secret": read_data_secret()})
+        settings = settings.model_copy(update={"data": data})
+        chosen = np.unpackbits(self._bits, count=self._rows).astype(bool)
+        for group in TextSource(settings, task, [], []).read(self._shard, chosen):
+            table = pa.Table.from_pylist([vars(example) for example in group], EXAMPLE_SCHEMA)
+            for start in range(0, table.num_rows, BLOCK_ROWS):
+                yield table.slice(start, BLOCK_ROWS)
