@@ -20,24 +20,24 @@ from common.run.run import PackedRun
 
 BLOCK_ROWS = 256
 """Small blocks: Ray distributes blocks."""
+_ID_BYTES = 40
+"""Of an example's id in a block."""
 
 
 def make_dataset(examples: Examples, packed: PackedRun) -> "ray.data.Dataset":
     """The examples in blocks. What is in memory starts no task, unlike with `from_arrow`."""
     rest = examples.rest
-    blocks = math.ceil(len(examples.first) / BLOCK_ROWS)
-    found = None
+    if len(rest):  # before any data set: each takes the context's values
+        context = ray.data.DataContext.get_current()
+        context.target_max_block_size = BLOCK_ROWS * int(_ID_BYTES + rest.sizes.mean())
+    found = []
     if examples.first:
+        blocks = math.ceil(len(examples.first) / BLOCK_ROWS)
         rows = [vars(example) for example in examples.first]
-        found = ray.data.from_items(rows, override_num_blocks=blocks)
-    if not len(rest):
-        assert found is not None
-        return found
-    context = ray.data.DataContext.get_current()
-    id_bytes, mean_bytes = 32, int(rest.sizes.mean())
-    context.target_max_block_size = BLOCK_ROWS * (id_bytes + mean_bytes)
-    others = ray.data.read_datasource(ExampleSource(rest, packed))
-    return others if found is None else found.union(others)
+        found.append(ray.data.from_items(rows, override_num_blocks=blocks))
+    if len(rest):
+        found.append(ray.data.read_datasource(ExampleSource(rest, packed)))
+    return found[0].union(*found[1:]) if len(found) > 1 else found[0]
 
 
 class ExampleSource(Datasource):  # type: ignore[misc]
