@@ -68,7 +68,7 @@ def main(settings: Settings) -> None:
     )
     runner = SystemRunner(run, adapter, merged)
     for system in systems:
-        if read_predictions(storage, system.key, fingerprint) is None:
+        if read_predictions(storage, system.key, fingerprint, ["id"]) is None:
             responses = runner.ask(system, test.rows)
             write_predictions(storage, system.key, fingerprint, test.rows, responses)
     metrics = score(run, systems, test, fingerprint, labels)
@@ -118,7 +118,8 @@ def score(
     labels: Manifest[LabelSummary],
 ) -> Metrics:
     """Scores the predictions on storage; writes metrics.json and the harness's files."""
-    found = {s.key: read_predictions(run.storage, s.key, fingerprint) for s in systems}
+    columns = ["prediction", "error", "tokens", "seconds"]
+    found = {s.key: read_predictions(run.storage, s.key, fingerprint, columns) for s in systems}
     tables = {key: table for key, table in found.items() if table is not None}
     predictions = {key: table["prediction"].to_pylist() for key, table in tables.items()}
     log.info("evaluate: scoring %d systems", len(tables))

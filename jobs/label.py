@@ -193,7 +193,7 @@ def forecast(run: Run, known: Known, labelled: Sequence[LabelRow]) -> None:
 def make_fingerprint(run: Run, examples: Examples) -> Fingerprint:
     """What the labels depend on."""
     return {
-        "examples": f"{len(examples)} of {hash_content(examples.list_ids())}",
+        "examples": f"{len(examples)} of {examples.hash_ids()}",
         **fingerprint_teacher(run.settings, run.task),
     }
 

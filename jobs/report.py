@@ -10,6 +10,8 @@ import logging
 from contextlib import suppress
 from typing import Any, cast
 
+import pyarrow.compute as pc
+
 from common.command import run_job
 from common.errors import InputError, StoppedError
 from common.evaluation.predictions import read_predictions
@@ -29,6 +31,9 @@ from common.student.adapter import HISTORY_FILE
 SECTIONS = ("run", "storage", "report")
 REPORT_FILE, TEXT_FILE = "report.html", "report.md"
 _FIX = "delete the run's predictions/ and metrics.json and run python -m jobs.evaluate"
+
+_MAX_ROWS = 2000
+"""The rows that the report shows."""
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +71,14 @@ def _read_metrics(storage: RunStorage) -> Metrics:
 def _read_rows(
     storage: RunStorage, system: str, evaluated: Manifest[Any], metrics: Metrics
 ) -> list[dict[str, Any]]:
-    """The scored predictions of a system."""
+    """Some of the scored predictions of a system, the same rows of each, in their order."""
     table = read_predictions(storage, system, evaluated.fingerprint)
     if table is None or len(table) != metrics["rows"]["test"]:
         place = f"{storage.url}/{PREDICTIONS.folder}/{system}.parquet"
         raise InputError(f"{place} is not what was scored; {_FIX}")
+    if len(table) > _MAX_ROWS:
+        chosen = pc.array_sort_indices(table["id"])[:_MAX_ROWS].sort()
+        table = table.take(chosen)
     return get_rows(table)
 
 

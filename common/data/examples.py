@@ -93,6 +93,15 @@ class Examples:
         """The ids as text."""
         return unpack_ids(self.ids)
 
+    def hash_ids(self) -> str:
+        """`hash_content` of `list_ids`, in little memory."""
+        digest = hashlib.sha256(b"[")
+        for start in range(0, len(self), _IN_MEMORY):
+            ids = ", ".join(f'"{id}"' for id in unpack_ids(self.ids[start : start + _IN_MEMORY]))
+            digest.update(f"{', ' if start else ''}{ids}".encode())
+        digest.update(b"]")
+        return digest.hexdigest()[:32]
+
     def mark_blank(self) -> NDArray[np.bool_]:
         """A mask of those without text."""
         marks = np.zeros(len(self), bool)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from common.data.examples import ID_TYPE, iterate_texts, read_ids, strip_prefix
 from common.data.place import find_place
-from common.data.sources import read_split, read_tables
+from common.data.sources import read_tables
 from common.errors import InputError
 from common.records import get_rows, hash_text
 from common.settings import Settings
@@ -55,7 +55,7 @@ def warn_without_test_rows(settings: Settings, task: Task) -> None:
     text = settings.data.text_column or task.columns.text
     reference = settings.data.reference_column or task.columns.reference
     try:
-        read_split(settings, "test", [text, reference], optional=[])
+        next(read_tables(settings, "test", [text, reference], optional=[]))
     except InputError as error:
         log.warning("the evaluation will be missing its test rows: %s", error)
 

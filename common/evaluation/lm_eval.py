@@ -7,7 +7,7 @@ line per row.
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from common.data.testset import TestRow
@@ -54,9 +54,10 @@ def write_results(
     storage.write_json(files[0], results)
     for system, name in tasks.items():
         samples = _make_samples(names, rows, predictions[system])
-        lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
         files.append(f"samples_{name}_{moment}.jsonl")
-        storage.write_bytes(files[-1], lines.encode("utf-8", "surrogatepass"))
+        content = b"".join(line.encode("utf-8", "surrogatepass") for line in lines)
+        storage.write_bytes(files[-1], content)
     return files
 
 
@@ -75,25 +76,21 @@ def _format_figures(figures: dict[str, Figure], names: Sequence[str]) -> dict[st
 
 def _make_samples(
     names: Sequence[str], rows: Sequence[TestRow], texts: Sequence[str]
-) -> list[dict[str, Any]]:
-    samples: list[dict[str, Any]] = []
+) -> Iterator[dict[str, Any]]:
     shares = [name for name in names if METRICS[name].is_share]
     for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
         scores = {
             name: float(METRICS[name].measure([row.text], [text], [row.references])[0, 0])
             for name in shares
         }
-        samples.append(
-            {
-                "doc_id": i,
-                "doc": {"id": row.id, "text": row.text, "references": row.references, **row.groups},
-                "target": row.references[0],
-                "resps": [[text]],
-                "filtered_resps": [text],
-                "filter": "none",
-                "metrics": shares,
-                "doc_hash": row.id,
-                **scores,
-            }
-        )
-    return samples
+        yield {
+            "doc_id": i,
+            "doc": {"id": row.id, "text": row.text, "references": row.references, **row.groups},
+            "target": row.references[0],
+            "resps": [[text]],
+            "filtered_resps": [text],
+            "filter": "none",
+            "metrics": shares,
+            "doc_hash": row.id,
+            **scores,
+        }

@@ -5,6 +5,7 @@ A table's metadata has the fingerprint of its inputs: a rerun keeps those that m
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 
 import pyarrow as pa
 
@@ -16,6 +17,7 @@ from common.run.steps import PREDICTIONS
 from common.run.storage import RunStorage
 
 _KEY = b"distill.fingerprint"
+_GROUP = 10_000
 
 
 def write_predictions(
@@ -31,11 +33,17 @@ def write_predictions(
     storage.write_table(_name(system), table)
 
 
-def read_predictions(storage: RunStorage, system: str, fingerprint: Fingerprint) -> pa.Table | None:
-    """A system's table; None if it is missing or has another fingerprint."""
-    if not storage.exists(_name(system)):
+def read_predictions(
+    storage: RunStorage,
+    system: str,
+    fingerprint: Fingerprint,
+    columns: Sequence[str] | None = None,
+) -> pa.Table | None:
+    """A system's table, or some of its columns; None if it is missing or of other inputs."""
+    name = _name(system)
+    if not storage.exists(name):
         return None
-    table = storage.read_table(_name(system))
+    table = storage.read_columns(name, list(columns)) if columns else storage.read_table(name)
     found = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
     is_same = isinstance(found, dict) and not list_changes(found, fingerprint)
     return table if is_same else None
@@ -43,7 +51,7 @@ def read_predictions(storage: RunStorage, system: str, fingerprint: Fingerprint)
 
 def make_prediction_table(rows: Sequence[TestRow], responses: Sequence[Response]) -> pa.Table:
     """A table of `PREDICTION_SCHEMA` with a column for each group."""
-    records = [
+    records = (
         {
             "id": row.id,
             "text": row.text,
@@ -55,8 +63,11 @@ def make_prediction_table(rows: Sequence[TestRow], responses: Sequence[Response]
             "error": response.error,
         }
         for row, response in zip(rows, responses, strict=True)
-    ]
-    table = pa.Table.from_pylist(records, schema=PREDICTION_SCHEMA)
+    )
+    tables = [PREDICTION_SCHEMA.empty_table()]
+    while group := list(islice(records, _GROUP)):
+        tables.append(pa.Table.from_pylist(group, schema=PREDICTION_SCHEMA))
+    table = pa.concat_tables(tables)
     for name in sorted({name for row in rows for name in row.groups}):
         column = pa.array([row.groups.get(name) for row in rows], pa.string())
         table = table.append_column(name, column)

@@ -1,8 +1,9 @@
 """Confidence intervals and significance tests; resampling has a fixed seed."""
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ Combine = Callable[[Array], Array]
 
 _RESAMPLES = 1_000
 _LEVEL = 0.05
+_MANY = 20_000
+"""Above this number, what is exact takes too long or too much memory, and differs by little."""
 
 
 def divide(top: Array, bottom: Array, empty: float = 0.0) -> Array:
@@ -44,6 +47,10 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     discordant rows instead of its approximation.
     """
     n, fewer = only_first + only_second, min(only_first, only_second)
+    if n > _MANY:
+        ways = [-math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(fewer + 1)]
+        logs = np.array(ways) + math.lgamma(n + 1) - n * math.log(2)
+        return min(1.0, 2 * float(np.exp(logs).sum()))
     term, total = 1, 1
     for k in range(fewer):
         term = term * (n - k) // (k + 1)
@@ -61,10 +68,14 @@ def smallest_difference(discordant: int, n: int) -> float | None:
     Returns:
         None if no difference in these discordant rows is significant.
     """
-    for fewer in range(discordant // 2, -1, -1):
-        if mcnemar_exact(fewer, discordant - fewer) <= _LEVEL:
-            return (discordant - 2 * fewer) / n
-    return None
+    counts = range(discordant // 2 + 1)  # of the rows that the worse system has right
+    p_values_rise = partial(_find_p_value, discordant)
+    fewer = bisect_right(counts, _LEVEL, key=p_values_rise) - 1
+    return None if fewer < 0 else (discordant - 2 * fewer) / n
+
+
+def _find_p_value(discordant: int, fewer: int) -> float:
+    return mcnemar_exact(fewer, discordant - fewer)
 
 
 def bootstrap_interval(rows: Array, combine: Combine) -> tuple[float, float]:
@@ -76,7 +87,7 @@ def bootstrap_interval(rows: Array, combine: Combine) -> tuple[float, float]:
 
     Source: B. Efron, R. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
-    return _find_bounds(combine(_resample(len(rows)) @ rows))
+    return _find_bounds(combine(_resample_sums(rows)))
 
 
 def paired_bootstrap(
@@ -89,8 +100,8 @@ def paired_bootstrap(
     Source: P. Koehn, Statistical significance tests for machine translation evaluation (EMNLP
     2004); the p-value counts the observed sample as one more (Davison, Hinkley 1997, 4.2.1).
     """
-    counts = _resample(len(first))
-    differences = combine(counts @ first) - combine(counts @ second)
+    one, other = np.split(_resample_sums(np.hstack([first, second])), 2, axis=1)
+    differences = combine(one) - combine(other)
     below, above = (differences <= 0).sum(), (differences >= 0).sum()
     p_value = 2 * (min(below, above) + 1) / (_RESAMPLES + 1)
     return _find_bounds(differences), min(1.0, float(p_value))
@@ -98,14 +109,30 @@ def paired_bootstrap(
 
 def ratio_interval(first: Array, second: Array, combine: Combine) -> tuple[float, float] | None:
     """The 95 % interval of first / second; None if the second is 0 in some resample."""
-    counts = _resample(len(first))
-    below = combine(counts @ second)
-    return None if (below <= 0).any() else _find_bounds(combine(counts @ first) / below)
+    one, other = np.split(_resample_sums(np.hstack([first, second])), 2, axis=1)
+    below = combine(other)
+    return None if (below <= 0).any() else _find_bounds(combine(one) / below)
 
 
 def _find_bounds(values: Array) -> tuple[float, float]:
     low, high = np.quantile(values, [_LEVEL / 2, 1 - _LEVEL / 2])
     return float(low), float(high)
+
+
+def _resample_sums(rows: Array) -> Array:
+    """The sums of resampled rows: (resamples, statistics).
+
+    Of many rows, they are drawn from the normal distribution that they approach (central limit
+    theorem): counts of a million rows would take 8 GB.
+    """
+    n = len(rows)
+    if n <= _MANY:
+        return _resample(n) @ rows
+    drawn = np.random.default_rng(0).multivariate_normal(
+        rows.sum(0), n * np.atleast_2d(np.cov(rows, rowvar=False)), _RESAMPLES, method="eigh"
+    )
+    sums: Array = np.clip(drawn, 0 if rows.min() >= 0 else None, None)
+    return sums
 
 
 @lru_cache(maxsize=1)

@@ -38,7 +38,6 @@ from common.run.manifest import Manifest
 from common.run.steps import ADAPTER, LABELS, PREDICTIONS, TrainSummary
 
 _FOLDER = Path(__file__).parent
-_MAX_ROWS = 2000
 _MAX_CHARACTERS = 8_000_000
 """The most text that the page embeds, so that a phone can open it."""
 _COLUMNS = set(PREDICTION_SCHEMA.names)
@@ -173,20 +172,20 @@ def _render_settings(step: str, manifest: Manifest[Any]) -> str:
 
 
 def collect_examples(scores: Scores, tables: dict[str, Rows]) -> dict[str, Any]:
-    """The first rows with each system's answer, for the page's script."""
+    """Some rows with each system's answer, for the page's script."""
     systems = [name for name in scores.systems if name != "copy" and name in tables]
     rows: Rows = []
     characters = 0
     for answers in zip(*(tables[name] for name in systems), strict=True):
         row = _collect_row(scores.main, dict(zip(systems, answers, strict=True)))
         characters += len(row["text"]) + sum(len(a["text"]) for a in row["answers"].values())
-        if len(rows) == _MAX_ROWS or characters > _MAX_CHARACTERS:
+        if characters > _MAX_CHARACTERS:
             break
         rows.append(row)
     names = sorted({name for row in rows for name in row["groups"]})
     found = {name: {row["groups"].get(name) for row in rows} - {None} for name in names}
     return {
-        "total": len(tables[systems[0]]),
+        "total": scores.data["rows"]["test"],
         "systems": [{"key": name, "name": name_system(name)} for name in systems],
         "groups": {name: sorted(values) for name, values in found.items() if len(values) > 1},
         "rewrites": _are_rewrites(rows),

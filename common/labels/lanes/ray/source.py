@@ -18,8 +18,9 @@ from common.environment import load_environment, read_data_secret
 from common.records import EXAMPLE_SCHEMA
 from common.run.run import PackedRun
 
-BLOCK_ROWS = 256
-"""Small blocks: Ray distributes blocks."""
+_SMALL_BLOCK, _BLOCK = 256, 1024
+"""Rows of a block. Small ones spread few rows over all actors; Ray's driver keeps some bytes of
+each."""
 _ID_BYTES = 40
 """Of an example's id in a block."""
 
@@ -29,10 +30,10 @@ def make_dataset(examples: Examples, packed: PackedRun) -> "ray.data.Dataset":
     rest = examples.rest
     if len(rest):  # before any data set: each takes the context's values
         context = ray.data.DataContext.get_current()
-        context.target_max_block_size = BLOCK_ROWS * int(_ID_BYTES + rest.sizes.mean())
+        context.target_max_block_size = _BLOCK * int(_ID_BYTES + rest.sizes.mean())
     found = []
     if examples.first:
-        blocks = math.ceil(len(examples.first) / BLOCK_ROWS)
+        blocks = math.ceil(len(examples.first) / _SMALL_BLOCK)
         rows = [vars(example) for example in examples.first]
         found.append(ray.data.from_items(rows, override_num_blocks=blocks))
     if len(rest):
@@ -88,5 +89,5 @@ class _Reader:
         chosen = np.unpackbits(self._bits, count=self._rows).astype(bool)
         for group in TextSource(settings, task, [], []).read(self._shard, chosen):
             table = pa.Table.from_pylist([vars(example) for example in group], EXAMPLE_SCHEMA)
-            for start in range(0, table.num_rows, BLOCK_ROWS):
-                yield table.slice(start, BLOCK_ROWS)
+            for start in range(0, table.num_rows, _SMALL_BLOCK):
+                yield table.slice(start, _SMALL_BLOCK)
