@@ -10,15 +10,12 @@ import logging
 from contextlib import suppress
 from typing import Any, cast
 
-import pyarrow.compute as pc
-
 from common.command import run_job
 from common.errors import InputError, StoppedError
 from common.evaluation.predictions import read_predictions
 from common.evaluation.scores import METRICS_FILE, Metrics
-from common.records import get_rows
 from common.report.facts import Manifests
-from common.report.page import render_report
+from common.report.page import choose_rows, render_report
 from common.report.server import make_server
 from common.report.tables import Scores, make_main_table
 from common.report.text import render_summary, render_text
@@ -31,9 +28,6 @@ from common.student.adapter import HISTORY_FILE
 SECTIONS = ("run", "storage", "report")
 REPORT_FILE, TEXT_FILE = "report.html", "report.md"
 _FIX = "delete the run's predictions/ and metrics.json and run python -m jobs.evaluate"
-
-_MAX_ROWS = 2000
-"""The rows that the report shows."""
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +70,7 @@ def _read_rows(
     if table is None or len(table) != metrics["rows"]["test"]:
         place = f"{storage.url}/{PREDICTIONS.folder}/{system}.parquet"
         raise InputError(f"{place} is not what was scored; {_FIX}")
-    if len(table) > _MAX_ROWS:
-        chosen = pc.array_sort_indices(table["id"])[:_MAX_ROWS].sort()
-        table = table.take(chosen)
-    return get_rows(table)
+    return choose_rows(table)
 
 
 def _read_history(storage: RunStorage) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """What the label job makes of good and of bad input. For what it survives, see test_durability."""
 
+import gzip
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -155,3 +157,34 @@ def test_help_lists_the_settings_of_the_job(tmp_path):
     assert "DISTILL_TEACHER__MODEL" in done.stdout
     assert "DISTILL_TRAIN__EPOCHS" not in done.stdout
     assert run_job("label", tmp_path, "--nonsense").returncode == 2
+
+
+def test_more_rows_than_fit_into_memory_are_read_by_ray(tmp_path):
+    """And are resumed without a second look at the replies: parts hold them."""
+    texts = [f"number {n}" for n in range(11_000)]
+    lines = [json.dumps({"text": text}) + "\n" for text in [*texts, *texts[:50], "  "]]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train-0.jsonl").write_text("".join(lines[:6000]), "utf-8")
+    (tmp_path / "data/train-1.jsonl.gz").write_bytes(gzip.compress("".join(lines[6000:]).encode()))
+    settings = {
+        "DATA__SOURCE": tmp_path / "data",
+        "DATA__TEXT_COLUMN": "text",
+        "DATA__TRAIN_LIMIT": 0,
+        "TEACHER__MODEL": "big",
+        "TEACHER__MAX_CONCURRENCY": 128,
+    }
+    with running_teacher(lambda text, call: text.upper()) as teacher:
+        done = run_job("label", tmp_path, TEACHER__BASE_URL=teacher.url, **settings)
+        assert done.returncode == 0, done.stderr
+        assert "inputs 11001, ok 11000, failed 1, filtered 0, duplicates 50" in done.stderr
+        assert len(teacher.bodies) == 11_000
+        rows = read_labels(tmp_path)
+        assert {row["text"]: row["label"] for row in rows} == {
+            text: text.upper() if text.strip() else None for text in [*texts, "  "]
+        }
+        shutil.rmtree(tmp_path / "runs/default/labels")
+        again = run_job("label", tmp_path, TEACHER__BASE_URL=teacher.url, **settings)
+        assert again.returncode == 0, again.stderr
+        assert len(teacher.bodies) == 11_000
+        assert sorted(map(str, read_labels(tmp_path))) == sorted(map(str, rows))
+    assert not list((tmp_path / "runs/default/journal").glob("*.jsonl"))

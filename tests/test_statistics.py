@@ -88,3 +88,24 @@ def test_a_ratio_to_nothing_has_no_interval():
     low, high = ratio_interval(first, second, take_mean)
     assert low < first[:, 0].mean() / second[:, 0].mean() < high
     assert ratio_interval(first, second * [0, 1], take_mean) is None
+
+
+def test_many_rows_take_little_memory_and_give_what_the_bootstrap_gives(monkeypatch):
+    rng = np.random.default_rng(1)
+    first = np.stack([rng.random(15_000) < 0.3, np.ones(15_000)], axis=1).astype(float)
+    second = np.stack([rng.random(15_000) < 0.29, np.ones(15_000)], axis=1).astype(float)
+    exact = bootstrap_interval(first, take_mean), paired_bootstrap(first, second, take_mean)
+    monkeypatch.setattr("common.metrics.statistics._MANY", 10_000)
+    interval, (difference, p_value) = (
+        bootstrap_interval(first, take_mean),
+        paired_bootstrap(first, second, take_mean),
+    )
+    assert interval == pytest.approx(exact[0], abs=1e-3)
+    assert difference == pytest.approx(exact[1][0], abs=1e-3)
+    assert p_value == pytest.approx(exact[1][1], abs=0.03)
+
+
+def test_a_million_discordant_rows_take_a_moment():
+    assert mcnemar_exact(500_000, 500_000) == pytest.approx(1, abs=1e-3)
+    assert 0.04 < mcnemar_exact(500_000 - 980, 500_000 + 980) < 0.06
+    assert smallest_difference(1_000_000, 10_000_000) == pytest.approx(1960 / 1e7, rel=0.01)

@@ -30,7 +30,7 @@ from common.training.checkpoints import Checkpoints
 from common.training.lora import add_adapter, make_lora
 from common.training.objectives.supervised import Supervised
 from common.training.schedule import Schedule
-from common.training.train_set import hold_out, load_train_set, read_labels
+from common.training.train_set import iterate_labels, load_train_set
 from common.training.trainer import LabelTrainer, make_trainer
 from jobs.train import main
 from support.commands import run_job, start_job
@@ -379,14 +379,19 @@ def test_agreement_is_the_share_of_labels_that_the_student_gives_exactly(tiny):
     assert measured["loss"] == pytest.approx(total / count, rel=1e-4)
 
 
-def test_labels_are_held_out_by_their_texts_alone():
-    rows = make_rows(PAIRS)
-    kept, held_out = hold_out(rows, 200)
-    assert (len(kept), len(held_out)) == (22, 2)
-    assert {row.id for row in kept + held_out} == {row.id for row in rows}
-    assert hold_out(rows[::-1], 200)[1] == held_out[::-1]
-    assert hold_out(rows, 1)[1][0] in held_out
-    assert hold_out(rows[:9], 200) == (rows[:9], [])
+def test_labels_are_held_out_and_ordered_by_their_texts_alone(tiny, settings):
+    def load(own, pairs):
+        objective = Supervised(load_task("gec"), load_tokenizer(own))
+        storage = write_labels(own, pairs)
+        found = load_train_set(own, storage, ["labels/part-00000.parquet"], objective)
+        return found.labels.to_list(), [row.text for row in found.held_out]
+
+    labels, held_out = load(tiny, PAIRS)
+    assert (len(labels), len(held_out)) == (22, 2)
+    assert load(tiny, PAIRS[::-1]) == (labels, held_out)
+    one = settings(STUDENT__MODEL="builtin", TRAIN__HELD_OUT=1)
+    assert load(one, PAIRS)[1] == held_out[:1]
+    assert [len(part) for part in load(tiny, PAIRS[:9])] == [9, 0]
 
 
 @pytest.mark.parametrize("count", [1, 9])
@@ -556,7 +561,7 @@ def test_the_reference_preset_has_the_published_size(settings, tmp_path):
 def test_only_ok_labels_are_learned(tiny):
     storage = write_labels(tiny, PAIRS, status="filtered")
     with pytest.raises(InputError, match="none of its 24 rows has status ok: 24 filtered"):
-        read_labels(storage, ["labels/part-00000.parquet"])
+        list(iterate_labels(storage, ["labels/part-00000.parquet"]))
 
 
 def test_unfinished_labels_are_bad_input(tmp_path):

@@ -159,26 +159,25 @@ class _Reader:
         (place,) = self._examples.find(pack_ids([id]))
         if place >= 0 and not self.done[place]:
             self._sealed.setdefault(id, []).extend(row.replies)
-            if not self._label(row.example, place):
-                self._texts[id] = row.example
+            self._texts[id] = row.example
+            self._label(row.example, place)
 
-    def _label(self, example: Example, place: np.intp) -> bool:
-        """Makes the row if all samples are there; whether they are."""
+    def _label(self, example: Example, place: np.intp) -> Mapping[str, Reply]:
+        """Makes the row if all samples are there, else returns those that are."""
         replies = [*self._sealed.get(example.id, []), *self._journal.get(example.id, [])]
         chosen = _choose(((r, read_answer(r)) for r in replies), self._max_tokens, {})
         limits = self._limits | {reply.max_tokens for reply in chosen.values()}
         limits -= {0, self._max_tokens}
         found = _find(self._run, example, chosen, self._by_key, limits=limits)
-        if is_complete := len(found) == self._run.settings.label.samples:
-            row = make_label(example, list(found.values()), self._run.task)
-            self._keep(Outcome(row, self._journal.get(example.id, [])))
-            self.done[place] = self.has_answer = True
-            for mapping in (self._sealed, self._texts, self._journal):
-                mapping.pop(example.id, None)
-        else:
-            self.replies |= found
-            self.has_answer |= bool(found)
-        return is_complete
+        self.has_answer |= bool(found)
+        if len(found) < self._run.settings.label.samples:
+            return found
+        row = make_label(example, list(found.values()), self._run.task)
+        self._keep(Outcome(row, self._journal.pop(example.id, [])))
+        self.done[place] = True
+        self._sealed.pop(example.id, None)
+        self._texts.pop(example.id, None)
+        return {}
 
     def label_others(self) -> None:
         """Labels the examples that are not in one sealed file."""
@@ -191,7 +190,7 @@ class _Reader:
             for group in self._examples.select(candidates).read():
                 places = self._examples.find(pack_ids([example.id for example in group]))
                 for example, place in zip(group, places, strict=True):
-                    self._label(example, place)
+                    self.replies |= self._label(example, place)
 
 
 def _find(

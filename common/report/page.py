@@ -13,9 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from common.evaluation.scores import Metrics
 from common.metrics.metrics import METRICS
-from common.records import PREDICTION_SCHEMA
+from common.records import PREDICTION_SCHEMA, get_rows
 from common.report.charts import draw_bars, draw_curves, draw_legend
 from common.report.facts import (
     Facts,
@@ -38,6 +41,7 @@ from common.run.manifest import Manifest
 from common.run.steps import ADAPTER, LABELS, PREDICTIONS, TrainSummary
 
 _FOLDER = Path(__file__).parent
+_MAX_ROWS = 2000
 _MAX_CHARACTERS = 8_000_000
 """The most text that the page embeds, so that a phone can open it."""
 _COLUMNS = set(PREDICTION_SCHEMA.names)
@@ -169,6 +173,14 @@ def _render_settings(step: str, manifest: Manifest[Any]) -> str:
     return (
         f'<details><summary>{title}</summary><div class="raw">{render_table(table)}</div></details>'
     )
+
+
+def choose_rows(table: pa.Table) -> Rows:
+    """The rows of predictions that are shown: those of the lowest ids, in their order."""
+    if len(table) > _MAX_ROWS:
+        lowest = pc.array_sort_indices(table["id"].combine_chunks())[:_MAX_ROWS]
+        table = table.take(lowest.sort())
+    return get_rows(table)
 
 
 def collect_examples(scores: Scores, tables: dict[str, Rows]) -> dict[str, Any]:

@@ -114,7 +114,7 @@ function search() {
   found = data.rows.filter(row => FILTERS[page.filter.value](row)
     && chosen.every(([group, value]) => row.groups[group] === value) && (!text || contains(row, text)));
   const n = data.rows.length.toLocaleString("en"), total = data.total.toLocaleString("en");
-  const of = data.rows.length < data.total ? `${n} of ${total} rows, chosen by the hash of their text; predictions/ has the others` : `${n} rows`;
+  const of = data.rows.length < data.total ? `${n} rows, chosen by their hash from ${total}; predictions/ has the others` : `${n} rows`;
   page.count.textContent = `${found.length.toLocaleString("en")} of ${of}`;
   page.examples.replaceChildren();
   showMore();

@@ -4,6 +4,7 @@ import gc
 import logging
 import tempfile
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from common.student.memory import explaining_memory
 from common.student.prompt import load_tokenizer
 from common.student.student import Student
 from common.student.weights import choose_dtype, find_student, load_weights
-from common.training.train_set import read_labels
+from common.training.train_set import iterate_labels
 
 _TEXTS = 32
 _MIN_EQUAL = 0.95
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 def merge(run: Run, labels: Manifest[LabelSummary], fingerprint: Fingerprint) -> None:
     """Writes the student with the adapter merged into it."""
     adapter = require_manifest(run.storage, ADAPTER)
-    texts = [row.text for row in read_labels(run.storage, labels.files)[:_TEXTS]]
+    texts = [row.text for row in islice(iterate_labels(run.storage, labels.files), _TEXTS)]
     advice = "merging needs the whole student unquantised; set DISTILL_TRAIN__MERGE=false"
     gc.collect()  # frees the trainer, a reference cycle
     with tempfile.TemporaryDirectory() as name, explaining_memory(advice):

@@ -1,17 +1,26 @@
-"""The labels as training data: selected, encoded, some held out."""
+"""The labels as training data: selected, encoded, some held out.
 
+Neither the labels nor what they are encoded to is held in memory.
+"""
+
+import tempfile
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 
+from common.data.examples import pack_ids
 from common.errors import InputError
 from common.records import LabelRow, hash_content, hash_text
 from common.run.manifest import Manifest
 from common.run.storage import RunStorage
 from common.settings import Settings, find_default
-from common.training.objectives.objective import Objective
+from common.training.objectives.objective import Encoded, Objective
 
 Labels = list[LabelRow]
 """Rows with status ok."""
@@ -20,6 +29,7 @@ _FIRST_SETTINGS = (*(f"teacher.{name}" for name in _TEACHER_SETTINGS), "label.sa
 """Settings that fingerprints of version 0.1, and so these hashes, have also at their default."""
 _MAX_HELD_OUT = 0.1
 """The largest share of the labels that is held out."""
+_GROUP = 10_000
 
 
 @dataclass(frozen=True)
@@ -41,20 +51,63 @@ def load_train_set(
     Raises:
         InputError: no label is usable.
     """
-    found, limit = read_labels(storage, files), settings.student.max_tokens
-    encoded = {row.id: objective.encode(row) for row in found}
-    fitting = [row for row in found if len(encoded[row.id]["input_ids"]) <= limit]
-    if not fitting:
+    limit, most = settings.student.max_tokens, settings.train.held_out
+    counts: Counter[str] = Counter()
+    ids: list[str] = []
+    lowest: dict[str, LabelRow] = {}
+
+    def encode() -> Iterator[Encoded]:
+        for row in iterate_labels(storage, files):
+            encoded = objective.encode(row)
+            if len(encoded["input_ids"]) > limit:
+                counts["dropped_too_long"] += 1
+                continue
+            id = hash_text(row.text)
+            ids.append(id)
+            lowest[id] = row
+            if len(lowest) > 2 * most + _GROUP:
+                _keep_lowest(lowest, most)
+            yield encoded
+
+    data = store_rows(encode())
+    if not ids:
         raise InputError(
-            f"all {len(found)} labels are longer than DISTILL_STUDENT__MAX_TOKENS={limit}; raise it"
+            f"all {counts.total()} labels are longer than DISTILL_STUDENT__MAX_TOKENS={limit}; "
+            "raise it"
         )
-    labels, held_out = hold_out(fitting, settings.train.held_out)
-    counts = {
-        "labels": len(labels),
-        "held_out": len(held_out),
-        "dropped_too_long": len(found) - len(fitting),
+    _keep_lowest(lowest, min(most, int(len(ids) * _MAX_HELD_OUT)))
+    packed = pack_ids(ids)
+    # By id: workers write labels in any order, and the order of the rows is that of the training.
+    order = [int(i) for i in np.argsort(packed, kind="stable") if ids[i] not in lowest]
+    numbers = {
+        "labels": len(order),
+        "held_out": len(lowest),
+        "dropped_too_long": counts["dropped_too_long"],
     }
-    return TrainSet(Dataset.from_list([encoded[row.id] for row in labels]), held_out, counts)
+    return TrainSet(data.select(order), [lowest[id] for id in sorted(lowest)], numbers)
+
+
+def _keep_lowest(rows: dict[str, LabelRow], count: int) -> None:
+    for id in sorted(rows)[count:]:
+        del rows[id]
+
+
+def store_rows(rows: Iterable[Encoded]) -> Dataset:
+    """The rows as a data set that the disk holds, mapped into memory as it is needed."""
+    rows = iter(rows)
+    with tempfile.NamedTemporaryFile(suffix=".arrow") as file:
+        schema = writer = None
+        while group := list(islice(rows, _GROUP)):
+            table = pa.Table.from_pylist(group, schema)
+            if writer is None:
+                schema = table.schema
+                writer = pa.ipc.new_stream(file, schema)
+            writer.write_table(table)
+        if writer is None:
+            return Dataset.from_list([])
+        writer.close()
+        file.flush()
+        return Dataset.from_file(file.name)  # the mapping outlives the name
 
 
 def fingerprint_labels(manifest: Manifest[Any]) -> str:
@@ -63,29 +116,22 @@ def fingerprint_labels(manifest: Manifest[Any]) -> str:
     return hash_content([{**first, **manifest.fingerprint}, manifest.counts])
 
 
-def read_labels(storage: RunStorage, files: list[str]) -> Labels:
+def iterate_labels(storage: RunStorage, files: Sequence[str]) -> Iterator[LabelRow]:
     """The rows with status ok. Raises an InputError if there is none."""
     known = {f.name for f in fields(LabelRow)}
-    rows = [row for name in files for row in storage.read_table(name).to_pylist()]
-    labels = [
-        LabelRow(**{name: value for name, value in row.items() if name in known})
-        for row in rows
-        if row["status"] == "ok"
-    ]
-    if not labels:
-        counts = Counter(f"{row['status']} ({row['error']})" for row in rows)
-        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common(3))
+    kinds: Counter[str] = Counter()
+    for name in files:
+        table = storage.read_table(name)
+        table = table.select([column for column in table.column_names if column in known])
+        for batch in table.to_batches(_GROUP):
+            for row in batch.to_pylist():
+                kinds[f"{row['status']} ({row['error']})"] += 1
+                if row["status"] == "ok":
+                    yield LabelRow(**row)
+    if "ok (None)" not in kinds:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in kinds.most_common(3))
         raise InputError(
-            f"{storage.url}/labels: none of its {len(rows)} rows has status ok: {reasons}; read "
-            "their column response, change the task's [label_rules], delete the folder labels, "
-            "and run python -m jobs.label again"
+            f"{storage.url}/labels: none of its {kinds.total()} rows has status ok: {reasons}; "
+            "read their column response, change the task's [label_rules], delete the folder "
+            "labels, and run python -m jobs.label again"
         )
-    return labels
-
-
-def hold_out(labels: Labels, count: int) -> tuple[Labels, Labels]:
-    """Labels for training, and up to `count` others, chosen by the hash of their text."""
-    count = min(count, int(len(labels) * _MAX_HELD_OUT))
-    chosen = set(sorted({hash_text(row.text) for row in labels})[:count])
-    kept = [row for row in labels if hash_text(row.text) not in chosen]
-    return kept, [row for row in labels if hash_text(row.text) in chosen]

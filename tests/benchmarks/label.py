@@ -10,6 +10,7 @@ quota       wall time over the optimum, and the share of 429s, where the teacher
 windows     the same by the way in which the server counts, in virtual time (half a minute)
 memory      peak memory and time a row by number of rows, and a rerun of each finished run
             (how long resuming nothing takes: --sizes 100000 for that alone)
+service     how many calls the quota of 64 workers on Ray can grant
 
 Prints tables, and writes the raw figures to build/bench-label.json.
 """
@@ -29,6 +30,7 @@ from tests.benchmarks.measure import (
 )
 from tests.benchmarks.memory import measure_memory
 from tests.benchmarks.quota import measure_quota
+from tests.benchmarks.service import measure_service
 from tests.benchmarks.throughput import SYSTEMS, measure_throughput
 from tests.benchmarks.windows import measure_windows
 
@@ -37,6 +39,7 @@ PARTS = {
     "quota": measure_quota,
     "windows": measure_windows,
     "memory": measure_memory,
+    "service": measure_service,
 }
 
 

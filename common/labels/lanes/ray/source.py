@@ -21,6 +21,7 @@ from common.run.run import PackedRun
 _SMALL_BLOCK, _BLOCK = 256, 1024
 """Rows of a block. Small ones spread few rows over all actors; Ray's driver keeps some bytes of
 each."""
+_READERS = 2
 _ID_BYTES = 40
 """Of an example's id in a block."""
 
@@ -37,7 +38,8 @@ def make_dataset(examples: Examples, packed: PackedRun) -> "ray.data.Dataset":
         rows = [vars(example) for example in examples.first]
         found.append(ray.data.from_items(rows, override_num_blocks=blocks))
     if len(rest):
-        found.append(ray.data.read_datasource(ExampleSource(rest, packed)))
+        source = ExampleSource(rest, packed)  # a driver's node may offer no CPU
+        found.append(ray.data.read_datasource(source, num_cpus=0, concurrency=_READERS))
     return found[0].union(*found[1:]) if len(found) > 1 else found[0]
 
 
