@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections import Counter
 from dataclasses import dataclass
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -116,12 +115,6 @@ def hash_content(content: Any) -> str:
 def make_label_table(rows: list[LabelRow]) -> pa.Table:
     """A table of `LABEL_SCHEMA`."""
     return pa.Table.from_pylist([vars(row) for row in rows], schema=LABEL_SCHEMA)
-
-
-def count_by_status(table: pa.Table) -> dict[str, int]:
-    """A label table's rows by status: ok, failed and filtered, also where 0."""
-    counts = Counter(table["status"].to_pylist())
-    return {status: counts[status] for status in ("ok", "failed", "filtered")}
 
 
 def get_rows(table: pa.Table) -> list[dict[str, Any]]:

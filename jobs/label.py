@@ -9,12 +9,9 @@ row per distinct example) and <root>/<run>/journal. `--dry-run` prints a forecas
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-
-import pyarrow as pa
 
 from common.command import run_job
-from common.data.examples import Examples, load_examples, pack_ids
+from common.data.examples import Examples, load_examples
 from common.data.testset import warn_without_test_rows
 from common.labels.counts import LabelCounts
 from common.labels.forecast import format_forecast, make_forecast
@@ -25,7 +22,7 @@ from common.labels.lanes.batch.lane import BatchLane
 from common.labels.lanes.local import LocalLane
 from common.labels.parts import Parts
 from common.labels.preview import format_preview
-from common.labels.resume import Known, read_known, resume
+from common.labels.resume import Known, resume
 from common.labels.session import Session
 from common.records import LabelRow, hash_content
 from common.run.lock import RunLock, hold_run
@@ -39,9 +36,6 @@ from common.teacher.sealed import tidy_journal
 
 SECTIONS = ("run", "task", "storage", "data", "teacher", "label")
 FLAGS = {"--dry-run": "DISTILL_LABEL__DRY_RUN", "--preview": "DISTILL_LABEL__PREVIEW"}
-
-_SAMPLE_ROWS = 2000
-"""The rows that correct a forecast."""
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +60,7 @@ def main(settings: Settings) -> None:
     if is_done(run.storage, LABELS, fingerprint) and not is_worth_asking_again(run):
         log.info("labels: already done, see %s/%s", run.storage.url, LABELS.folder)
     elif settings.label.dry_run:
-        forecast(run, *look(run, examples, Parts(run, hash_content(fingerprint))))
+        forecast(run, *Parts(run, hash_content(fingerprint)).look(examples))
     else:
         with hold_run(run.storage, "label") as lock:
             label(run, examples, fingerprint, lock, started)
@@ -77,30 +71,27 @@ def label(
 ) -> None:
     """Asks for what the journal lacks, and writes all rows; `started` is the job's start."""
     parts = Parts(run, hash_content(fingerprint))
-    known = resume_labels(run, examples, parts)
-    spent_usd, reused = known.cost_usd, len(examples) - len(known.missing)
+    known = parts.resume(examples)
+    reused = len(examples) - len(known.missing)
     forecast(run, known, parts.read_sample())
     if len(known.missing):
         warn_without_test_rows(run.settings, run.task)
     rows, figures = Session(run, lock, known, parts).ask(lambda: make_lane(run), "labels")
     if run.settings.label.lane == "batch" and run.settings.label.batch_rest == "online":
-        known = resume_labels(run, examples, parts)
-        if len(known.missing):
-            session = Session(run, lock, known, parts)
+        rest = parts.resume(examples)
+        if len(rest.missing):
+            known, session = rest, Session(run, lock, rest, parts)
             rows, figures = session.ask(lambda: make_ray_lane(run), "the batches' rest")
-            spent_usd = known.cost_usd
-    files = finish(run, examples, parts, rows)
+    files = parts.finish(examples, rows)
     counts = LabelCounts(run.storage, files)
     summary: LabelSummary = {
         "inputs": counts.rows,
-        "ok": counts.by_status["ok"],
-        "failed": counts.by_status["failed"],
-        "filtered": counts.by_status["filtered"],
+        **counts.by_status,
         "duplicates": examples.duplicates,
         "reused": reused,
         "transient": counts.transient,
         **figures,
-        "run_cost_usd": sum_cost(run, spent_usd, figures),
+        "run_cost_usd": sum_cost(run, known, figures),
         "seconds": round(time.monotonic() - started, 1),
     }
     line = ", ".join(f"{name} {value}" for name, value in summary.items() if value is not None)
@@ -112,32 +103,13 @@ def label(
             summary["transient"],
         )
     lock.check()
-    described, by_status = run.settings.describe(SECTIONS), counts.by_status
+    described, by_status = run.settings.describe(SECTIONS), dict(counts.by_status)
     write_manifest(
         run.storage, LABELS, fingerprint, summary, files=files, counts=by_status, settings=described
     )
     parts.remove_others(files)
     tidy_journal(run.storage)
     compact_journal(run.storage)
-
-
-def resume_labels(run: Run, examples: Examples, parts: Parts) -> Known:
-    """What is left to ask; what the journal alone holds goes into parts."""
-    done = parts.find_done(examples)
-    known = resume(run, examples, parts.add_and_write, done)
-    parts.write(parts.take())
-    return replace(known, has_answer=known.has_answer or parts.has_answer)
-
-
-def finish(run: Run, examples: Examples, parts: Parts, tables: list[pa.Table]) -> list[str]:
-    """Writes the rows that are in no part yet; returns the names of all files."""
-    done = parts.find_done(examples)
-    known = read_known(run, examples, parts.add_and_write, done)
-    for row in (LabelRow(**row) for table in tables for row in table.to_pylist()):
-        if known.missing.find(pack_ids([row.id])) >= 0:
-            parts.add_and_write(Outcome(row))
-    parts.write(parts.take())
-    return parts.finish(examples)
 
 
 def preview(run: Run, examples: Examples, parts: Parts, lock: RunLock) -> None:
@@ -152,18 +124,7 @@ def preview(run: Run, examples: Examples, parts: Parts, lock: RunLock) -> None:
     rows |= {row["id"]: LabelRow(**row) for table in tables for row in table.to_pylist()}
     print(format_preview(list(rows.values())))
     print()
-    forecast(run, *look(run, examples, parts))
-
-
-def look(run: Run, examples: Examples, parts: Parts) -> tuple[Known, list[LabelRow]]:
-    """What is left to ask, and some rows that are known; writes nothing."""
-    rows = parts.read_sample()
-
-    def keep(outcome: Outcome) -> None:
-        if len(rows) < _SAMPLE_ROWS:
-            rows.append(outcome.row)
-
-    return read_known(run, examples, keep, parts.find_done(examples)), rows
+    forecast(run, *parts.look(examples))
 
 
 def is_worth_asking_again(run: Run) -> bool:
@@ -213,9 +174,9 @@ def make_ray_lane(run: Run) -> Lane:
     return RayLane(run.settings.label.dashboard_host)
 
 
-def sum_cost(run: Run, spent_usd: float, figures: LabelSummary) -> float | None:
+def sum_cost(run: Run, known: Known, figures: LabelSummary) -> float | None:
     """Dollars of the whole run, with this job's calls; None if nobody tells them."""
-    cost_usd = round(spent_usd + (figures.get("cost_usd") or 0.0), 6)
+    cost_usd = round(known.cost_usd + (figures.get("cost_usd") or 0.0), 6)
     return cost_usd if run.price or cost_usd else None
 
 

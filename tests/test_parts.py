@@ -11,7 +11,7 @@ from common.data.examples import Examples
 from common.errors import DistillError
 from common.labels.label_row import Outcome, is_final, make_label
 from common.labels.parts import Parts
-from common.labels.resume import make_keys, read_known
+from common.labels.resume import make_keys
 from common.records import Example, LabelRow, hash_text
 from common.run.run import open_run
 from common.tasks.task import Task
@@ -62,19 +62,12 @@ def append(run, *replies):
     asyncio.run(write())
 
 
-def resume(run, parts):
-    """As the label job does, without the lost calls of crashed sessions."""
-    known = read_known(run, ALL, parts.add_and_write, parts.find_done(ALL))
-    parts.write(parts.take())
-    return known
-
-
 def test_a_part_and_its_sealed_replies(run):
     parts = Parts(run, "labels")
     replies = [reply_to(run, example) for example in EXAMPLES[:4]]
     parts.write([finish(run, e, r) for e, r in zip(EXAMPLES, replies, strict=False)])
     assert parts.find_done(ALL).tolist() == [True] * 4 + [False] * 2
-    known = resume(run, Parts(run, "labels"))
+    known = Parts(run, "labels").resume(ALL)
     assert known.missing.list_ids() == [example.id for example in EXAMPLES[4:]]
     assert known.cost_usd == pytest.approx(4 * USED)
     assert sorted(read_replies(run.storage), key=str) == sorted(replies, key=str)
@@ -84,7 +77,7 @@ def test_what_a_part_holds_is_not_read_again(run, monkeypatch):
     parts = Parts(run, "labels")
     parts.write([finish(run, example, reply_to(run, example)) for example in EXAMPLES])
     monkeypatch.setattr(type(run.storage), "read_table", lambda *a: pytest.fail("it is read"))
-    known = resume(run, Parts(run, "labels"))
+    known = Parts(run, "labels").resume(ALL)
     assert (len(known.missing), known.cost_usd) == (0, pytest.approx(6 * USED))
 
 
@@ -92,10 +85,10 @@ def test_another_price_is_that_of_the_replies(run):
     Parts(run, "labels").write([finish(run, EXAMPLES[0], reply_to(run, EXAMPLES[0]))])
     unpriced = replace(run)
     vars(unpriced)["price"] = None
-    assert resume(unpriced, Parts(unpriced, "labels")).cost_usd == 0
+    assert Parts(unpriced, "labels").resume(ALL).cost_usd == 0
     dear = replace(run)
     vars(dear)["price"] = replace(run.price, input=2.0)
-    assert resume(dear, Parts(dear, "labels")).cost_usd == pytest.approx(USED + 50 / 1e6)
+    assert Parts(dear, "labels").resume(ALL).cost_usd == pytest.approx(USED + 50 / 1e6)
 
 
 def test_a_kill_before_the_rows_are_written(run):
@@ -107,7 +100,7 @@ def test_a_kill_before_the_rows_are_written(run):
     for name in run.storage.list_files("labels"):
         run.storage.remove(name)
     again = Parts(run, "labels")
-    known = resume(run, again)
+    known = again.resume(ALL)
     assert (len(known.missing), known.cost_usd) == (0, pytest.approx(6 * USED))
     assert again.find_done(ALL).all()
     assert len(read_replies(run.storage)) == 12
@@ -122,7 +115,7 @@ def test_a_kill_before_the_journal_is_removed(run):
     append(run, *replies[:4])
     parts = Parts(run, "labels")
     parts.write([finish(run, e, r) for e, r in zip(EXAMPLES, replies[:3], strict=False)])
-    known = resume(run, Parts(run, "labels"))
+    known = Parts(run, "labels").resume(ALL)
     assert known.cost_usd == pytest.approx(4 * USED)
     assert known.missing.list_ids() == [example.id for example in EXAMPLES[4:]]
     assert len(list(iterate_journal(run.storage))) == 4  # an orphan may still write to it
@@ -136,7 +129,7 @@ def test_other_label_rules_cost_nothing(run):
     parts.write([finish(run, example, reply_to(run, example)) for example in EXAMPLES])
     other = Parts(run, "other rules")
     assert not other.find_done(ALL).any()
-    known = resume(run, other)
+    known = other.resume(ALL)
     assert (len(known.missing), known.cost_usd) == (0, pytest.approx(6 * USED))
     names = other.finish(ALL)
     other.remove_others(names)
@@ -147,7 +140,7 @@ def test_other_label_rules_cost_nothing(run):
 def test_more_samples_are_asked_for_beside_those_that_are_sealed(run):
     Parts(run, "one").write([finish(run, e, reply_to(run, e)) for e in EXAMPLES])
     run = with_samples(run, 2)
-    known = resume(run, Parts(run, "two"))
+    known = Parts(run, "two").resume(ALL)
     assert (len(known.missing), len(known.replies)) == (6, 6)
     more = Parts(run, "two")
     outcomes = []

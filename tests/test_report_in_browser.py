@@ -69,8 +69,8 @@ def open_page(browser, tmp_path):
     assert wrong == []
 
 
-def make_html(rows=ROWS, **changes):
-    texts, references, langs, base, distilled, teacher = zip(*rows, strict=True)
+def make_html(given=ROWS, **changes):
+    texts, references, langs, base, distilled, teacher = zip(*given, strict=True)
     answers = {"copy": texts, "base": base, "distilled": distilled, "teacher": teacher}
     tables = make_tables(answers, texts, [[reference] for reference in references], langs)
     metrics = make_metrics(tables) | changes

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from typing import TypedDict
 
 from common.errors import DistillError, InputError
 from common.run.storage import RunStorage
@@ -11,6 +12,15 @@ from common.teacher.statuses import TRANSIENT_ERRORS
 
 _MAX_FILTERED_SHARE = 0.5
 """Above this share of filtered rows, a rule is more likely wrong than the teacher."""
+
+
+class StatusCounts(TypedDict):
+    """Rows by status."""
+
+    ok: int
+    failed: int
+    filtered: int
+
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +41,12 @@ class LabelCounts:
         return self._kinds.total()
 
     @property
-    def by_status(self) -> dict[str, int]:
-        """The rows that are ok, failed and filtered, also where there are none."""
-        counts = dict.fromkeys(("ok", "failed", "filtered"), 0)
+    def by_status(self) -> StatusCounts:
+        """The rows that are ok, failed and filtered."""
+        counts = Counter[str]()
         for (status, _), count in self._kinds.items():
             counts[status] += count
-        return counts
+        return {"ok": counts["ok"], "failed": counts["failed"], "filtered": counts["filtered"]}
 
     @property
     def transient(self) -> int:

@@ -7,6 +7,7 @@ of the labels. What a part holds is not read again by a job that resumes, except
 
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from common.data.examples import Examples, pack_ids
 from common.errors import DistillError
 from common.labels.label_row import Outcome, is_final
+from common.labels.resume import Known, read_known, resume
 from common.records import Example, LabelRow, make_label_table
 from common.run.run import Run
 from common.run.steps import LABELS
@@ -22,6 +24,7 @@ from common.teacher.sealed import Sealed, write_sealed
 
 _PART_ROWS = 10_000
 _PART_CHARACTERS = 16_000_000
+_SAMPLE_ROWS = 2000
 _KEY = b"distill.fingerprint"
 
 
@@ -30,7 +33,6 @@ class Parts:
 
     def __init__(self, run: Run, fingerprint: str, session: str | None = None) -> None:
         self.fingerprint, self.session = fingerprint, session or uuid.uuid4().hex[:8]
-        self.has_answer = False
         self.run = run
         self._waiting: list[Outcome] = []
         self._characters = 0
@@ -50,14 +52,10 @@ class Parts:
         taken, self._waiting, self._characters = self._waiting, [], 0
         return taken
 
-    def add_and_write(self, outcome: Outcome) -> None:
-        """Keeps an outcome, and writes a part if it is full."""
-        self.add(outcome)
-        if self.is_full:
-            self.write(self.take())
-
     def write(self, outcomes: Sequence[Outcome]) -> None:
         """Seals the replies and writes the rows; a crash in between loses nothing."""
+        if not outcomes:
+            return
         run, name = self.run, f"{self.session}-{uuid.uuid4().hex[:12]}"
         sealed = [Sealed(Example(o.row.id, o.row.text), o.replies) for o in outcomes]
         write_sealed(run.storage, name, sealed, run.price, run.settings.teacher.max_tokens)
@@ -65,24 +63,55 @@ class Parts:
         self._write(f"part-{name}", [row for row in rows if is_final(row)])
         self._write(f"failed-{name}", [row for row in rows if not is_final(row)])
 
+    def _add_and_write(self, outcome: Outcome) -> None:
+        """Keeps an outcome, and writes a part if it is full."""
+        self.add(outcome)
+        if self.is_full:
+            self.write(self.take())
+
     def _write(self, name: str, rows: list[LabelRow]) -> None:
         if rows:
             table = make_label_table(rows).replace_schema_metadata({_KEY: self.fingerprint})
             self.run.storage.write_table(f"{LABELS.folder}/{name}.parquet", table)
 
+    def resume(self, examples: Examples) -> Known:
+        """What is left to ask; what is paid for and in no part is written to parts.
+
+        Charges the lost calls of crashed sessions.
+        """
+        known = resume(self.run, examples, self._add_and_write, done := self.find_done(examples))
+        self.write(self.take())
+        return self._note_answers(known, examples, done)
+
+    def look(self, examples: Examples) -> tuple[Known, list[LabelRow]]:
+        """As `resume`, but writes nothing; also some rows."""
+        rows = self.read_sample()
+
+        def keep(outcome: Outcome) -> None:
+            if len(rows) < _SAMPLE_ROWS:
+                rows.append(outcome.row)
+
+        known = read_known(self.run, examples, keep, done := self.find_done(examples))
+        return self._note_answers(known, examples, done), rows
+
+    @staticmethod
+    def _note_answers(known: Known, examples: Examples, done: NDArray[np.bool_]) -> Known:
+        has_answer = known.has_answer or bool((done & ~examples.mark_blank()).any())
+        return replace(known, has_answer=has_answer)
+
     def find_done(self, examples: Examples) -> NDArray[np.bool_]:
         """Which examples have a row in a part."""
         done = np.zeros(len(examples), bool)
-        for _, table in self._iterate("part-", ["id", "status"]):
+        for _, table in self._iterate("part-", ["id"]):
             places = examples.find(pack_ids(table["id"].to_pylist()))
             done[places[places >= 0]] = True
-            self.has_answer |= any(s != "failed" for s in table["status"].unique().to_pylist())
         return done
 
     def read_sample(self) -> list[LabelRow]:
-        """The rows of one part."""
+        """Some rows of a part."""
         for name, _ in self._iterate("part-", ["id"]):
-            return [LabelRow(**row) for row in self.run.storage.read_table(name).to_pylist()]
+            table = self.run.storage.read_table(name).slice(0, _SAMPLE_ROWS)
+            return [LabelRow(**row) for row in table.to_pylist()]
         return []
 
     def _iterate(self, prefix: str, columns: list[str]) -> Iterator[tuple[str, pa.Table]]:
@@ -94,11 +123,23 @@ class Parts:
                 if (table.schema.metadata or {}).get(_KEY) == self.fingerprint.encode():
                     yield name, table
 
-    def finish(self, examples: Examples) -> list[str]:
-        """The names of the files that have one row for each example; drops other rows.
+    def finish(self, examples: Examples, tables: Iterable[pa.Table] = ()) -> list[str]:
+        """The names of the files, which have one row for each example.
 
-        They may be there twice if a worker outlived its job, or died after it wrote a part.
-        Raises a DistillError if rows are missing.
+        `tables` has rows that may be in no part yet. Raises a DistillError if rows are missing.
+        """
+        done = self.find_done(examples)
+        known = read_known(self.run, examples, self._add_and_write, done)
+        for row in (LabelRow(**row) for table in tables for row in table.to_pylist()):
+            if known.missing.find(pack_ids([row.id])) >= 0:
+                self._add_and_write(Outcome(row))
+        self.write(self.take())
+        return self._drop_copies(examples)
+
+    def _drop_copies(self, examples: Examples) -> list[str]:
+        """Leaves one row for each example; returns the names of the files.
+
+        Rows may be there twice if a worker outlived its job, or died after it wrote a part.
         """
         seen, names = np.zeros(len(examples), bool), []
         for prefix in ("part-", f"failed-{self.session}-"):

@@ -2,10 +2,11 @@
 
 import shutil
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from itertools import zip_longest
 
-from common.records import LabelRow, count_by_status, make_label_table
+from common.records import LabelRow
 
 _NARROWEST = 16
 _GAP = "  "
@@ -24,8 +25,8 @@ def format_preview(rows: Sequence[LabelRow], width: int | None = None) -> str:
         lines += ["", f"-- {number}: {_judge(row)}"]
         cells = [_wrap(cell or "", column) for cell in (row.text, row.response, row.label)]
         lines += [_join(parts, column) for parts in zip_longest(*cells, fillvalue="")]
-    counts = count_by_status(make_label_table(list(rows)))
-    lines += ["", ", ".join(f"{count} {status}" for status, count in counts.items())]
+    counts = Counter(row.status for row in rows)
+    lines += ["", ", ".join(f"{counts[name]} {name}" for name in ("ok", "failed", "filtered"))]
     return "\n".join(lines)
 
 

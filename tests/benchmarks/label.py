@@ -10,6 +10,7 @@ quota       wall time over the optimum, and the share of 429s, where the teacher
 windows     the same by the way in which the server counts, in virtual time (half a minute)
 memory      peak memory and time a row by number of rows, and a rerun of each finished run
             (how long resuming nothing takes: --sizes 100000 for that alone)
+scale       what millions of rows cost the driver: --sizes 1000000 10000000
 service     how many calls the quota of 64 workers on Ray can grant
 
 Prints tables, and writes the raw figures to build/bench-label.json.
@@ -30,6 +31,7 @@ from tests.benchmarks.measure import (
 )
 from tests.benchmarks.memory import measure_memory
 from tests.benchmarks.quota import measure_quota
+from tests.benchmarks.scale import measure_scale
 from tests.benchmarks.service import measure_service
 from tests.benchmarks.throughput import SYSTEMS, measure_throughput
 from tests.benchmarks.windows import measure_windows
@@ -40,6 +42,7 @@ PARTS = {
     "windows": measure_windows,
     "memory": measure_memory,
     "service": measure_service,
+    "scale": measure_scale,
 }
 
 
@@ -67,7 +70,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS[:4])
     parser.add_argument("--quota-rows", type=int, default=2_400, help="of a quota case (2400)")
     parser.add_argument("--cases", default="*", help="pattern of quota cases, as in *-cluster")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[10_000, 100_000], help="of memory")
+    parser.add_argument(
+        "--sizes", nargs="+", type=int, default=[10_000, 100_000], help="of memory, scale"
+    )
     parser.add_argument("--latency", type=float, default=0.1, help="seconds of a call (0.1)")
     parser.add_argument("--concurrency", type=int, default=256, help="calls in flight (256)")
     parser.add_argument("--tree", type=Path, default=ROOT, help="another checkout to measure")
