@@ -61,7 +61,13 @@ async def _work(keeper: Any, process: psutil.Process) -> tuple[int, float, float
             leases.settle(found, Outcome(totals, 70.0))
             ended += 1
 
+    async def beat() -> None:
+        while not is_over:
+            await keeper.snapshot.remote()
+            await asyncio.sleep(1)
+
     tasks = [asyncio.create_task(call(w)) for w in workers for _ in range(_IN_FLIGHT)]
+    tasks.append(asyncio.create_task(beat()))
     await asyncio.sleep(3)
     calls, then, began = ended, time.monotonic(), process.cpu_times()
     await asyncio.sleep(_SECONDS)
