@@ -63,6 +63,16 @@ def test_the_lowest_and_the_blank_are_in_memory(settings, tmp_path, few_in_memor
     assert found.list_ids().index(hash_text(" ")) == np.flatnonzero(found.mark_blank())
 
 
+def test_long_texts_take_little_memory(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_IN_MEMORY_CHARACTERS", 20_000)
+    texts = [f"{n} {'long ' * 200}" for n in range(60)]
+    found = load(settings, tmp_path, texts)
+    lowest = sorted(map(hash_text, texts))
+    assert [example.id for example in found.first] == lowest[: len(found.first)]
+    assert 16 <= len(found.first) <= 20
+    assert {example.text for example in list_examples(found)} == set(texts)
+
+
 def test_a_selection_is_read_alone(settings, tmp_path, few_in_memory):
     found = load(settings, tmp_path)
     chosen = np.arange(len(found)) % 7 == 2

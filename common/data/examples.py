@@ -23,7 +23,8 @@ from common.tasks.task import Task
 
 ID_TYPE = np.dtype("S16")
 """An id's bytes. An item of such an array loses the zeros at its end; a comparison does not."""
-_IN_MEMORY = 10_000
+_IN_MEMORY, _IN_MEMORY_CHARACTERS = 10_000, 64_000_000
+_LEAST_IN_MEMORY = 16
 _END = b"\xff" * 17
 """Above every id."""
 
@@ -196,15 +197,24 @@ class _Scan:
             self._blank |= {id: t for id, t in zip(ids, texts, strict=True) if not t.strip()}
             bound = self._bound
             self._lowest |= {id: t for id, t in zip(ids, texts, strict=True) if id < bound}
-            if len(self._lowest) > 2 * _IN_MEMORY:
+            has_many = sum(map(len, self._lowest.values())) > 2 * _IN_MEMORY_CHARACTERS
+            if has_many or len(self._lowest) > 2 * _IN_MEMORY:
                 self._cut()
             count += len(texts)
         return count
 
     def _cut(self) -> None:
-        lowest = sorted(self._lowest)[:_IN_MEMORY]
-        self._bound = lowest[-1] + b"\0" if len(lowest) == _IN_MEMORY else _END
-        self._lowest = {id: self._lowest[id] for id in lowest}
+        """Keeps the lowest ids that are not too many."""
+        kept: dict[bytes, str] = {}
+        characters = 0
+        for id in sorted(self._lowest)[:_IN_MEMORY]:
+            characters += len(self._lowest[id])
+            if characters > _IN_MEMORY_CHARACTERS and len(kept) >= _LEAST_IN_MEMORY:
+                break
+            kept[id] = self._lowest[id]
+        if len(kept) < len(self._lowest):
+            self._bound = max(kept) + b"\0"
+        self._lowest = kept
 
     def choose(self, source: TextSource, limit: int) -> Examples:
         """The distinct texts, at most `limit` (0: all)."""

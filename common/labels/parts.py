@@ -40,7 +40,8 @@ class Parts:
     def add(self, outcome: Outcome) -> None:
         """Keeps an outcome for the next part."""
         self._waiting.append(outcome)
-        self._characters += sum(len(reply.body) for reply in outcome.replies)
+        replies = sum(len(reply.body) for reply in outcome.replies)
+        self._characters += len(outcome.row.text) + replies
 
     @property
     def is_full(self) -> bool:

@@ -21,6 +21,7 @@ from common.run.run import PackedRun
 _SMALL_BLOCK, _BLOCK = 256, 1024
 """Rows of a block. Small ones spread few rows over all actors; Ray's driver keeps some bytes of
 each."""
+_BLOCK_BYTES = 4 << 20
 _READERS = 2
 _ID_BYTES = 40
 """Of an example's id in a block."""
@@ -31,10 +32,13 @@ def make_dataset(examples: Examples, packed: PackedRun) -> "ray.data.Dataset":
     rest = examples.rest
     if len(rest):  # before any data set: each takes the context's values
         context = ray.data.DataContext.get_current()
-        context.target_max_block_size = _BLOCK * int(_ID_BYTES + rest.sizes.mean())
+        size = _BLOCK * int(_ID_BYTES + rest.sizes.mean())
+        context.target_max_block_size = min(size, _BLOCK_BYTES)
     found = []
     if examples.first:
-        blocks = math.ceil(len(examples.first) / _SMALL_BLOCK)
+        characters = sum(len(example.text) for example in examples.first)
+        few = max(len(examples.first) / _SMALL_BLOCK, characters / _BLOCK_BYTES)
+        blocks = min(math.ceil(few), len(examples.first))
         rows = [vars(example) for example in examples.first]
         found.append(ray.data.from_items(rows, override_num_blocks=blocks))
     if len(rest):
