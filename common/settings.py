@@ -225,6 +225,7 @@ class LabelSettings(Section):
     """The label job."""
 
     actors: int = Field(2, ge=1, description="Ray actors that share the calls.")
+    actor_cpus: float = Field(0.1, gt=0, description="CPUs that Ray reserves for an actor.")
     lane: Literal["online", "batch"] = Field(
         "online", description="batch: OpenAI's Batch API, at half the price, within a day."
     )

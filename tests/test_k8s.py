@@ -12,6 +12,7 @@ import yaml
 
 from common import errors
 from common.environment import list_settings
+from common.settings import LabelSettings
 from support.manifests import (
     COMPONENTS,
     JOBS,
@@ -374,9 +375,8 @@ def test_ray_has_room_for_its_actors():
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     (workers,) = cluster["workerGroupSpecs"]
     assert (workers["minReplicas"], workers["maxReplicas"]) == (1, 4)
-    text = (ROOT / "common/labels/lanes/ray/lane.py").read_text("utf-8")
-    per_actor = float(re.search(r"_ACTOR_CPUS = (0\.\d+)", text)[1])
-    room = workers["maxReplicas"] * int(workers["rayStartParams"]["num-cpus"]) / per_actor
+    cpus = workers["maxReplicas"] * int(workers["rayStartParams"]["num-cpus"])
+    room = cpus / LabelSettings().actor_cpus
     assert int(config["data"]["DISTILL_LABEL__ACTORS"]) == round(room)
 
 

@@ -16,7 +16,7 @@ def lane(monkeypatch):
     time = FakeTime()
     monkeypatch.setattr(module.time, "monotonic", time.clock)
     lane = module.RayLane()
-    lane._max_crashes = 6
+    lane._max_crashes, lane._actor_cpus = 6, 0.1
     lane.time, lane.cpus = time, 1.0
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": lane.cpus})
     return lane

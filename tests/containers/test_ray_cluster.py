@@ -99,7 +99,12 @@ def wait_for_answers(submitter: str, count: int) -> None:
 
 def list_calls(cluster: Cluster) -> list[float]:
     """When the teacher was called, in seconds."""
-    ask = cluster.start("submitter", "wget", "-qO-", "http://teacher:8000/calls")
+    return ask_teacher(cluster, "calls")
+
+
+def ask_teacher(cluster: Cluster, what: str) -> list:
+    """What it remembers of all calls."""
+    ask = cluster.start("submitter", "wget", "-qO-", f"http://teacher:8000/{what}")
     code, calls = wait(ask)
     assert code == 0
     return json.loads(calls)
@@ -164,6 +169,33 @@ def test_a_driver_that_ended_is_submitted_again(cluster, way):
     assert "labels: inputs 200, ok 200" in log
     lost = 0 if way == "stop" else MAX_CONCURRENCY
     assert 200 <= len(list_calls(cluster)) - before <= 200 + lost
+
+
+def test_nodes_come_and_go_in_the_middle(cluster, image, network, settings, secrets):
+    """Two workers have room for four of six actors; one is killed, and two others join."""
+    options = "--block --disable-usage-stats --dashboard-agent-listen-port=52365"
+    first = [start_worker(cluster, name, options) for name in ("three", "four")]
+    docker("kill", cluster.workers[1])
+    before = len(list_calls(cluster))
+    own = {"DISTILL_LABEL__ACTORS": "6", "DISTILL_LABEL__ACTOR_CPUS": "0.5"}
+    submitter = submit(cluster, "changing", **own)
+    wait_for_answers(submitter, ROWS // 6)
+    docker("kill", first[0])
+    joined = [start_worker(cluster, name, options) for name in ("five", "six")]
+    code, log = wait(submitter)
+    assert code == 0, log
+    assert re.search(rf"labels: inputs {ROWS}, ok {ROWS}, failed 0", log)
+    moments, callers = list_calls(cluster)[before:], ask_teacher(cluster, "callers")[before:]
+    assert ROWS <= len(moments) <= ROWS + MAX_CONCURRENCY
+    for start in moments:
+        in_a_minute = [moment for moment in moments if start <= moment < start + 60]
+        assert len(in_a_minute) <= REQUESTS_PER_MINUTE * 1.02 + 1
+    address = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    places = {docker("inspect", f"--format={address}", node) for node in joined}
+    assert places & set(callers), "no node that joined has called the teacher"
+    places = [f"--network={network}", *give(settings | secrets | {"DISTILL_RUN": "changing"})]
+    counts = docker("run", "--rm", *HARDENED, *places, "--entrypoint=python", image, "-c", COUNT)
+    assert counts == f"{ROWS} {ROWS} {{'ok'}}"
 
 
 def test_a_driver_elsewhere_is_told_how_to_submit(cluster, image, network, settings, secrets):

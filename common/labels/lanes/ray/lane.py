@@ -30,7 +30,6 @@ _MAX_CRASHES_PER_ACTOR = 3
 """How often an actor may crash on average before a call is answered again."""
 _END_SECONDS = 3.0
 """How long the dataset may take to end."""
-_ACTOR_CPUS = 0.1
 
 
 class RayLane(Lane):
@@ -46,6 +45,7 @@ class RayLane(Lane):
         self._pending: Any = None
         self._asked_at = self._worker_at = self._polled_at = time.monotonic()
         self._answered = self._crashes = 0
+        self._actor_cpus = 0.0
 
     def open(self) -> None:
         start_ray(self._dashboard_host)
@@ -54,6 +54,7 @@ class RayLane(Lane):
         with _converting_errors():
             self._keeper = _start_keeper(work.quota, len(work.examples))
             batches = _make_dataset(work, self._keeper).iter_batches
+        self._actor_cpus = work.run.settings.label.actor_cpus
         options = {"batch_size": None, "batch_format": "pyarrow"}
         self._max_crashes = _MAX_CRASHES_PER_ACTOR * work.run.settings.label.actors
         self._worker_at = time.monotonic()
@@ -93,7 +94,7 @@ class RayLane(Lane):
             self._worker_at = now
         elif now > self._polled_at + _CPU_POLL_SECONDS:
             self._polled_at = now
-            if ray.available_resources().get("CPU", 0) < _ACTOR_CPUS:
+            if ray.available_resources().get("CPU", 0) < self._actor_cpus:
                 self._worker_at = now  # they wait for a CPU
         has_none = now > self._worker_at + _WORKER_SECONDS
         crashes = snapshot.lost_workers - self._crashes
@@ -153,5 +154,5 @@ def _make_dataset(work: Work, keeper: Any) -> "ray.data.Dataset":
         compute=ray.data.ActorPoolStrategy(
             size=actors, max_tasks_in_flight_per_actor=8, max_concurrent_calls_per_actor=8
         ),
-        num_cpus=_ACTOR_CPUS,
+        num_cpus=settings.label.actor_cpus,
     )
