@@ -65,6 +65,8 @@ def _connect(explain: Callable[[str], DistillError], options: dict[str, Any]) ->
             loading.start()  # a second of imports, while Ray's processes start
             ray.init(log_to_driver=False, logging_level="ERROR", **options)
             loading.join()
+        if is_small:
+            _run_little()
     except Exception as error:  # Ray raises many types
         raise explain(str(error) or type(error).__name__) from None
 
@@ -172,6 +174,32 @@ def _starting_little() -> Iterator[None]:
     finally:
         for name, method in kept.items():
             setattr(node, name, method)
+
+
+def _run_little() -> None:
+    """Runs data sets without two more processes: one machine does not scale, and shows no metrics.
+
+    They would start beside the label actors, and take as long.
+    """
+    from ray.data._internal import stats
+    from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
+    from ray.data._internal.execution import streaming_executor
+    from ray.data._internal.execution.interfaces import ExecutionResources
+
+    class OneMachine(ClusterAutoscaler):  # type: ignore[misc]
+        total = ExecutionResources.from_resource_dict(ray.cluster_resources())
+
+        def try_trigger_scaling(self) -> None: ...
+
+        def on_executor_shutdown(self) -> None: ...
+
+        def get_total_resources(self) -> Any:
+            return self.total
+
+    streaming_executor.create_cluster_autoscaler = lambda *_, **__: OneMachine()
+    for name in list(vars(stats._StatsManager)):
+        if name.startswith(("register_", "update_")):
+            setattr(stats._StatsManager, name, staticmethod(lambda *_, **__: None))
 
 
 @contextlib.contextmanager
