@@ -13,13 +13,12 @@ from common.labels.label_row import Outcome, is_final, make_label
 from common.labels.parts import Parts
 from common.labels.resume import make_keys
 from common.records import Example, LabelRow, hash_text
-from common.run.run import open_run
 from common.tasks.task import Task
 from common.teacher.journal import JournalWriter, iterate_journal
 from common.teacher.replies import Reply
 from common.teacher.requests import make_request
 from common.teacher.sealed import tidy_journal
-from support.labelling import read_replies, read_rows
+from support.labelling import open_priced_run, read_replies, read_rows
 
 TASK = Task(name="echo")
 TEXTS = [f"text {n}" for n in range(6)]
@@ -30,10 +29,7 @@ USED = (50 * 1.0 + 20 * 10.0) / 1e6
 
 @pytest.fixture
 def run(settings, tmp_path):
-    prices = tmp_path / "prices.toml"
-    prices.write_text('[[price]]\nmodel = "big"\ninput = 1.0\noutput = 10.0\n', "utf-8")
-    own = settings(TEACHER__MODEL="big", TEACHER__PRICES=str(prices), TEACHER__MAX_TOKENS="100")
-    return replace(open_run(own), task=TASK)
+    return open_priced_run(settings, tmp_path, TASK)
 
 
 def with_samples(run, count):

@@ -7,12 +7,11 @@ from common.labels.crash_record import InFlightRecord
 from common.labels.resume import make_keys
 from common.records import Example, hash_text
 from common.run.lock import RunLock
-from common.run.run import open_run
 from common.tasks.task import Task
 from common.teacher.replies import Reply
 from common.teacher.requests import bound_prompt_tokens, make_request
 from support.clock import FakeTime
-from support.labelling import read_rows, resume_rows
+from support.labelling import open_priced_run, read_rows, resume_rows
 
 TASK = Task(name="echo")
 TEXTS = ["one", "two", "a longer one", "and four"]
@@ -21,10 +20,7 @@ EXAMPLES = [Example(hash_text(text), text) for text in TEXTS]
 
 @pytest.fixture
 def run(settings, tmp_path):
-    prices = tmp_path / "prices.toml"
-    prices.write_text('[[price]]\nmodel = "big"\ninput = 1.0\noutput = 10.0\n', "utf-8")
-    own = settings(TEACHER__MODEL="big", TEACHER__PRICES=str(prices), TEACHER__MAX_TOKENS="100")
-    return replace(open_run(own), task=TASK)
+    return open_priced_run(settings, tmp_path, TASK)
 
 
 def make_reply(run, text, answer="fine", status=200, usage=(50, 20), seconds=0.5):

@@ -1,6 +1,8 @@
 """Labels texts in this process."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -11,7 +13,7 @@ from common.labels.resume import Known, read_known, resume
 from common.labels.session import Session
 from common.records import Example, LabelRow, hash_text
 from common.run.lock import hold_run
-from common.run.run import Run
+from common.run.run import Run, open_run
 from common.run.steps import LabelSummary
 from common.run.storage import RunStorage
 from common.settings import Settings
@@ -19,6 +21,14 @@ from common.tasks.task import Task
 from common.teacher.journal import iterate_journal
 from common.teacher.replies import Reply, read_answer
 from common.teacher.sealed import list_sealed
+
+
+def open_priced_run(settings: Callable[..., Settings], folder: Path, task: Task) -> Run:
+    """A run whose teacher costs $1 for a million prompt tokens, and $10 for those of responses."""
+    prices = folder / "prices.toml"
+    prices.write_text('[[price]]\nmodel = "big"\ninput = 1.0\noutput = 10.0\n', "utf-8")
+    own = settings(TEACHER__MODEL="big", TEACHER__PRICES=str(prices), TEACHER__MAX_TOKENS="100")
+    return replace(open_run(own), task=task)
 
 
 def label_texts(
