@@ -5,14 +5,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.errors import DistillError, InputError, SettingsError
-from common.labels.lanes.ray.actors import LabelActor
-from common.records import EXAMPLE_SCHEMA
+from common.errors import DistillError, InputError, SettingsError, StorageError
+from common.labels.label_row import Outcome
+from common.labels.lanes.ray.actors import Desk, LabelActor
+from common.labels.parts import Parts
+from common.records import EXAMPLE_SCHEMA, LabelRow
 from common.run.lock import hold_run
 from common.run.run import PackedRun, Run
 from common.run.storage import RunStorage
 from common.settings import Settings
 from common.tasks.task import Task
+from common.teacher.replies import Reply
+from common.teacher.sealed import list_sealed
 
 SECRET = "sk-very-secret"
 
@@ -68,3 +72,30 @@ def test_a_node_without_the_jobs_folder_stops_the_job(settings: Callable[..., Se
     assert isinstance(failure, InputError)
     assert "DISTILL_STORAGE__ROOT" in str(failure)
     assert "s3://" in str(failure)
+
+
+def test_a_part_is_written_once_though_old_journal_files_stay(
+    settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its replies are sealed twice, and count twice."""
+    own = settings(TEACHER__MODEL="m")
+    storage = RunStorage(own)
+    run = Run(own, Task(name="any"), storage)
+    reply = Reply("key", 200, "{}", 1, 0.1, example_id="0" * 32)
+    outcome = Outcome(LabelRow("0" * 32, "text", "ok", "label"), [reply])
+    forgotten: list[Outcome] = []
+
+    async def start_file(ended: list[Outcome]) -> list[str]:
+        return ["journal/old.jsonl"]
+
+    def fail(*names: str) -> None:
+        raise StorageError("it is away", is_transient=True)
+
+    worker = SimpleNamespace(start_file=start_file, forget=forgotten.extend)
+    desk = Desk(worker, Parts(run, "labels"))  # type: ignore[arg-type]
+    desk.parts.add(outcome)
+    monkeypatch.setattr(storage, "remove", fail)
+    asyncio.run(desk.write_part())
+    asyncio.run(desk.write_part())
+    assert forgotten == [outcome]
+    assert len(list_sealed(storage)) == 1

@@ -1,9 +1,11 @@
 """Examples as hashes: which are chosen, which texts are in memory, how the others are read."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from pydantic import SecretStr
 
 from common.data import examples as module
 from common.data.examples import Examples, load_examples, pack_ids, unpack_ids
@@ -108,8 +110,12 @@ def test_ray_reads_what_is_not_in_memory(settings, tmp_path, few_in_memory):
 
     found = load(settings, tmp_path)
     own = found.source.settings
+    data = own.data.model_copy(update={"s3_secret": SecretStr("very-secret")})
+    own = own.model_copy(update={"data": data})
     packed = Run(own, TASK, RunStorage(own)).pack()
+    found = replace(found, source=replace(found.source, settings=own))
     source = ExampleSource(found.rest, packed)
+    assert b"very-secret" not in pickle.dumps(source)
     tasks = source.get_read_tasks(2)
     assert not source.supports_distributed_reads
     assert sum(task.metadata.num_rows for task in tasks) == len(found.rest)

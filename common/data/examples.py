@@ -117,7 +117,7 @@ class Examples:
         return self.select(others)
 
     def read(self) -> Iterator[list[Example]]:
-        """All of them in groups, those in memory first. Raises an InputError, see `read_split`."""
+        """All of them in groups, those in memory first. Raises an InputError, see `read_tables`."""
         if self.first:
             yield list(self.first)
         rest = self.rest
@@ -149,7 +149,7 @@ class TextSource:
             start += count
 
     def read(self, shard: Shard, chosen: NDArray[np.bool_]) -> Iterator[list[Example]]:
-        """The chosen examples of a shard, in groups. Raises an InputError, see `read_split`."""
+        """The chosen examples of a shard, in groups. Raises an InputError, see `read_tables`."""
         start = 0
         for texts in _read_texts(self.settings, self.task, shard):
             mask = chosen[start : start + len(texts)]

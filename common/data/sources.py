@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pyarrow as pa
 
@@ -13,7 +12,6 @@ from common.data.formats import Part, read_file
 from common.data.hub import load_from_hub
 from common.data.place import find_place
 from common.errors import InputError
-from common.records import get_rows
 from common.settings import BUILTIN, Settings
 
 
@@ -33,23 +31,16 @@ class Shard:
         return replace(self, file=replace(self.file, place=place))
 
 
-def read_split(
+def read_tables(
     settings: Settings, split: str, required: Sequence[str], optional: Sequence[str]
-) -> list[dict[str, Any]]:
-    """The rows of a split, with the required columns and the optional ones that exist.
+) -> Iterator[pa.Table]:
+    """The rows of a split as tables of strings, lists of strings, and integers.
+
+    They have the required columns, and the optional ones that exist.
 
     Raises:
         InputError: the source is missing, unreadable or empty, or lacks a required column.
     """
-    return [
-        row for table in read_tables(settings, split, required, optional) for row in get_rows(table)
-    ]
-
-
-def read_tables(
-    settings: Settings, split: str, required: Sequence[str], optional: Sequence[str]
-) -> Iterator[pa.Table]:
-    """The rows of `read_split` as tables of strings, lists of strings, and integers."""
     is_empty = True
     for shard in list_shards(settings, split):
         for table in read_shard(settings, shard, required, optional):
@@ -74,7 +65,7 @@ def list_shards(settings: Settings, split: str) -> list[Shard]:
 def read_shard(
     settings: Settings, shard: Shard, required: Sequence[str], optional: Sequence[str]
 ) -> Iterator[pa.Table]:
-    """The rows of a shard as tables. Raises an InputError, see `read_split`."""
+    """The rows of a shard as tables. Raises an InputError, see `read_tables`."""
     wanted = list(dict.fromkeys([*required, *optional]))  # a group may be the reference's column
     for names, table in _read_parts(settings, shard, wanted):
         for column in required:

@@ -1,8 +1,8 @@
 """The label parts: labels/part-<name>.parquet, written by the workers as rows are finished.
 
 Rows without an answer are in files of their own, labels/failed-<name>.parquet, which only the job
-that wrote them counts: the next one asks again. A part's metadata has the fingerprint
-of the labels. What a part holds is not read again by a job that resumes, except its ids.
+that wrote them counts: the next one asks again. A part's metadata has the fingerprint of the
+labels. What a part holds is not read again by a job that resumes, except its ids.
 """
 
 import uuid

@@ -40,7 +40,7 @@ class Sealed:
 
 
 def write_sealed(
-    storage: RunStorage, name: str, rows: Iterable[Sealed], price: Price | None, max_tokens: int
+    storage: RunStorage, name: str, rows: Sequence[Sealed], price: Price | None, max_tokens: int
 ) -> None:
     """Writes a file; `max_tokens` is the limit of responses whose reply does not tell it."""
     records = [

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from socket import gethostname
 from typing import Any
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Desk:
+class Desk:
     """What an actor works with, once it is open."""
 
     worker: Worker
@@ -44,14 +45,15 @@ class _Desk:
             try:
                 self._old_files += await self.worker.start_file(ended)
                 await asyncio.to_thread(self.parts.write, ended)
-                await asyncio.to_thread(self.parts.run.storage.remove, *self._old_files)
-                self._old_files.clear()
             except StorageError as error:
                 log.warning("a part cannot be written: %s", error)
                 for outcome in ended:
                     self.parts.add(outcome)
-            else:
-                self.worker.forget(ended)
+                return
+            self.worker.forget(ended)
+            with suppress(StorageError):  # they are removed with those of the next part
+                await asyncio.to_thread(self.parts.run.storage.remove, *self._old_files)
+                self._old_files.clear()
 
 
 class LabelActor:
@@ -72,7 +74,7 @@ class LabelActor:
         """
         self._packed, self._url, self._needed = packed, url, needed
         self._keeper, self._known, self._labels = keeper, known, labels
-        self._opening: asyncio.Task[_Desk] | None = None
+        self._opening: asyncio.Task[Desk] | None = None
         self._loading: asyncio.Task[Any] | None = None
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
@@ -95,13 +97,13 @@ class LabelActor:
             await desk.write_part()
         return make_label_table([])
 
-    async def _label(self, desk: _Desk, examples: Sequence[Example]) -> None:
+    async def _label(self, desk: Desk, examples: Sequence[Example]) -> None:
         if await self._keeper.start_block.remote(examples[0].id, len(examples)):
             examples = await asyncio.to_thread(_find_missing, desk, examples)
         for outcome in await desk.worker.label(examples):
             desk.parts.add(outcome)
 
-    async def _open(self) -> _Desk:
+    async def _open(self) -> Desk:
         """Raises a DistillError if this node lacks the job's storage or the teacher's key."""
         load_environment()  # this node's secret files may hold the object store's keys
         secrets = read_teacher_secrets() if self._needed else {}
@@ -126,10 +128,10 @@ class LabelActor:
             return lease
 
         worker = Worker(run, self._url, renew, await self._known, keeps_replies=True)
-        return _Desk(worker, Parts(run, *self._labels))
+        return Desk(worker, Parts(run, *self._labels))
 
 
-def _find_missing(desk: _Desk, block: Sequence[Example]) -> Sequence[Example]:
+def _find_missing(desk: Desk, block: Sequence[Example]) -> Sequence[Example]:
     """The examples of a block that a crashed worker has not finished."""
     examples = Examples.of(block)
     done = desk.parts.find_done(examples)

@@ -14,7 +14,7 @@ from ray.data.datasource import Datasource, ReadTask
 from common.data.examples import Examples, TextSource
 from common.data.place import find_place
 from common.data.sources import Shard
-from common.environment import load_environment, read_data_secret
+from common.environment import read_data_secret
 from common.records import EXAMPLE_SCHEMA
 from common.run.run import PackedRun
 
@@ -48,18 +48,24 @@ def make_dataset(examples: Examples, packed: PackedRun) -> "ray.data.Dataset":
 
 
 class ExampleSource(Datasource):  # type: ignore[misc]
-    """A read task for each shard; with a mask of a bit a row, so that it is small."""
+    """A read task for each shard, with a mask of a bit a row; it has no secret."""
 
     def __init__(self, examples: Examples, packed: PackedRun) -> None:
         super().__init__()
-        assert examples.source is not None
-        self._source, self._packed = examples.source, packed
-        self._rows, self._bytes = examples.rows, int(examples.sizes.sum())
+        source, size = examples.source, int(examples.sizes.sum())
+        assert source is not None
+        self._is_remote = find_place(source.settings.data, "train").is_remote
+        self._bytes, self._tasks = size, []
+        for shard, chosen in source.split(examples.rows):
+            count, bits = int(chosen.sum()), np.packbits(chosen)
+            about = BlockMetadata(count, max(1, size * count // len(examples)), None, None)
+            reader = _Reader(packed, shard.without_secrets(), bits, len(chosen))
+            self._tasks.append(ReadTask(reader, about, EXAMPLE_SCHEMA))
 
     @property
     def supports_distributed_reads(self) -> bool:
         """Whether any node can read: a local file is on the driver's."""
-        return find_place(self._source.settings.data, "train").is_remote
+        return self._is_remote
 
     def estimate_inmemory_data_size(self) -> int:
         """The bytes of all texts."""
@@ -67,16 +73,7 @@ class ExampleSource(Datasource):  # type: ignore[misc]
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
         """The tasks, in the order of the source."""
-        return list(self._list_tasks())
-
-    def _list_tasks(self) -> Iterator[ReadTask]:
-        for shard, chosen in self._source.split(self._rows):
-            count = int(chosen.sum())
-            size = max(1, self._bytes * count // len(self._rows))
-            reader = _Reader(
-                self._packed, shard.without_secrets(), np.packbits(chosen), len(chosen)
-            )
-            yield ReadTask(reader, BlockMetadata(count, size, None, None), EXAMPLE_SCHEMA)
+        return self._tasks
 
 
 class _Reader:
@@ -88,7 +85,6 @@ class _Reader:
         self._packed, self._shard, self._bits, self._rows = packed, shard, bits, rows
 
     def __call__(self) -> Iterator[pa.Table]:
-        load_environment()
         settings, task = self._packed.settings, self._packed.task
         data = settings.data.model_copy(update={"s3_secret": read_data_secret()})
         settings = settings.model_copy(update={"data": data})
