@@ -257,7 +257,15 @@ class StudentSettings(Section):
 
     model: Location = Field(
         "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
-        description="`builtin`, a Hugging Face model, or a local folder.",
+        description="`builtin`, a Hugging Face model, a local folder, or a GGUF file.",
+    )
+    revision: str | None = Field(None, description="The hub model's branch, tag or commit.")
+    trust_remote_code: str = Field(
+        "",
+        description="The student whose own code may run: a folder, or `<model>@<revision>`.",
+    )
+    allow_pickle: bool = Field(
+        False, description="Load pickled weights (.bin), which may run code, too."
     )
     quantization: Literal["nf4", "none"] = Field(
         "nf4", description="Quantization of the base weights, in training and evaluation."

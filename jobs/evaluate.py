@@ -28,7 +28,8 @@ from common.run.manifest import (
 from common.run.run import Run, open_run
 from common.run.steps import ADAPTER, LABELS, MERGED, PREDICTIONS, LabelSummary, TrainSummary
 from common.settings import Settings
-from common.student.weights import check_device, fingerprint_student
+from common.student.prompt import fingerprint_student, load_tokenizer
+from common.student.weights import check_device
 from common.teacher.requests import fingerprint_teacher
 from common.training.train_set import fingerprint_labels
 
@@ -84,7 +85,7 @@ def main(settings: Settings) -> None:
 
 def check_inputs(run: Run, labels: Manifest[LabelSummary], adapter: Manifest[TrainSummary]) -> None:
     """Raises an InputError unless labels and adapter match the settings and each other."""
-    student = fingerprint_student(run.settings, run.task)
+    student = fingerprint_student(run.settings, run.task, load_tokenizer(run.settings))
     expected = {"labels": fingerprint_labels(labels), **student}
     place = f"{run.storage.url}/{ADAPTER.folder}"
     check_same(place, adapter.fingerprint, expected, ignoring=("train.",))

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from common.command import run_job
 from common.run.lock import RunLock, hold_run
@@ -22,8 +22,9 @@ from common.settings import Settings
 from common.signals import deferring_signals
 from common.student.adapter import write_adapter
 from common.student.memory import advise_on_memory, explaining_memory
-from common.student.prompt import load_tokenizer
-from common.student.weights import check_device, fingerprint_student
+from common.student.prompt import fingerprint_student, load_tokenizer
+from common.student.source import check_source
+from common.student.weights import check_device
 from common.training.agreement import make_measure
 from common.training.checkpoints import Checkpoints
 from common.training.export import merge, push
@@ -56,13 +57,15 @@ def main(settings: Settings) -> None:
     check_device(settings)
     run = open_run(settings)
     storage, labels = run.storage, require_manifest(run.storage, LABELS)
-    fingerprint = make_fingerprint(run, labels)
+    check_source(settings)
+    tokenizer = load_tokenizer(settings)
+    fingerprint = make_fingerprint(run, labels, tokenizer)
     with hold_run(storage, "train") as lock:
         if is_done(storage, ADAPTER, fingerprint):
             Checkpoints(storage, fingerprint).remove_all()  # left if the last job was killed
             log.info("train: already done, see %s/%s", storage.url, ADAPTER.folder)
         else:
-            train(run, labels, fingerprint, lock)
+            train(run, labels, tokenizer, fingerprint, lock)
         if settings.train.merge and not is_done(storage, MERGED, fingerprint):
             merge(run, labels, fingerprint)
         if settings.train.push_to:
@@ -70,13 +73,16 @@ def main(settings: Settings) -> None:
 
 
 def train(
-    run: Run, labels: Manifest[LabelSummary], fingerprint: Fingerprint, lock: RunLock
+    run: Run,
+    labels: Manifest[LabelSummary],
+    tokenizer: PreTrainedTokenizerBase,
+    fingerprint: Fingerprint,
+    lock: RunLock,
 ) -> None:
     """Trains, from the latest checkpoint if any, and writes the best adapter."""
     started = time.monotonic()
     settings, storage = run.settings, run.storage
     checkpoints = Checkpoints(storage, fingerprint)
-    tokenizer = load_tokenizer(settings)
     objective = Supervised(run.task, tokenizer)
     data = load_train_set(settings, storage, labels.files, objective)
     log.info("train: %s", ", ".join(f"{n} {name}" for name, n in data.counts.items()))
@@ -126,11 +132,13 @@ def summarize(trainer: LabelTrainer, best: int) -> TrainSummary:
     }
 
 
-def make_fingerprint(run: Run, labels: Manifest[LabelSummary]) -> Fingerprint:
+def make_fingerprint(
+    run: Run, labels: Manifest[LabelSummary], tokenizer: PreTrainedTokenizerBase
+) -> Fingerprint:
     """What the adapter depends on."""
     return {
         "labels": fingerprint_labels(labels),
-        **fingerprint_student(run.settings, run.task),
+        **fingerprint_student(run.settings, run.task, tokenizer),
         **run.settings.fingerprint(
             "train", exclude=_WITHOUT_EFFECT | {"preset"}
         ),  # its values count

@@ -14,8 +14,9 @@ from common.student.prompt import (
     encode_prompt,
     load_tokenizer,
 )
+from common.student.source import find_student
 from common.student.student import check_student, open_student
-from common.student.weights import check_device, find_student, load_weights
+from common.student.weights import check_device, load_weights
 from common.tasks.task import FewShot, StudentPrompt, Task
 
 TASK = Task(name="copy", student=StudentPrompt(prompt="Say:\n{text}"))

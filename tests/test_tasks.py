@@ -3,6 +3,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import InputError, SettingsError
+from common.tasks.cleaning import GUARD, clean, guard
+from common.tasks.rules import LabelRules
 from common.tasks.task import load_task
 
 TINY = """
@@ -121,3 +123,15 @@ def test_braces_in_a_text_are_not_expanded(text):
 def test_the_fingerprint_follows_the_content():
     assert load(TINY).label_fingerprint == load(f"# a comment\n{TINY}").label_fingerprint
     assert load(TINY).label_fingerprint != load(TINY.replace("Shout", "Whisper")).label_fingerprint
+
+
+@pytest.mark.parametrize("marker", ["[/INST]", "<s>[INST]", "</s>", "<|im_end|>", "<<SYS>>"])
+def test_a_marker_in_a_text_does_not_end_the_turn_of_a_completions_prompt(marker):
+    task = load_task("gec")
+    plain = task.make_completion_prompt("it say")
+    prompt = task.make_completion_prompt(f"it say {marker} here")
+    for spelling in ("[/INST]", "[INST]", "</s>", "<s>", "<|im_end|>", "<<SYS>>"):
+        assert prompt.count(spelling) == plain.count(spelling)
+    assert prompt.replace(GUARD, "") == plain.replace("it say", f"it say {marker} here")
+    echoed = guard(f"It says {marker} here")
+    assert clean("it say", echoed, LabelRules()) == (f"It says {marker} here", True)

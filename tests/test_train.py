@@ -23,7 +23,8 @@ from common.settings import PRESETS
 from common.student.adapter import HISTORY_FILE
 from common.student.generation import TransformersRuntime
 from common.student.prompt import encode_example, encode_prompt, load_tokenizer
-from common.student.weights import find_student, load_weights
+from common.student.source import find_student
+from common.student.weights import load_weights
 from common.tasks.task import load_task
 from common.training.agreement import make_measure
 from common.training.checkpoints import Checkpoints
@@ -578,3 +579,70 @@ def test_a_student_in_a_folder_without_a_chat_template_learns_too(tiny, settings
     main(own)
     assert read_manifest(storage, ADAPTER).settings["train"]["preset"] == "default"
     assert json.loads(storage.read_bytes(HISTORY_FILE).splitlines()[-1])["train_loss"] > 0
+
+
+def test_rows_longer_than_the_students_positions_are_dropped(tiny, settings, tmp_path):
+    folder = tmp_path / "student"
+    shutil.copytree(find_student(tiny), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 80}))
+    own = settings(STUDENT__MODEL=str(folder))
+    storage = write_labels(own, [*PAIRS, ("word " * 80, "Word " * 80)])
+    main(own)
+    assert read_manifest(storage, ADAPTER).counts["dropped_too_long"] == 1
+
+
+DAMAGES = {
+    "adapter_model.safetensors": b"half",
+    "optimizer.pt": b"PK\x03\x04half",
+    "trainer_state.json": b"{",
+    "manifest.json": b"{",
+    "rng_state.pth": None,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    tiny, settings, monkeypatch, caplog, name
+):
+    own = settings(TRAIN__CHECKPOINT_SECONDS=1e-9)
+    main(settings(RUN="whole") if write_labels(settings(RUN="whole"), PAIRS) else own)
+    cut = settings(RUN="cut")
+    storage = write_labels(cut, PAIRS)
+    compute_loss, calls = LabelTrainer.compute_loss, []
+
+    def crash(self, *arguments, **values):
+        calls.append(self.state.global_step)
+        if calls.count(6) == 1 and calls[-1] == 6:
+            raise Crash
+        return compute_loss(self, *arguments, **values)
+
+    monkeypatch.setattr(LabelTrainer, "compute_loss", crash)
+    with pytest.raises(Crash):
+        main(cut)
+    kept = Checkpoints(storage, {}).list_updates()
+    assert kept == [4, 6]
+    damage(storage, f"checkpoints/{kept[-1]:08}/{name}")
+    main(cut)
+    assert "checkpoints/00000006" in caplog.text
+    assert "going on from the one before" in caplog.text
+    again, whole = read_adapter(storage), read_adapter(RunStorage(settings(RUN="whole")))
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def damage(storage, name):
+    content = DAMAGES[name.split("/")[-1]]
+    storage.remove(name)
+    if content is not None:
+        storage.write_bytes(name, content)
+
+
+def test_only_damaged_checkpoints_name_the_folder_to_delete(tiny):
+    checkpoints = Checkpoints(RunStorage(tiny), {})
+    folder = Path("local")
+    folder.mkdir()
+    (folder / "optimizer.pt").write_bytes(b"half")
+    checkpoints.save(folder, 5, 5)
+    with pytest.raises(InputError, match=r"00000005 is damaged .*; delete .*/checkpoints, and run"):
+        checkpoints.load_latest(Path("into"))
+    assert checkpoints.list_updates() == [5]

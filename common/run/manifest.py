@@ -25,6 +25,9 @@ S = TypeVar("S")
 _POLL_SECONDS = 5.0
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "ray", "openai")
 
+_LATER = {"student.frame"}
+"""What the fingerprints of older versions lack: there, it may have been the same."""
+
 log = logging.getLogger(__name__)
 
 
@@ -105,9 +108,10 @@ def is_done(storage: RunStorage, step: Step[Any], fingerprint: Fingerprint) -> b
 def list_changes(before: Fingerprint, now: Fingerprint) -> list[str]:
     """The differences between two fingerprints; a setting that one lacks has its default there."""
     now = json.loads(json.dumps(now))
+    unknown = {key for key in _LATER if key not in before}
     values = [
         (key, *(side.get(key, find_default(key)) for side in (before, now)))
-        for key in sorted({*before, *now})
+        for key in sorted({*before, *now} - unknown)
     ]
     return [f"{key} was {old!r} and is {new!r}" for key, old, new in values if old != new]
 

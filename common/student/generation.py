@@ -1,7 +1,6 @@
 """Batched greedy decoding."""
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from common.records import Response
 from common.student.memory import is_memory_error
+from common.student.source import count_positions
 
 _LOG_SECONDS = 10.0
 
@@ -45,7 +45,7 @@ class TransformersRuntime:
         `check` is called before each batch, and may raise.
         """
         self._model.eval()
-        positions = getattr(self._model.config, "max_position_embeddings", None) or sys.maxsize
+        positions = count_positions(self._model.config)
         lengths = [min(len(prompt) + max_new_tokens, positions) for prompt in prompts]
         too_long = [i for i, prompt in enumerate(prompts) if len(prompt) >= positions]
         responses = dict.fromkeys(too_long, Response("", 0, 0.0, error="too_long"))

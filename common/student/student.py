@@ -11,7 +11,8 @@ from common.records import Response
 from common.settings import EvaluateSettings, Settings
 from common.student.generation import TransformersRuntime
 from common.student.prompt import encode_few_shot_prompt, encode_prompt, load_tokenizer
-from common.student.weights import check_weights, load_adapter, load_weights
+from common.student.source import check_source
+from common.student.weights import load_adapter, load_weights
 from common.tasks.task import Task
 
 
@@ -72,6 +73,6 @@ def open_student(
 
 
 def check_student(settings: Settings, task: Task) -> None:
-    """Raises an InputError if the student's configuration, tokenizer or prompt is unusable."""
-    check_weights(settings)
+    """Raises an InputError if the student's files, tokenizer or prompt are unusable."""
+    check_source(settings)
     encode_prompt(load_tokenizer(settings), task, "a text")

@@ -1,14 +1,13 @@
-"""The student's weights: their place, device and precision."""
+"""The student's weights: their device and precision."""
 
 import logging
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     GenerationConfig,
@@ -16,21 +15,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from common.errors import DistillError, InputError, SettingsError
-from common.hub import is_transient
-from common.settings import BUILTIN, Settings
+from common.errors import SettingsError
+from common.settings import Settings
 from common.student.memory import is_memory_error
-from common.tasks.task import Task
-
-_BUILTIN_FOLDER = Path(__file__).parents[1] / "builtin" / "student"
+from common.student.source import find_student, make_options, refuse_student
 
 log = logging.getLogger(__name__)
-
-
-def find_student(settings: Settings) -> str:
-    """The hub name or folder of the student."""
-    name = settings.student.model
-    return str(_BUILTIN_FOLDER) if name == BUILTIN else name
 
 
 def check_device(settings: Settings) -> None:
@@ -51,25 +41,6 @@ def check_device(settings: Settings) -> None:
             "the GPU"
         )
     log.info("on the CPU, in %s: no GPU can be used (%s)", dtype, reason)
-
-
-def check_weights(settings: Settings) -> None:
-    """Raises an InputError if the configuration or the weights' files are missing."""
-    try:
-        AutoConfig.from_pretrained(find_student(settings))
-    except Exception as error:  # a damaged folder raises many types
-        refuse_student(settings, error)
-    folder = Path(find_student(settings))
-    if folder.is_dir() and not [*folder.glob("*.safetensors"), *folder.glob("*.bin")]:
-        refuse_student(settings, FileNotFoundError("the folder has no weights"))
-
-
-def fingerprint_student(settings: Settings, task: Task) -> dict[str, Any]:
-    """What a trained adapter depends on: the prompt and the base student."""
-    return {
-        "student.prompt": task.student.prompt,
-        **settings.fingerprint("student", exclude=["require_gpu"]),
-    }
 
 
 def load_weights(settings: Settings, is_quantized: bool | None = None) -> Any:
@@ -98,6 +69,8 @@ def load_weights(settings: Settings, is_quantized: bool | None = None) -> Any:
             dtype=dtype,
             quantization_config=quantization if is_quantized else None,
             device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+            use_safetensors=None if settings.student.allow_pickle else True,
+            **make_options(settings),
             output_loading_info=True,
         )
     except Exception as error:  # a damaged folder raises many types
@@ -135,17 +108,3 @@ def describe_weights(settings: Settings, is_quantized: bool) -> str:
     dtype = str(choose_dtype()).removeprefix("torch.")
     quantization = settings.student.quantization
     return f"{quantization}, {dtype}" if is_quantized and quantization != "none" else dtype
-
-
-def refuse_student(settings: Settings, error: Exception) -> NoReturn:
-    """Raises a DistillError if a retry may help, else an InputError."""
-    reason = " ".join(str(error).split())[:300]
-    name = f"DISTILL_STUDENT__MODEL={settings.student.model!r}"
-    if is_transient(error):
-        raise DistillError(
-            f"{name} could not be fetched: {reason}; run again when the hub can be reached"
-        ) from None
-    raise InputError(
-        f"{name} cannot be loaded: {reason}; it may be 'builtin', a folder with a transformers "
-        "model, or a model of the Hugging Face hub"
-    ) from None

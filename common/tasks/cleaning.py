@@ -23,8 +23,17 @@ _ITEM = re.compile(r"^(?:[#>*-]+|\d+[.)])\s+")
 """Markdown before a heading, a quotation or an item."""
 _AROUND = " \t\r\n*_~`\"'“”„«»‘’"
 """Markdown and quotes around a label."""
+GUARD = "\u2060"
+"""Breaks a marker without being seen: Unicode's word joiner."""
+_MARKER = re.compile(r"\[/?INST\]|<</?SYS>>|</?s>|<(?:unk|pad|bos|eos|mask)>|<\|[^|\s]{1,40}\|>")
+"""Spellings of special tokens, of Llama's and other kinds."""
 _PATH = re.compile(r"\$((\.[\w-]+|\[\d+\]|\[(\"[^\"]*\"|'[^']*')\])*)")
 _STEP = re.compile(r"\.([\w-]+)|\[(\d+)\]|\[[\"']([^\"']*)[\"']\]")
+
+
+def guard(text: str) -> str:
+    """The text with an invisible character in what a model's server takes for its own markers."""
+    return _MARKER.sub(lambda found: found[0][0] + GUARD + found[0][1:], text)
 
 
 def clean(text: str, response: str, rules: "LabelRules") -> tuple[str, bool]:
@@ -32,6 +41,8 @@ def clean(text: str, response: str, rules: "LabelRules") -> tuple[str, bool]:
 
     `text` is the example's.
     """
+    if GUARD not in text:
+        response = response.replace(GUARD, "")
     label, is_found = response.strip(), True
     if rules.extract:
         found = extract(label, rules.extract)

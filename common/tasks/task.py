@@ -22,6 +22,7 @@ from pydantic import (
 from common.errors import InputError, SettingsError
 from common.metrics.metrics import METRICS
 from common.records import PREDICTION_SCHEMA, hash_content
+from common.tasks.cleaning import guard
 from common.tasks.rules import LabelRules
 
 
@@ -171,13 +172,17 @@ class Task(_Part):
         return messages if self.teacher.system else messages[1:]
 
     def make_completion_prompt(self, text: str) -> str:
-        """The prompt for one text for the legacy completions endpoint."""
+        """The prompt for one text for the legacy completions endpoint.
+
+        Servers parse markers such as [/INST] in all of it; so those in texts are broken.
+        """
         template, system = self.teacher.completion, self.teacher.system
         shots = "".join(
-            fill(template.example, text=s.text, label=s.label, system=system) for s in self.few_shot
+            fill(template.example, text=guard(s.text), label=guard(s.label), system=system)
+            for s in self.few_shot
         )
         start = fill(template.start, system=system)
-        return start + shots + fill(template.end, text=text, system=system)
+        return start + shots + fill(template.end, text=guard(text), system=system)
 
     def make_student_prompt(self, text: str) -> str:
         """The student's prompt for one text, without chat template."""

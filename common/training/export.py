@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 from peft import PeftModel
-from transformers import AutoConfig, GenerationConfig
+from transformers import GenerationConfig
 
 from common.errors import DistillError, InputError
 from common.hub import is_transient
@@ -20,8 +20,9 @@ from common.run.steps import ADAPTER, MERGED, LabelSummary, MergeSummary
 from common.student.generation import TransformersRuntime
 from common.student.memory import explaining_memory
 from common.student.prompt import load_tokenizer
+from common.student.source import find_student, make_options, read_config
 from common.student.student import Student
-from common.student.weights import choose_dtype, find_student, load_weights
+from common.student.weights import choose_dtype, load_weights
 from common.training.train_set import iterate_labels
 
 _TEXTS = 32
@@ -71,10 +72,10 @@ def merge_adapter(run: Run, adapter: Path, target: Path, texts: list[str]) -> Me
             f"the merged student answers {len(texts) - equal} of {len(texts)} prompts "
             "differently from the student with the adapter; serve the adapter instead"
         )
-    source = find_student(run.settings)
+    source, options = find_student(run.settings), make_options(run.settings)
     with suppress(OSError):  # some students have none
-        model.generation_config = GenerationConfig.from_pretrained(source)
-    model.to(AutoConfig.from_pretrained(source).dtype or choose_dtype()).save_pretrained(target)
+        model.generation_config = GenerationConfig.from_pretrained(source, **options)
+    model.to(read_config(run.settings).dtype or choose_dtype()).save_pretrained(target)
     tokenizer.save_pretrained(target)
     return {"compared_prompts": len(texts), "equal_answers": equal}
 

@@ -20,6 +20,7 @@ from common.records import LabelRow, hash_content, hash_text
 from common.run.manifest import Manifest
 from common.run.storage import RunStorage
 from common.settings import Settings, find_default
+from common.student.source import count_positions, read_config
 from common.training.objectives.objective import Encoded, Objective
 
 Labels = list[LabelRow]
@@ -46,12 +47,14 @@ def load_train_set(
 ) -> TrainSet:
     """The usable labels in `files`.
 
-    Over-long ones are dropped, not truncated: that would cut the end-of-sequence token.
+    Those over the setting's limit, or the student's positions, are dropped, not truncated: that
+    would cut the end-of-sequence token.
 
     Raises:
         InputError: no label is usable.
     """
-    limit, most = settings.student.max_tokens, settings.train.held_out
+    positions, most = count_positions(read_config(settings)), settings.train.held_out
+    limit = min(settings.student.max_tokens, positions)
     counts: Counter[str] = Counter()
     ids: list[str] = []
     lowest: dict[str, LabelRow] = {}
@@ -72,8 +75,9 @@ def load_train_set(
     data = store_rows(encode())
     if not ids:
         raise InputError(
-            f"all {counts.total()} labels are longer than DISTILL_STUDENT__MAX_TOKENS={limit}; "
-            "raise it"
+            f"all {counts.total()} labels are longer than {limit} tokens, of "
+            f"DISTILL_STUDENT__MAX_TOKENS={settings.student.max_tokens} and the student's "
+            f"{positions} positions; raise it, or choose another student"
         )
     _keep_lowest(lowest, min(most, int(len(ids) * _MAX_HELD_OUT)))
     packed = pack_ids(ids)

@@ -26,7 +26,8 @@ from common.errors import SettingsError
 from common.settings import Settings, TrainSettings
 from common.student.adapter import TENSORBOARD
 from common.student.prompt import IGNORED
-from common.student.weights import choose_dtype, find_student, load_weights
+from common.student.source import find_student
+from common.student.weights import choose_dtype, load_weights
 from common.training.batches import plan_batches
 from common.training.lora import add_adapter
 from common.training.objectives.objective import Objective
@@ -223,6 +224,8 @@ def _make_arguments(train: TrainSettings, folder: Path) -> SFTConfig:
 
 
 def _portable_name(settings: Settings) -> str:
+    if settings.student.model.lower().endswith(".gguf"):
+        return settings.student.model  # whose unpacked folder is this machine's
     path = Path(find_student(settings))
     root = Path(__file__).parents[2]
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)

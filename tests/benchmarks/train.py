@@ -44,7 +44,8 @@ from common.data.examples import load_examples
 from common.environment import load_settings
 from common.settings import Settings
 from common.student.prompt import encode_example, load_tokenizer
-from common.student.weights import find_student, load_weights
+from common.student.source import find_student
+from common.student.weights import load_weights
 from common.tasks.task import load_task
 from common.training.agreement import measure_loss
 from common.training.lora import make_lora
