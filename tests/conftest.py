@@ -33,6 +33,12 @@ def clean_environment(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.fixture
+def in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Students compute in fp32, whatever the CPU can do."""
+    monkeypatch.setattr("common.student.weights.has_bf16", lambda: False)
+
+
+@pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
     """`settings(DATA__SOURCE="builtin")` sets DISTILL_ variables and loads the settings."""
     monkeypatch.setenv("DISTILL_STORAGE__ROOT", str(tmp_path / "runs"))

@@ -21,7 +21,7 @@ FLOORS = [
     {"tasks"},
     {"metrics", "prices", "builtin"},
     {"command"},
-    {"environment", "signals", "records", "hub"},
+    {"environment", "signals", "records", "hub", "threads"},
     {"settings"},
     {"errors", "urls"},
 ]

@@ -5,6 +5,7 @@ What comes from data is never a special token: a text with `</s>` has those four
 
 import json
 import re
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
@@ -151,3 +152,12 @@ def encode_example(
     encoded = tokenizer(label, add_special_tokens=False, split_special_tokens=True)
     answer = [*encoded.input_ids, tokenizer.eos_token_id]
     return {"input_ids": prompt + answer, "labels": [IGNORED] * len(prompt) + answer}
+
+
+def count_shared(prompts: Sequence[list[int]]) -> int:
+    """How many tokens all prompts begin with."""
+    first, last = min(prompts), max(prompts)  # what these share, all between them do
+    for place, (one, other) in enumerate(zip(first, last, strict=False)):
+        if one != other:
+            return place
+    return min(len(first), len(last))

@@ -17,6 +17,8 @@ from transformers.utils import logging as transformers_logging
 
 from common.errors import SettingsError
 from common.settings import Settings
+from common.student.cpu import has_bf16, prepare_for_bf16
+from common.student.lora import quicken
 from common.student.memory import is_memory_error
 from common.student.source import find_student, make_options, refuse_student
 
@@ -43,8 +45,12 @@ def check_device(settings: Settings) -> None:
     log.info("on the CPU, in %s: no GPU can be used (%s)", dtype, reason)
 
 
-def load_weights(settings: Settings, is_quantized: bool | None = None) -> Any:
-    """The base student, on the GPU if any; `is_quantized` replaces the setting.
+def load_weights(
+    settings: Settings, is_quantized: bool | None = None, dtype: torch.dtype | None = None
+) -> Any:
+    """The base student, on the GPU if any.
+
+    `is_quantized` replaces the setting, and `dtype` that of `choose_dtype`.
 
     Of its generation settings only the end tokens stay: a repetition penalty, as some models have
     one, would change greedy decoding.
@@ -55,8 +61,21 @@ def load_weights(settings: Settings, is_quantized: bool | None = None) -> Any:
     """
     if is_quantized is None:
         is_quantized = settings.student.quantization == "nf4"
+    dtype = dtype or choose_dtype()
+    model = _load(settings, is_quantized, dtype)
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            # On CPUs with AVX512-BF16 a forward pass without gradient repacks the weights for bf16:
+            # later backward passes give no gradient, and results differ from other CPUs.
+            module.support_avx512bf16_for_cpu = False
+    if model.device.type == "cpu" and dtype is torch.bfloat16:
+        prepare_for_bf16(model)
+    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
+    return model
+
+
+def _load(settings: Settings, is_quantized: bool, dtype: torch.dtype) -> Any:
     transformers_logging.disable_progress_bar()
-    dtype = choose_dtype()
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -81,26 +100,22 @@ def load_weights(settings: Settings, is_quantized: bool | None = None) -> Any:
     unfit = [*sorted(found["missing_keys"]), *map(str, found["mismatched_keys"])]
     if unfit:
         refuse_student(settings, ValueError(f"its weights do not fit its config.json: {unfit[0]}"))
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            # On CPUs with AVX512-BF16 a forward pass without gradient repacks the weights for bf16:
-            # later backward passes give no gradient, and results differ from other CPUs.
-            module.support_avx512bf16_for_cpu = False
-    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
     return model
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """The student with a LoRA adapter, which `disable_adapter()` switches off."""
-    return PeftModel.from_pretrained(model, str(folder))
+    adapted = PeftModel.from_pretrained(model, str(folder))
+    quicken(adapted)
+    return adapted
 
 
 def choose_dtype() -> torch.dtype:
-    """The dtype of computation: bf16 on GPUs that have it, else fp16; fp32 on a CPU."""
+    """The dtype of computation: bf16 where the device has it, else fp16 on GPUs, fp32 on CPUs."""
     if not torch.cuda.is_available():
-        return torch.float32
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bf16 else torch.float16
+        return torch.bfloat16 if has_bf16() else torch.float32
+    is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if is_native else torch.float16
 
 
 def describe_weights(settings: Settings, is_quantized: bool) -> str:

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi
 from peft import PeftModel
 from transformers import GenerationConfig
@@ -56,7 +57,9 @@ def merge_adapter(run: Run, adapter: Path, target: Path, texts: list[str]) -> Me
     Raises:
         InputError: too many answers differ.
     """
-    tokenizer, weights = load_tokenizer(run.settings), load_weights(run.settings, False)
+    tokenizer = load_tokenizer(run.settings)
+    dtype = choose_dtype() if torch.cuda.is_available() else torch.float32
+    weights = load_weights(run.settings, False, dtype)
     model: Any = PeftModel.from_pretrained(weights, str(adapter))
 
     def answer() -> list[str]:

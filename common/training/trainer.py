@@ -55,7 +55,7 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         learned = (sum(t != IGNORED for t in row) for row in self.train_dataset["labels"])
         self._tokens_per_row = sum(learned) / len(self.train_dataset)
         self._is_finite: torch.Tensor | None = None
-        self._tokens = 0
+        self._tokens: torch.Tensor | int = 0
         self._logged = time.monotonic()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -85,8 +85,8 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         assert not return_outputs
         del num_items_in_batch
         total = self._objective.sum_loss(model, inputs)
-        loss = total / (self._tokens_per_row * len(inputs["input_ids"]))
-        self._tokens += inputs["input_ids"].numel()
+        loss = total / (self._tokens_per_row * len(inputs["lengths"]))
+        self._tokens += inputs["lengths"].sum()
         self.track_finite(loss)
         return loss
 
@@ -114,7 +114,7 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         """Adds speed and peak GPU memory to a log entry."""
         if "loss" in logs:
             seconds = max(time.monotonic() - self._logged, 1e-9)
-            logs["tokens_per_second"] = round(self._tokens / seconds, 1)
+            logs["tokens_per_second"] = round(float(self._tokens) / seconds, 1)
             if self.args.device.type == "cuda":
                 logs["peak_gpu_bytes"] = torch.cuda.max_memory_allocated()
             self._logged, self._tokens = time.monotonic(), 0
@@ -161,6 +161,7 @@ def make_trainer(
     train = settings.train
     lengths = [len(ids) for ids in dataset["input_ids"]]
     model = add_adapter(settings, load_weights(settings))
+    objective.prepare(model)
     if TENSORBOARD in train.report_to:
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / TENSORBOARD))
     try:

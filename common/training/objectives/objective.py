@@ -16,11 +16,14 @@ Batch = dict[str, torch.Tensor]
 class Objective(Protocol):
     """What training minimises."""
 
+    def prepare(self, model: Any) -> None:
+        """Sees the model before the first batch."""
+
     def encode(self, row: LabelRow) -> Encoded:
         """Encodes a label row."""
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
-        """The tensors of a batch; `labels` holds the learned tokens."""
+        """The tensors of a batch: `labels` are the learned tokens, `lengths` those of the rows."""
 
     def sum_loss(self, model: Any, batch: Batch) -> torch.Tensor:
         """The loss in nats, summed over the learned tokens."""
