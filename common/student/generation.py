@@ -4,16 +4,21 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import takewhile
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from common.records import Response
+from common.student.greedy import KeyValues, can_share, decode, read_shared
 from common.student.memory import is_memory_error
+from common.student.prompt import count_shared
 from common.student.source import count_positions
 
 _LOG_SECONDS = 10.0
+_LEAST_SHARED = 8
+"""Fewer shared tokens are not worth it."""
 
 log = logging.getLogger(__name__)
 
@@ -38,20 +43,24 @@ class TransformersRuntime:
     ) -> list[Response]:
         """Greedy responses, in the order of the prompts.
 
-        Prompts are batched by length, the longest first, so that a batch that is too large fails at
-        once. A batch holds at most `batch_tokens` tokens of prompts and responses; out of memory
-        halves that. Responses end at the model's last position (such prompts share batches only
-        with prompts of equal length); a prompt that fills all positions gets the error too_long.
-        `check` is called before each batch, and may raise.
+        What all prompts begin with is computed once, if the model allows it (see
+        `common.student.greedy`). Prompts are batched by length, the longest first, so that a batch
+        that is too large fails at once. A batch holds at most `batch_tokens` tokens of prompts,
+        without what they share, and of responses; out of memory halves that. Responses end at the
+        model's last position (such prompts share batches only with prompts of equal length); a
+        prompt that fills all positions gets the error too_long. `check` is called before each
+        batch, and may raise.
         """
         self._model.eval()
         positions = count_positions(self._model.config)
-        lengths = [min(len(prompt) + max_new_tokens, positions) for prompt in prompts]
         too_long = [i for i, prompt in enumerate(prompts) if len(prompt) >= positions]
         responses = dict.fromkeys(too_long, Response("", 0, 0.0, error="too_long"))
         if too_long:
             log.warning("evaluate: %d prompts are too long for the student", len(too_long))
         order = [i for i in sort_by_length([len(p) for p in prompts]) if i not in responses]
+        shared = self._share([prompts[i] for i in order])
+        count = shared.length if shared is not None else 0
+        lengths = [min(len(prompt) + max_new_tokens, positions) - count for prompt in prompts]
         started = logged = time.monotonic()
         while order:
             check()
@@ -59,14 +68,10 @@ class TransformersRuntime:
             longest = len(prompts[batch[0]])
             if longest + max_new_tokens > positions:
                 batch = [i for i in batch if len(prompts[i]) == longest]
-            try:
-                answers = self._answer([prompts[i] for i in batch], max_new_tokens, positions)
-            except (MemoryError, RuntimeError) as error:
-                if len(batch) == 1 or not is_memory_error(error):
-                    raise
-                answers, batch_tokens = None, len(batch) * lengths[batch[0]] // 2
-            if answers is None:  # outside the handler: the error keeps its tensors allocated
-                torch.cuda.empty_cache()
+            limit = min(max_new_tokens, positions - longest)
+            answers = self._try([prompts[i] for i in batch], limit, shared)
+            if answers is None:
+                batch_tokens = len(batch) * lengths[batch[0]] // 2
                 log.warning("evaluate: too little memory, batches now hold %d tokens", batch_tokens)
                 continue
             responses |= zip(batch, answers, strict=True)
@@ -76,25 +81,58 @@ class TransformersRuntime:
                 _log_progress(len(responses), len(prompts), logged - started)
         return [responses[i] for i in range(len(prompts))]
 
+    def _try(
+        self, prompts: list[list[int]], max_new_tokens: int, shared: KeyValues | None
+    ) -> list[Response] | None:
+        """The answers; None if several prompts take too much memory."""
+        try:
+            return self._answer(prompts, max_new_tokens, shared)
+        except (MemoryError, RuntimeError) as error:
+            if len(prompts) == 1 or not is_memory_error(error):
+                raise
+        torch.cuda.empty_cache()  # outside the handler: the error keeps its tensors allocated
+        return None
+
+    def _share(self, prompts: list[list[int]]) -> KeyValues | None:
+        """The keys and values of what all prompts begin with; None if it cannot be shared."""
+        if not prompts:
+            return None
+        count = min(count_shared(prompts), min(map(len, prompts)) - 1)
+        if count < _LEAST_SHARED or not can_share(self._model):
+            return None
+        return read_shared(self._model, prompts[0][:count])
+
     def _answer(
-        self, prompts: list[list[int]], max_new_tokens: int, positions: int
+        self, prompts: list[list[int]], max_new_tokens: int, shared: KeyValues | None
     ) -> list[Response]:
         model, tokenizer = self._model, self._tokenizer
         started = time.monotonic()
-        padded = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
-        config = GenerationConfig(
-            do_sample=False,
-            max_new_tokens=min(max_new_tokens, positions - padded["input_ids"].shape[1]),
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=_end_tokens(model, tokenizer),
-        )
-        with torch.inference_mode():
-            output = model.generate(**padded, generation_config=config)
-        answers = output[:, padded["input_ids"].shape[1] :].cpu()
+        ends = _end_tokens(model, tokenizer)
+        if shared is not None:
+            rest = [prompt[shared.length :] for prompt in prompts]
+            answers = decode(model, shared, rest, max_new_tokens, ends)
+        else:
+            answers = self._generate(prompts, max_new_tokens, ends)
         seconds = (time.monotonic() - started) / len(prompts)
         texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
-        counts = (answers != tokenizer.pad_token_id).sum(1).tolist()
-        return [Response(t.strip(), count, seconds) for t, count in zip(texts, counts, strict=True)]
+        return [
+            Response(text.strip(), len(answer), seconds)
+            for text, answer in zip(texts, answers, strict=True)
+        ]
+
+    def _generate(
+        self, prompts: list[list[int]], max_new_tokens: int, ends: list[int]
+    ) -> list[list[int]]:
+        """As `decode`, by transformers."""
+        pad = self._tokenizer.pad_token_id
+        padded = self._tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
+        config = GenerationConfig(
+            do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=ends
+        )
+        with torch.inference_mode():
+            output = self._model.generate(**padded.to(self._model.device), generation_config=config)
+        rows = output[:, padded["input_ids"].shape[1] :].tolist()
+        return [list(takewhile(lambda token: token not in ends, row)) for row in rows]
 
 
 def _log_progress(done: int, rows: int, seconds: float) -> None:

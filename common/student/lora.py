@@ -8,6 +8,8 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from common.student.cpu import Bf16Linear
+
 _ADAPTER = "default"
 """PEFT's name of the adapter."""
 
@@ -37,8 +39,8 @@ def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Te
     base, dropout = layer.base_layer, layer.lora_dropout[_ADAPTER]
     lower, raise_, scale = layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER], layer.scaling[_ADAPTER]
     is_dropping = layer.training and isinstance(dropout, nn.Dropout)
-    if type(base) is nn.Linear and x.device.type == "cpu":
-        if is_dropping or base.weight.dtype != x.dtype:
+    if isinstance(base, Bf16Linear):
+        if is_dropping:
             return type(layer).forward(layer, x)  # type: ignore[no-any-return]
         output: torch.Tensor = _LoraLinear.apply(
             x.flatten(0, -2), base.weight, base.bias, lower.weight, raise_.weight, scale
@@ -56,9 +58,9 @@ def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Te
 
 
 class _LoraLinear(torch.autograd.Function):
-    """x W + b + s · x A B with a frozen W, all products in the dtype of x.
+    """x W + b + s · x A B with a frozen W, all products in its dtype.
 
-    A and B may be of a higher precision, which their gradients have.
+    The output and the gradients are in the dtypes of x, A and B.
     """
 
     @staticmethod
@@ -72,23 +74,24 @@ class _LoraLinear(torch.autograd.Function):
         scale: float,
     ) -> torch.Tensor:
         """x: (tokens, in); weight: (out, in); a: (rank, in); b: (out, rank)."""
-        low_a, low_b = a.to(x.dtype), (b * scale).to(x.dtype)
-        lowered = x @ low_a.t()
-        output = nn.functional.linear(x, weight, bias)
+        low_x, low_a, low_b = (tensor.to(weight.dtype) for tensor in (x, a, b * scale))
+        lowered = low_x @ low_a.t()
+        output = nn.functional.linear(low_x, weight, bias)
         output.addmm_(lowered, low_b.t())
-        ctx.save_for_backward(x, lowered, weight, low_a, low_b)
-        ctx.scale, ctx.dtype = scale, a.dtype
-        return output
+        ctx.save_for_backward(low_x, lowered, weight, low_a, low_b)
+        ctx.scale, ctx.dtype, ctx.x_dtype = scale, a.dtype, x.dtype
+        return output.to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         x, lowered, weight, low_a, low_b = ctx.saved_tensors
+        gradient = gradient.to(weight.dtype)
         raised = gradient @ low_b
         to_x = None
         if ctx.needs_input_grad[0]:
             to_x = gradient @ weight
-            to_x.addmm_(raised, low_a)
+            to_x = to_x.addmm_(raised, low_a).to(ctx.x_dtype)
         to_a = (raised.t() @ x).to(ctx.dtype)
         to_b = (gradient.t() @ lowered).to(ctx.dtype).mul_(ctx.scale)
         return to_x, None, None, to_a, to_b, None

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from common.errors import SettingsError
 from common.settings import Settings
-from common.student.cpu import has_bf16, prepare_for_bf16
+from common.student.cpu import has_bf16, multiply_in_bf16
 from common.student.lora import quicken
 from common.student.memory import is_memory_error
 from common.student.source import find_student, make_options, refuse_student
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 def check_device(settings: Settings) -> None:
     """Logs the device. Raises a SettingsError if a GPU is required and none can be used."""
-    dtype = str(choose_dtype()).removeprefix("torch.")
+    dtype = describe_dtype()
     if torch.cuda.is_available():
         log.info("on %s, in %s", torch.cuda.get_device_name(), dtype)
         return
@@ -46,11 +46,11 @@ def check_device(settings: Settings) -> None:
 
 
 def load_weights(
-    settings: Settings, is_quantized: bool | None = None, dtype: torch.dtype | None = None
+    settings: Settings, is_quantized: bool | None = None, is_exact: bool = False
 ) -> Any:
     """The base student, on the GPU if any.
 
-    `is_quantized` replaces the setting, and `dtype` that of `choose_dtype`.
+    `is_quantized` replaces the setting. If it `is_exact`, no product on a CPU is in bf16.
 
     Of its generation settings only the end tokens stay: a repetition penalty, as some models have
     one, would change greedy decoding.
@@ -61,21 +61,21 @@ def load_weights(
     """
     if is_quantized is None:
         is_quantized = settings.student.quantization == "nf4"
-    dtype = dtype or choose_dtype()
-    model = _load(settings, is_quantized, dtype)
+    model = _load(settings, is_quantized)
     for module in model.modules():
         if isinstance(module, Linear4bit):
             # On CPUs with AVX512-BF16 a forward pass without gradient repacks the weights for bf16:
             # later backward passes give no gradient, and results differ from other CPUs.
             module.support_avx512bf16_for_cpu = False
-    if model.device.type == "cpu" and dtype is torch.bfloat16:
-        prepare_for_bf16(model)
+    if multiplies_in_bf16() and not is_exact:
+        multiply_in_bf16(model)
     model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
     return model
 
 
-def _load(settings: Settings, is_quantized: bool, dtype: torch.dtype) -> Any:
+def _load(settings: Settings, is_quantized: bool) -> Any:
     transformers_logging.disable_progress_bar()
+    dtype = choose_dtype()
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -111,15 +111,26 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def choose_dtype() -> torch.dtype:
-    """The dtype of computation: bf16 where the device has it, else fp16 on GPUs, fp32 on CPUs."""
+    """The dtype of computation: bf16 on GPUs that have it, else fp16; fp32 on a CPU."""
     if not torch.cuda.is_available():
-        return torch.bfloat16 if has_bf16() else torch.float32
+        return torch.float32
     is_native = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if is_native else torch.float16
 
 
+def multiplies_in_bf16() -> bool:
+    """Whether products are in bf16 while all else is in fp32, see `common.student.cpu`."""
+    return not torch.cuda.is_available() and has_bf16()
+
+
+def describe_dtype() -> str:
+    """The precision of the computation."""
+    products = ", products in bfloat16" if multiplies_in_bf16() else ""
+    return str(choose_dtype()).removeprefix("torch.") + products
+
+
 def describe_weights(settings: Settings, is_quantized: bool) -> str:
     """The precision of the base weights and of the computation."""
-    dtype = str(choose_dtype()).removeprefix("torch.")
+    dtype = describe_dtype()
     quantization = settings.student.quantization
     return f"{quantization}, {dtype}" if is_quantized and quantization != "none" else dtype

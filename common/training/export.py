@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import HfApi
 from peft import PeftModel
 from transformers import GenerationConfig
@@ -58,8 +57,7 @@ def merge_adapter(run: Run, adapter: Path, target: Path, texts: list[str]) -> Me
         InputError: too many answers differ.
     """
     tokenizer = load_tokenizer(run.settings)
-    dtype = choose_dtype() if torch.cuda.is_available() else torch.float32
-    weights = load_weights(run.settings, False, dtype)
+    weights = load_weights(run.settings, is_quantized=False, is_exact=True)
     model: Any = PeftModel.from_pretrained(weights, str(adapter))
 
     def answer() -> list[str]:
