@@ -8,7 +8,7 @@ import sys
 
 from common.environment import load_environment
 from common.errors import SettingsError
-from common.threads import limit_threads
+from common.torch_environment import prepare_torch
 
 # Without a GPU, its import logs a hint about a package for faster 4-bit inference on CPUs.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -20,4 +20,4 @@ if sys.argv[0] == "-m":  # python -m jobs.<job>, whose imports take seconds
     # Libraries read HF_HOME and the like on import. `load_settings` reports the error.
     with contextlib.suppress(SettingsError):
         load_environment()
-    limit_threads(os.environ)
+    prepare_torch(os.environ)

@@ -21,7 +21,7 @@ FLOORS = [
     {"tasks"},
     {"metrics", "prices", "builtin"},
     {"command"},
-    {"environment", "signals", "records", "hub", "threads"},
+    {"environment", "signals", "records", "hub", "torch_environment"},
     {"settings"},
     {"errors", "urls"},
 ]

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from common.threads import limit_threads
+from common.torch_environment import prepare_torch
 
 CPUS = len(os.sched_getaffinity(0))
 
@@ -13,7 +13,7 @@ def limit(folder, **files):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     environment: dict[str, str] = {}
-    limit_threads(environment, folder)
+    prepare_torch(environment, folder)
     return environment.get("OMP_NUM_THREADS")
 
 
@@ -37,9 +37,10 @@ def test_the_threads_follow_the_containers_limit(tmp_path, files, threads):
 @pytest.mark.parametrize("own", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
 def test_what_the_user_sets_stays(tmp_path, own):
     (tmp_path / "cpu.max").write_text("100000 100000")
-    environment = {"OMP_NUM_THREADS": "7", own: "x"}
-    limit_threads(environment, tmp_path)
-    assert environment == {"OMP_NUM_THREADS": "7", own: "x"}
+    given = {"OMP_NUM_THREADS": "7", "LRU_CACHE_CAPACITY": "9", own: "x"}
+    environment = dict(given)
+    prepare_torch(environment, tmp_path)
+    assert environment == given | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
     environment = {}
-    limit_threads(environment, tmp_path)
+    prepare_torch(environment, tmp_path)
     assert environment["GOMP_SPINCOUNT"] == "10000"

@@ -1,6 +1,6 @@
-"""The threads of torch's products: as many as the CPUs that this process may use.
+"""The environment of torch's libraries on CPUs, which they read as they are loaded.
 
-OpenMP reads the environment as it is loaded, so this comes before any import of torch.
+So this comes before any import of torch. What the user has set stays.
 """
 
 import os
@@ -14,18 +14,25 @@ OpenMP's own 300,000 turns, milliseconds, are lost where the other thread does n
 busy processes on two CPUs they cost 98 % of the speed. See tests/benchmarks/RESULTS.md.
 """
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}
+"""oneDNN's kernels, one for each shape of a product, that it and torch keep.
+
+The 1,024 of their defaults grow to gigabytes, since nearly every batch has a length of its own.
+"""
 
 
-def limit_threads(
+def prepare_torch(
     environment: MutableMapping[str, str], cgroups: Path = Path("/sys/fs/cgroup")
 ) -> None:
-    """Sets OMP_NUM_THREADS by the container's CPU limit, and a short wait, if they are not set."""
+    """Sets threads by the container's CPU limit, a short wait between them, and small caches."""
     allowed = len(os.sched_getaffinity(0))
     quota = min(_read_quotas(cgroups), default=float(allowed))
     if quota < allowed:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, round(quota))))
     if not any(name in environment for name in _WAITING):
         environment["GOMP_SPINCOUNT"] = _SPINS
+    for name, size in _CACHES.items():
+        environment.setdefault(name, size)
 
 
 def _read_quotas(cgroups: Path) -> Iterator[float]:
