@@ -64,7 +64,7 @@ TINY_LLAMA = {
 }
 """The architecture of TinyLlama-1.1B."""
 _PROMPT_TOKENS, _LABEL_TOKENS = (60, 90), (25, 40)
-_WARM_UP_UPDATES = 5
+WARM_UP_UPDATES = 5
 
 
 class Clock(TrainerCallback):
@@ -74,7 +74,7 @@ class Clock(TrainerCallback):
         self.seconds = self._then = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == _WARM_UP_UPDATES:
+        if state.global_step == WARM_UP_UPDATES:
             self._then = read_time()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -147,7 +147,7 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
             for name, (preset, run) in ways.items():
                 settings = configure(student, preset, options.batch_size)
                 tokenizer = load_tokenizer(settings)
-                updates = options.updates + _WARM_UP_UPDATES
+                updates = options.updates + WARM_UP_UPDATES
                 dataset = make_random_rows(updates * options.batch_size, len(tokenizer))
                 reset_memory()
                 clock = Clock()
