@@ -24,8 +24,11 @@ from common.settings import SECRETS
 _POLL_SECONDS = 0.25
 _QUOTA_SECONDS = 30.0
 """If the quota's actor does not answer for this long, Ray has crashed."""
-_CPU_POLL_SECONDS, _WORKER_SECONDS = 5.0, 60.0
-"""How often to look for free CPUs; how long one may be free while no label actor lives."""
+_CPU_POLL_SECONDS, _WORKER_SECONDS = 5.0, 300.0
+"""How often to look for free CPUs; how long one may be free while no label actor lives.
+
+Beside eight busy processes on two cores, Ray's processes and the actors' imports take a minute.
+"""
 _MAX_CRASHES_PER_ACTOR = 3
 """How often an actor may crash on average before a call is answered again."""
 _END_SECONDS = 3.0
