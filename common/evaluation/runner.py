@@ -26,6 +26,7 @@ from common.run.lock import hold_run
 from common.run.manifest import Manifest
 from common.run.run import Run
 from common.run.steps import ADAPTER, MERGED, LabelSummary
+from common.settings import StudentSettings
 from common.student.memory import explaining_memory
 from common.student.student import Student, open_student
 from common.student.weights import describe_weights
@@ -115,10 +116,17 @@ class SystemRunner:
         torch.cuda.empty_cache()
         with explaining_memory(_MERGED_ADVICE), tempfile.TemporaryDirectory() as folder:
             run.storage.download(self._merged.files, MERGED.folder, Path(folder))
-            update = {"student": run.settings.student.model_copy(update={"model": folder})}
-            own = run.settings.model_copy(update=update)
+            own = run.settings.model_copy(update={"student": _move(run.settings.student, folder)})
             student = open_student(own, run.task, is_quantized=False)
             return student.answer([row.text for row in rows])
+
+
+def _move(student: StudentSettings, folder: str) -> StudentSettings:
+    """The settings of the same student in a local folder."""
+    trusted = folder if student.trust_remote_code else ""
+    return student.model_copy(
+        update={"model": folder, "revision": None, "trust_remote_code": trusted}
+    )
 
 
 def _check_gaps(run: Run, answers: list[LabelRow]) -> None:
