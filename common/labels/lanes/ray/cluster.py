@@ -35,7 +35,9 @@ def start_ray(dashboard_host: str | None = None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_LOG_LEVEL", "CRITICAL")
-    # a busy machine takes longer than Ray's minute to start a process
+    # Beside busy processes, Ray's workers get nearly nothing of a core at its niceness of 15, and
+    # take longer than its minute to start.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_worker_register_timeout_seconds", "300")
     auto_init_hook.enable_auto_connect = False  # the dataset's thread must not start another Ray
     address = os.environ.get("RAY_ADDRESS", "")
