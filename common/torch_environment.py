@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
-_SPINS = "10000"
+_SPINS = "3000"
 """For how long a thread spins before it sleeps, while it waits for another one.
 
-OpenMP's own 300,000 turns, milliseconds, are lost where the other thread does not run: beside six
-busy processes on two CPUs they cost 98 % of the speed. See tests/benchmarks/RESULTS.md.
+OpenMP's own 300,000 turns, milliseconds, are lost where the other thread does not run: beside busy
+processes they cost 98 % of the speed. See tests/benchmarks/RESULTS.md.
 """
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64", "LRU_CACHE_CAPACITY": "64"}

@@ -43,4 +43,4 @@ def test_what_the_user_sets_stays(tmp_path, own):
     assert environment == given | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
     environment = {}
     prepare_torch(environment, tmp_path)
-    assert environment["GOMP_SPINCOUNT"] == "10000"
+    assert environment["GOMP_SPINCOUNT"] == "3000"

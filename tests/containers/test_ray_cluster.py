@@ -15,6 +15,8 @@ pytestmark = pytest.mark.skipif(not shutil.which("kubectl"), reason="there is no
 
 KEY = "sk-of-the-cluster"
 FEW_ACTORS = {"DISTILL_LABEL__ACTORS": "4"}
+LITTLE = 0.15
+"""CPUs of a worker that is to be the limit."""
 ROWS, REQUESTS_PER_MINUTE, MAX_CONCURRENCY = 600, 600, 16
 COUNT = (
     "import pyarrow; from common.environment import load_settings;"
@@ -66,7 +68,8 @@ def cluster(image, network, settings, secrets, tmp_path_factory) -> Cluster:
     options = "--block --disable-usage-stats --dashboard-agent-listen-port=52365"
     head = f"ulimit -n 65536; ray start --head --num-cpus=0 --dashboard-host=0.0.0.0 {options}"
     cluster.head = cluster.start("head", "bash", "-lc", head)
-    cluster.workers = [start_worker(cluster, name, options) for name in ("one", "two")]
+    for name in ("one", "two"):
+        start_worker(cluster, name, options)
     count = "ray list nodes --address=http://head:8265 | grep -c ALIVE"
     ready = f"until {count} | grep 3; do sleep 1; done"
     code, log = wait(cluster.start("submitter", "bash", "-c", ready), seconds=180)
@@ -76,7 +79,8 @@ def cluster(image, network, settings, secrets, tmp_path_factory) -> Cluster:
 
 def start_worker(cluster: Cluster, name: str, options: str) -> str:
     join = f"until ray start --address=head:6379 --num-cpus=1 {options}; do sleep 1; done"
-    return cluster.start("worker", "bash", "-c", join, alias=name)
+    cluster.workers.append(cluster.start("worker", "bash", "-c", join, alias=name))
+    return cluster.workers[-1]
 
 
 def submit(cluster: Cluster, run: str, **settings: str) -> str:
@@ -196,6 +200,43 @@ def test_nodes_come_and_go_in_the_middle(cluster, image, network, settings, secr
     places = [f"--network={network}", *give(settings | secrets | {"DISTILL_RUN": "changing"})]
     counts = docker("run", "--rm", *HARDENED, *places, "--entrypoint=python", image, "-c", COUNT)
     assert counts == f"{ROWS} {ROWS} {{'ok'}}"
+
+
+def test_a_third_worker_adds_to_the_rate(cluster):
+    """Workers with little of a CPU each, so that they are what limits the rate."""
+    options = "--block --disable-usage-stats --dashboard-agent-listen-port=52365"
+    for worker in cluster.workers:
+        docker("kill", worker, check=False)
+    nodes = [start_worker(cluster, name, options) for name in ("seven", "eight")]
+    before = len(list_calls(cluster))
+    many = {"DISTILL_TEACHER__MAX_CONCURRENCY": "300", "DISTILL_DATA__TRAIN_LIMIT": "0"}
+    many |= {"DISTILL_TEACHER__REQUESTS_PER_MINUTE": "1000000"}
+    own = {"DISTILL_LABEL__ACTORS": "3", "DISTILL_LABEL__ACTOR_CPUS": "1"}
+    submitter = submit(cluster, "growing", **own, **many)
+    wait_for_answers(submitter, 100)
+    for node in nodes:
+        docker("update", f"--cpus={LITTLE}", node)
+    time.sleep(3)
+    start, _ = time.time(), time.sleep(8)
+    end = time.time()
+    third = start_worker(cluster, "nine", options)
+    address = docker(
+        "inspect", "--format={{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", third
+    )
+    while address not in set(ask_teacher(cluster, "callers")[before:]):
+        time.sleep(1)
+    docker("update", f"--cpus={LITTLE}", third)
+    time.sleep(3)
+    later, _ = time.time(), time.sleep(8)
+    last = time.time()
+    moments = list_calls(cluster)[before:]
+    two, three = (
+        sum(a <= moment < b for moment in moments) / (b - a)
+        for a, b in ((start, end), (later, last))
+    )
+    print(f"calls a second: two workers {two:.0f}, three {three:.0f}")
+    docker("kill", submitter, check=False)
+    assert three > 1.15 * two
 
 
 def test_a_driver_elsewhere_is_told_how_to_submit(cluster, image, network, settings, secrets):
