@@ -101,6 +101,13 @@ def test_a_chat_template_with_the_date_is_the_same_every_day(own, folder, call):
     assert f"{TODAY:%Y}" in (folder / "saved/chat_template.jinja").read_text()
 
 
+def test_damaged_weights_are_not_taken_for_pickles(own, folder):
+    (folder / "model.safetensors").write_bytes(b"junk")
+    with pytest.raises(InputError) as raised:
+        load_weights(own)
+    assert "PICKLE" not in str(raised.value)
+
+
 def test_a_padding_token_without_an_embedding_is_replaced(own, folder):
     tokenizer = load_tokenizer(own)
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
@@ -131,8 +138,9 @@ def test_a_pickle_is_loaded_only_if_it_is_allowed(own, folder, settings):
     torch.save(weights, folder / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"pytorch_model\.bin.*DISTILL_STUDENT__ALLOW_PICKLE"):
         check_source(own)
-    with pytest.raises(InputError, match="DISTILL_STUDENT__ALLOW_PICKLE"):
+    with pytest.raises(InputError, match="DISTILL_STUDENT__ALLOW_PICKLE") as raised:
         load_weights(own)
+    assert str(raised.value).count("only safetensors are loaded") == 1
     allowed = settings(STUDENT__MODEL=str(folder), STUDENT__ALLOW_PICKLE=True)
     check_source(allowed)
     assert load_weights(allowed)

@@ -1,5 +1,6 @@
 """Where a student comes from: a folder, a GGUF file or the hub; and what of it may be loaded."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,8 @@ from common.settings import BUILTIN, Settings
 from common.student.gguf import unpack_gguf
 
 _BUILTIN_FOLDER = Path(__file__).parents[1] / "builtin" / "student"
+_MISSING = re.compile(r"(no|have a) file named [^,]*safetensors")
+"""What transformers says of a student without safetensors."""
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 _NO_PICKLE = (
     "only safetensors are loaded, since a pickle (.bin) may run code; convert it, or set "
@@ -80,9 +83,8 @@ def check_source(settings: Settings) -> None:
         if not pickles:
             refuse_student(settings, FileNotFoundError("the folder has no weights"))
         if not settings.student.allow_pickle:
-            refuse_student(
-                settings, ValueError(f"its weights are in {pickles[0]}, and {_NO_PICKLE}")
-            )
+            found = f"no file named model.safetensors, but {pickles[0]}"
+            refuse_student(settings, FileNotFoundError(found))
     own = getattr(config, "quantization_config", None)
     if not own:
         return
@@ -94,11 +96,6 @@ def check_source(settings: Settings) -> None:
             f"DISTILL_STUDENT__MODEL={settings.student.model!r} is already quantised ({method}), "
             f"and {cause} needs its original weights; name the unquantised model"
         )
-
-
-def fix_pickle_reason(reason: str) -> str:
-    """A loader's reason, with what to do where a hub model has no safetensors."""
-    return f"{reason}; {_NO_PICKLE}" if "safetensors" in reason else reason
 
 
 def refuse_student(settings: Settings, error: Exception) -> NoReturn:
@@ -117,7 +114,9 @@ def refuse_student(settings: Settings, error: Exception) -> NoReturn:
             "DISTILL_STUDENT__TRUST_REMOTE_CODE names it: the folder, or <model>@<commit> beside "
             "DISTILL_STUDENT__REVISION=<commit>; read that code first"
         ) from None
+    if _MISSING.search(str(error)):
+        raise InputError(f"{name} cannot be loaded: {reason}; {_NO_PICKLE}") from None
     raise InputError(
-        f"{name} cannot be loaded: {fix_pickle_reason(reason)}; it may be 'builtin', a folder with "
+        f"{name} cannot be loaded: {reason}; it may be 'builtin', a folder with "
         "a transformers model, a GGUF file, or a model of the Hugging Face hub"
     ) from None
