@@ -26,9 +26,10 @@ class LabelRow:
     `status` is ok (`label` is set), failed (no usable response: `error` says why) or filtered (a
     label rule rejects the response: `error` names the rule). `message` is for people. `reasoning`
     is what the teacher wrote before its response; its tokens are part of the completion's.
-    `agreement` is the share of the samples that gave this label. `cached_tokens` are the prompt
-    tokens that the provider's cache held. The last four columns are log-probabilities, an item per
-    response token; None unless requested and offered.
+    `agreement` is the share of the samples that gave this label; `labels` are all that they gave,
+    the most frequent first, and `shares` their shares of those that passed the rules; None of one
+    sample. `cached_tokens` are the prompt tokens that the provider's cache held. The last four
+    columns are log-probabilities, an item per response token; None unless requested and offered.
     """
 
     id: str
@@ -42,6 +43,8 @@ class LabelRow:
     finish_reason: str | None = None
     agreement: float | None = None
     samples: int = 0
+    labels: list[str] | None = None
+    shares: list[Float32] | None = None
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0

@@ -27,8 +27,8 @@ from common.urls import Location
 PREFIX = "DISTILL_"
 BUILTIN = "builtin"
 """The value of a setting that selects the project's own data, teacher or student."""
-DEFAULTS_VERSION = 1
-"""Goes up when a new default changes results, since fingerprints omit defaults."""
+FIRST_DEFAULTS = {"train.learning_rate": 2e-4}
+"""The first defaults of settings whose default has changed: what fingerprints omit."""
 
 _SECRET_PARAMETER = re.compile(r"(^|&)[^=&]*(key|token|secret|password|sig)[^=&]*=", re.IGNORECASE)
 _OWN_PARAMETERS = {
@@ -283,7 +283,9 @@ class TrainSettings(Section):
     epochs: float = Field(3, gt=0, allow_inf_nan=False, description="Passes over the labels.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of batches, dropout and LoRA's weights.")
     batch_size: int = Field(8, ge=1, description="Examples per update.")
-    learning_rate: float = Field(2e-4, gt=0, description="Peak of the cosine schedule.")
+    learning_rate: float | None = Field(
+        None, gt=0, description="Peak of the cosine schedule; empty: by the student's width."
+    )
     warmup_steps: int = Field(20, ge=0, description="Updates of linear warm-up.")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
@@ -292,6 +294,14 @@ class TrainSettings(Section):
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="LoRA's dropout; 0 is much faster.")
     target_modules: Annotated[list[str], NoDecode] = Field(
         ["all-linear"], min_length=1, description="Modules to adapt, by comma; `all-linear`: all."
+    )
+    targets: Literal["label", "weighted", "shares"] = Field(
+        "label",
+        description="What is learned of a text: its label; the same, weighted by the samples' "
+        "agreement or the log-probabilities; every label of these, by its share.",
+    )
+    edit_weight: float = Field(
+        1.0, gt=0, description="Weight in the loss of a label's tokens that its text lacks."
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations instead of keeping them: slower, less memory."
@@ -383,18 +393,21 @@ class Settings(BaseSettings):
     ) -> dict[str, Any]:
         """A section's settings as `section.field`, without those at their default.
 
-        A new setting thus leaves the fingerprints of finished runs unchanged. A setting whose
-        default comes from elsewhere, such as OPENAI_BASE_URL, is never left out.
+        A new setting thus leaves the fingerprints of finished runs unchanged, and a new default
+        does not. A setting whose default comes from elsewhere, such as OPENAI_BASE_URL, is never
+        left out.
         """
         group: Section = getattr(self, section)
         fields = set(type(group).model_fields if names is None else names) - set(exclude)
+        values = group.model_dump(mode="json", include=fields)
         known = type(group).model_fields
-        values = {
-            f"{section}.{name}": value
-            for name, value in group.model_dump(mode="json", include=fields).items()
-            if known[name].default_factory or value != known[name].default
+        keys = {name: f"{section}.{name}" for name in values}
+        return {
+            key: values[name]
+            for name, key in keys.items()
+            if known[name].default_factory
+            or values[name] != FIRST_DEFAULTS.get(key, known[name].default)
         }
-        return values if DEFAULTS_VERSION == 1 else {"defaults": DEFAULTS_VERSION} | values
 
     def for_workers(self) -> "Settings":
         """A copy for other processes and machines: an absolute root, no secrets."""
@@ -422,8 +435,8 @@ class Settings(BaseSettings):
 
 def find_default(name: str) -> Any:
     """The value of a `section.field` that a fingerprint omits; None without a default."""
-    if name == "defaults":
-        return 1
+    if name in FIRST_DEFAULTS:
+        return FIRST_DEFAULTS[name]
     section, _, field_name = name.partition(".")
     section_field = Settings.model_fields.get(section)
     kind = section_field.annotation if section_field else None

@@ -8,6 +8,7 @@ agrees best with the teacher on held-out labels is the result. Reads <root>/<run
 import logging
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from common.student.weights import check_device
 from common.training.agreement import make_measure
 from common.training.checkpoints import Checkpoints
 from common.training.export import merge, push
+from common.training.lora import settle_rate
 from common.training.model_card import render_card
 from common.training.objectives.supervised import Supervised
 from common.training.schedule import Schedule, find_best
@@ -58,6 +60,7 @@ def main(settings: Settings) -> None:
     run = open_run(settings)
     storage, labels = run.storage, require_manifest(run.storage, LABELS)
     check_source(settings)
+    run = replace(run, settings=settle_rate(settings))
     tokenizer = load_tokenizer(settings)
     fingerprint = make_fingerprint(run, labels, tokenizer)
     with hold_run(storage, "train") as lock:
@@ -83,7 +86,7 @@ def train(
     started = time.monotonic()
     settings, storage = run.settings, run.storage
     checkpoints = Checkpoints(storage, fingerprint)
-    objective = Supervised(run.task, tokenizer)
+    objective = Supervised(run.task, tokenizer, settings.train.targets, settings.train.edit_weight)
     data = load_train_set(settings, storage, labels.files, objective)
     log.info("train: %s", ", ".join(f"{n} {name}" for name, n in data.counts.items()))
     set_seed(settings.train.seed)

@@ -44,6 +44,8 @@ def make_label(example: Example, replies: Sequence[Reply], task: Task) -> LabelR
     label = _find_commonest(sample.label for sample in winners)
     chosen = next(sample for sample in winners if sample.label == label)
     answer = chosen.answer
+    spellings = Counter(sample.label or "" for sample in voters).most_common()
+    is_shared = status == "ok" and len(samples) > 1
     usages = [sample.answer.usage or Usage() for sample in samples]
     return LabelRow(
         id=example.id,
@@ -57,6 +59,8 @@ def make_label(example: Example, replies: Sequence[Reply], task: Task) -> LabelR
         finish_reason=answer.finish_reason,
         agreement=len(winners) / len(samples) if status == "ok" else None,
         samples=len(samples),
+        labels=[name for name, _ in spellings] if is_shared else None,
+        shares=[count / len(voters) for _, count in spellings] if is_shared else None,
         prompt_tokens=sum(usage.prompt_tokens for usage in usages),
         cached_tokens=sum(usage.cached_tokens for usage in usages),
         completion_tokens=sum(usage.completion_tokens for usage in usages),

@@ -1,4 +1,4 @@
-"""LoRA: the layers that it adapts."""
+"""LoRA: the layers that it adapts, and its learning rate."""
 
 from typing import Any
 
@@ -7,6 +7,28 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from common.errors import SettingsError
 from common.settings import Settings, TrainSettings
 from common.student.lora import quicken
+from common.student.source import read_config
+
+_FULL_RATE, _WIDTH, _POWER = 5e-5, 2000, 0.781
+"""The rate of full fine-tuning at a width, and how it falls; fitted to Llamas."""
+
+
+def settle_rate(settings: Settings) -> Settings:
+    """The settings with the learning rate that they leave to the student's width."""
+    if settings.train.learning_rate is not None:
+        return settings
+    width = getattr(read_config(settings).get_text_config(), "hidden_size", _WIDTH)
+    train = settings.train.model_copy(update={"learning_rate": choose_rate(width)})
+    return settings.model_copy(update={"train": train})
+
+
+def choose_rate(width: int) -> float:
+    """The learning rate for a student whose hidden states have this width.
+
+    Source: J. Schulman, LoRA Without Regret (Thinking Machines Lab, 2025), and the lab's cookbook:
+    ten times the rate of full fine-tuning, for an alpha of 32 and any rank, falling with the width.
+    """
+    return float(f"{10 * _FULL_RATE * (_WIDTH / width) ** _POWER:.2g}")
 
 
 def make_lora(train: TrainSettings) -> LoraConfig:

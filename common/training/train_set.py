@@ -61,33 +61,36 @@ def load_train_set(
 
     def encode() -> Iterator[Encoded]:
         for row in iterate_labels(storage, files):
-            encoded = objective.encode(row)
-            if len(encoded["input_ids"]) > limit:
+            targets = objective.encode_targets(row)
+            if max(len(target["input_ids"]) for target in targets) > limit:
                 counts["dropped_too_long"] += 1
                 continue
             id = hash_text(row.text)
-            ids.append(id)
+            counts["texts"] += 1
+            ids.extend([id] * len(targets))
             lowest[id] = row
             if len(lowest) > 2 * most + _GROUP:
                 _keep_lowest(lowest, most)
-            yield encoded
+            yield from targets
 
     data = store_rows(encode())
     if not ids:
         raise InputError(
-            f"all {counts.total()} labels are longer than {limit} tokens, of "
+            f"all {counts['dropped_too_long']} labels are longer than {limit} tokens, of "
             f"DISTILL_STUDENT__MAX_TOKENS={settings.student.max_tokens} and the student's "
             f"{positions} positions; raise it, or choose another student"
         )
-    _keep_lowest(lowest, min(most, int(len(ids) * _MAX_HELD_OUT)))
+    _keep_lowest(lowest, min(most, int(counts["texts"] * _MAX_HELD_OUT)))
     packed = pack_ids(ids)
     # By id: workers write labels in any order, and the order of the rows is that of the training.
     order = [int(i) for i in np.argsort(packed, kind="stable") if ids[i] not in lowest]
     numbers = {
-        "labels": len(order),
+        "labels": counts["texts"] - len(lowest),
         "held_out": len(lowest),
         "dropped_too_long": counts["dropped_too_long"],
     }
+    if len(order) != numbers["labels"]:
+        numbers["targets"] = len(order)
     return TrainSet(data.select(order), [lowest[id] for id in sorted(lowest)], numbers)
 
 

@@ -29,7 +29,7 @@ from common.student.prompt import IGNORED
 from common.student.source import find_student
 from common.student.weights import choose_dtype, load_weights
 from common.training.batches import plan_batches
-from common.training.lora import add_adapter
+from common.training.lora import add_adapter, settle_rate
 from common.training.objectives.objective import Objective
 
 LOG_UPDATES = 10
@@ -52,8 +52,7 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         """`measure` makes the evaluations; None: no evaluation."""
         super().__init__(data_collator=objective.collate, **arguments)
         self._objective, self._plan, self.measure = objective, plan, measure
-        learned = (sum(t != IGNORED for t in row) for row in self.train_dataset["labels"])
-        self._tokens_per_row = sum(learned) / len(self.train_dataset)
+        self._weight_per_row = _sum_weights(self.train_dataset) / len(self.train_dataset)
         self._is_finite: torch.Tensor | None = None
         self._tokens: torch.Tensor | int = 0
         self._logged = time.monotonic()
@@ -77,7 +76,7 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The summed loss, divided by the learned tokens of an average update.
+        """The summed loss, divided by the learned tokens of an average update, or their weights.
 
         Dividing by those of this update would weight tokens of short labels more, since an update's
         labels have similar lengths.
@@ -85,7 +84,7 @@ class LabelTrainer(SFTTrainer):  # type: ignore[misc]
         assert not return_outputs
         del num_items_in_batch
         total = self._objective.sum_loss(model, inputs)
-        loss = total / (self._tokens_per_row * len(inputs["lengths"]))
+        loss = total / (self._weight_per_row * len(inputs["lengths"]))
         self._tokens += inputs["lengths"].sum()
         self.track_finite(loss)
         return loss
@@ -158,6 +157,7 @@ def make_trainer(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> LabelTrainer:
     """A trainer of the quantised student with a new adapter; its files go to `folder`."""
+    settings = settle_rate(settings)
     train = settings.train
     lengths = [len(ids) for ids in dataset["input_ids"]]
     model = add_adapter(settings, load_weights(settings))
@@ -189,6 +189,15 @@ def make_trainer(
         parameter.data = parameter.data.float()
     trainer.model.peft_config["default"].base_model_name_or_path = _portable_name(settings)
     return trainer
+
+
+def _sum_weights(dataset: Dataset) -> float:
+    """The weights of all learned tokens."""
+    if "weights" not in dataset.column_names:
+        return float(sum(token != IGNORED for row in dataset["labels"] for token in row))
+    rows = zip(dataset["labels"], dataset["weights"], strict=True)
+    pairs = (pair for row in rows for pair in zip(*row, strict=True))
+    return float(sum(weight for token, weight in pairs if token != IGNORED))
 
 
 def _make_arguments(train: TrainSettings, folder: Path) -> SFTConfig:

@@ -7,9 +7,9 @@ import torch
 
 from common.records import LabelRow
 
-Encoded = dict[str, list[int]]
+Encoded = dict[str, Any]
 """A row's `input_ids` (prompt and answer), its `labels` (the same, -100 for tokens without loss),
-and what else the objective needs."""
+its tokens' `weights` in the loss, if they differ, and what else the objective needs."""
 Batch = dict[str, torch.Tensor]
 
 
@@ -20,10 +20,16 @@ class Objective(Protocol):
         """Sees the model before the first batch."""
 
     def encode(self, row: LabelRow) -> Encoded:
-        """Encodes a label row."""
+        """Encodes a label row's label."""
+
+    def encode_targets(self, row: LabelRow) -> list[Encoded]:
+        """Encodes what is learned from a label row."""
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
-        """The tensors of a batch: `labels` are the learned tokens, `lengths` those of the rows."""
+        """The tensors of a batch: `labels` are the learned tokens, `lengths` those of the rows.
+
+        `weights` are those of the learned tokens, if they differ.
+        """
 
     def sum_loss(self, model: Any, batch: Batch) -> torch.Tensor:
         """The loss in nats, summed over the learned tokens."""

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: the cross-entropy of the label's tokens."""
 
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from typing import Any
 
 import torch
@@ -13,13 +14,22 @@ from common.student.prompt import IGNORED, encode_example
 from common.tasks.task import Task
 from common.training.objectives.objective import Batch, Encoded
 from common.training.objectives.packing import can_pack, pack
+from common.training.objectives.targets import TargetKind, list_targets
 
 
 class Supervised:
     """See `Objective`."""
 
-    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: PreTrainedTokenizerBase,
+        targets: TargetKind = "label",
+        edit_weight: float = 1.0,
+    ) -> None:
+        """`targets` and `edit_weight` are the train job's settings."""
         self._task, self._tokenizer = task, tokenizer
+        self._targets, self._edit_weight = targets, edit_weight
         self._pad = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
         self._can_pack = False
 
@@ -31,31 +41,68 @@ class Supervised:
         """Prompt, label and end-of-sequence token; the last two are learned."""
         return encode_example(self._tokenizer, self._task, row.text, row.label or "")
 
+    def encode_targets(self, row: LabelRow) -> list[Encoded]:
+        """The same for each target of the row, with weights if the settings ask for some."""
+        found = []
+        for label, weight in list_targets(row, self._task.label_rules.allowed, self._targets):
+            encoded: Encoded = encode_example(self._tokenizer, self._task, row.text, label)
+            if self._targets != "label" or self._edit_weight != 1:
+                encoded["weights"] = [weight] * len(encoded["input_ids"])
+            if self._edit_weight != 1:
+                self._weigh_edits(encoded, row.text)
+            found.append(encoded)
+        return found
+
+    def _weigh_edits(self, encoded: Encoded, text: str) -> None:
+        """Gives the label's tokens that differ from the text's their weight.
+
+        Source: M. Junczys-Dowmunt et al., Approaching Neural Grammatical Error Correction as a
+        Low-Resource Machine Translation Task (NAACL 2018), edit-weighted MLE.
+        """
+        start = encoded["labels"].count(IGNORED)
+        before = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        after = encoded["labels"][start:]
+        differ = SequenceMatcher(None, before.input_ids, after[:-1], autojunk=False)
+        for tag, _, _, first, end in differ.get_opcodes():
+            if tag != "equal":  # after a deletion, the token that closes the gap
+                for place in range(start + first, start + max(end, first + 1)):
+                    encoded["weights"][place] *= self._edit_weight
+
     def collate(self, rows: Sequence[Encoded]) -> Batch:
         """The batch, packed if that pays, else padded on the right.
 
         `input_ids`: (rows, longest row), or (1, tokens) with `position_ids` and `attention_mask`;
         `labels`: (learned tokens); `positions`: (learned tokens), indices into the flattened rows
-        of the tokens that predict them; `lengths`: (rows). With causal attention, right padding
+        of the tokens that predict them; `weights`: (learned tokens), if the rows have some;
+        `lengths`: (rows). With causal attention, right padding
         needs no mask, which allows faster kernels.
         """
         packed = pack(rows) if self._can_pack else None
         if packed is not None:
             return packed
-        padded = self._pad(list(rows))
+        padded = self._pad([{n: row[n] for n in ("input_ids", "labels")} for row in rows])
         labels = padded["labels"].flatten()
         learned = (labels != IGNORED).nonzero().flatten()
-        return {
+        batch = {
             "input_ids": padded["input_ids"],
             "labels": labels[learned],
             "positions": learned - 1,  # a row's first token is never learned
             "lengths": torch.tensor([len(row["input_ids"]) for row in rows]),
         }
+        if "weights" in rows[0]:
+            pairs = [
+                pair for row in rows for pair in zip(row["labels"], row["weights"], strict=True)
+            ]
+            batch["weights"] = torch.tensor([w for token, w in pairs if token != IGNORED])
+        return batch
 
     def sum_loss(self, model: Any, batch: Batch) -> torch.Tensor:
-        """The cross-entropy of the learned tokens."""
-        logits = compute_logits(model, batch)
-        return cross_entropy(logits.float(), batch["labels"], reduction="sum")
+        """The cross-entropy of the learned tokens, by their weights."""
+        logits = compute_logits(model, batch).float()
+        if "weights" not in batch:
+            return cross_entropy(logits, batch["labels"], reduction="sum")
+        losses = cross_entropy(logits, batch["labels"], reduction="none")
+        return (losses * batch["weights"]).sum()
 
 
 def compute_logits(model: Any, batch: Batch) -> torch.Tensor:

@@ -1,0 +1,257 @@
+"""What each lever is worth on a real student: `make ladder`.
+
+    python -m tests.benchmarks.ladder                          all, for a day on two cores
+    python -m tests.benchmarks.ladder --task reviews --labels 500 --only 'learning rate*' --seeds 1
+    python -m tests.benchmarks.ladder --task grammar --source ../shared/data/multilingual_gec
+
+SmolLM2-135M learns from a fixed budget of labels, by default settings and with one lever alone, and
+is scored on the test rows: the task's metric, its 95 % interval over the rows, and that over the
+seeds, each of which has labels of its own. The last update is scored, without the choice of a
+checkpoint. Results go to build/ladder.json as they come; a rerun does only the rest.
+"""
+
+import argparse
+import fnmatch
+import json
+import math
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from datasets import Dataset
+from transformers import set_seed
+
+from common.environment import load_settings
+from common.labels.label_row import make_label
+from common.metrics.metrics import METRICS
+from common.metrics.statistics import wilson_interval
+from common.records import Example, LabelRow, hash_text
+from common.settings import Settings
+from common.student.generation import TransformersRuntime
+from common.student.prompt import load_tokenizer
+from common.student.student import Student
+from common.student.weights import load_weights
+from common.tasks.cleaning import clean
+from common.teacher.replies import Reply
+from common.training.objectives.supervised import Supervised
+from common.training.trainer import make_trainer
+from tests.benchmarks.ladder_tasks import Asked, LadderTask, load_ladder_task
+from tests.benchmarks.measure import BUILD, print_table
+from tests.real.reviews import find_student
+
+_T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""Student's t for a two-sided 95 % interval, by the number of seeds."""
+
+BOTH = ("reviews", "grammar")
+Choose = Callable[[Sequence[Asked], int], list[tuple[Asked, Sequence[str]]]]
+"""From texts in random order and a budget of answers: texts, each with the answers it has."""
+
+
+def ask(answers: int = 1, are_free: bool = False) -> Choose:
+    """So many answers to a text; only the first one counts if the others `are_free`.
+
+    A teacher's log-probabilities are such: they tell of all answers that it might give.
+    """
+
+    def choose(asked: Sequence[Asked], budget: int) -> list[tuple[Asked, Sequence[str]]]:
+        texts = asked[: budget if are_free else budget // answers]
+        return [(row, row.answers[:answers]) for row in texts]
+
+    return choose
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One line of the table."""
+
+    name: str
+    variables: dict[str, str] = field(default_factory=dict)
+    choose: Choose = ask()
+    tasks: Sequence[str] = BOTH
+
+
+def vary(name: str, variable: str, *values: str, tasks: Sequence[str] = BOTH) -> list[Lever]:
+    return [Lever(f"{name} {value}", {variable: value}, tasks=tasks) for value in values]
+
+
+REAL = ("reviews",)
+
+
+LEVERS = [
+    Lever("default"),
+    *vary("learning rate", "TRAIN__LEARNING_RATE", "2e-4", "4e-4", "8e-4", "3e-3"),
+    *vary("rank", "TRAIN__LORA_RANK", "32"),
+    *vary("epochs", "TRAIN__EPOCHS", "2", "5"),
+    *vary("batch", "TRAIN__BATCH_SIZE", "4", "16"),
+    *vary("dropout", "TRAIN__LORA_DROPOUT", "0.1"),
+    *vary("quantization", "STUDENT__QUANTIZATION", "none"),
+    *vary("edit weight", "TRAIN__EDIT_WEIGHT", "2", "3", tasks=["grammar"]),
+    *(
+        Lever(f"3 answers to a third of the texts, {kind}", {"TRAIN__TARGETS": kind}, ask(3), REAL)
+        for kind in ("label", "weighted", "shares")
+    ),
+    *(
+        Lever(f"10 answers, {kind}", {"TRAIN__TARGETS": kind}, ask(10, are_free=True), REAL)
+        for kind in ("label", "weighted", "shares")
+    ),
+]
+
+
+def measure(lever: Lever, budget: int, seed: int, ladder: LadderTask) -> dict[str, Any]:
+    """Trains and scores once."""
+    settings = configure(ladder, {"TRAIN__SEED": str(seed), **lever.variables})
+    tokenizer = load_tokenizer(settings)
+    asked = random.Random(f"ladder {seed}").sample(list(ladder.pool), len(ladder.pool))
+    rows = [make_row(ladder, *chosen) for chosen in lever.choose(asked, budget)]
+    train = settings.train
+    objective = Supervised(ladder.task, tokenizer, train.targets, train.edit_weight)
+    usable = (row for row in rows if row.status == "ok")
+    dataset = Dataset.from_list([t for row in usable for t in objective.encode_targets(row)])
+    set_seed(seed)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(settings, tokenizer, objective, dataset, Path(folder))
+        trainer.train()
+    seconds = time.monotonic() - started
+    return score(settings, trainer.model, ladder) | {"seconds": seconds, "labels": len(rows)}
+
+
+def make_row(ladder: LadderTask, asked: Asked, answers: Sequence[str]) -> LabelRow:
+    """As the label job makes it of replies."""
+    example = Example(hash_text(asked.text), asked.text)
+    bodies = [{"choices": [{"message": {"content": answer}}]} for answer in answers]
+    replies = [Reply("", 200, json.dumps(body), attempts=1, seconds=0.0) for body in bodies]
+    return make_label(example, replies, ladder.task)
+
+
+def score(
+    settings: Settings, model: Any, ladder: LadderTask, with_few_shot: bool = False
+) -> dict[str, Any]:
+    """The task's metrics of a student."""
+    tokenizer = load_tokenizer(settings)
+    runtime = TransformersRuntime(model.eval(), tokenizer)
+    student = Student(runtime, tokenizer, ladder.task, settings.evaluate)
+    texts = [row.text for row in ladder.test]
+    responses = student.answer(texts, with_few_shot=with_few_shot)
+    rules = ladder.task.label_rules
+    answers = [clean(t, r.text, rules)[0] for t, r in zip(texts, responses, strict=True)]
+    return score_answers(ladder, answers)
+
+
+def score_answers(ladder: LadderTask, answers: Sequence[str]) -> dict[str, Any]:
+    texts, references = [r.text for r in ladder.test], [r.references for r in ladder.test]
+    scores = {}
+    for name in ladder.metrics:
+        metric = METRICS[name]
+        sums = metric.measure(texts, answers, references).sum(0)
+        scores[name] = float(metric.combine(sums))
+    return scores | {"n": len(texts)}
+
+
+def measure_others(ladder: LadderTask) -> dict[str, dict[str, Any]]:
+    """What learns nothing: the text or the commonest answer, the teacher, the base student."""
+    settings = configure(ladder, {})
+    commonest = Counter(row.answers[0] for row in ladder.pool).most_common(1)[0][0]
+    is_class = bool(ladder.task.label_rules.allowed)
+    copied = [commonest if is_class else row.text for row in ladder.test]
+    model = load_weights(settings)
+    return {
+        "the commonest answer" if is_class else "copying the text": score_answers(ladder, copied),
+        "base student": score(settings, model, ladder),
+        "base student, few-shot": score(settings, model, ladder, with_few_shot=True),
+        "teacher": score_answers(ladder, ladder.teacher),
+    }
+
+
+def configure(ladder: LadderTask, variables: dict[str, str]) -> Settings:
+    variables = {
+        "STUDENT__MODEL": str(find_student()),
+        "EVALUATE__MAX_NEW_TOKENS": str(ladder.max_new_tokens),
+        **variables,
+    }
+    with mock.patch.dict(os.environ, {f"DISTILL_{n}": v for n, v in variables.items()}):
+        return load_settings()
+
+
+def show(task: str, budget: int, results: dict[str, Any], seeds: int) -> None:
+    """Prints the table of a task and a budget."""
+    others = [name.split("; ", 1) for name in results if name.startswith(f"{task}; ")]
+    rows = [
+        {"lever": name} | describe([results[f"{task}; {name}"]])
+        for _, name in others
+        if "; " not in name
+    ]
+    for lever in LEVERS:
+        names = [name_result(task, budget, lever, seed) for seed in range(seeds)]
+        if found := [results[name] for name in names if name in results]:
+            rows.append({"lever": lever.name} | describe(found))
+    if rows:
+        print_table(f"{task}: {budget:,} labels, {seeds} seeds", rows)
+
+
+def describe(found: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The cells of a line."""
+    cells = {}
+    n = found[0]["n"]
+    for name in (name for name in METRICS if name in found[0]):
+        scores = [result[name] for result in found]
+        mean = statistics.mean(scores)
+        spread = ""
+        if len(scores) in _T_95:
+            half = _T_95[len(scores)] * statistics.stdev(scores) / math.sqrt(len(scores))
+            spread = f" ± {100 * half:.1f}"
+        low, high = wilson_interval(mean, n)
+        rows = f" ({100 * low:.1f} – {100 * high:.1f})" if METRICS[name].is_share else ""
+        cells[name] = f"{100 * mean:.1f}{spread}{rows}"
+    seconds = [result["seconds"] for result in found if "seconds" in result]
+    return cells | {"seconds": f"{statistics.mean(seconds):.0f}" if seconds else ""}
+
+
+def name_result(task: str, budget: int, lever: Lever, seed: int) -> str:
+    return f"{task}; {budget}; {lever.name}; {seed}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--task", choices=("reviews", "grammar"), action="append")
+    parser.add_argument("--source", default="juancavallotti/multilingual-gec", help="of grammar")
+    parser.add_argument("--labels", type=int, action="append", help="250, 500, 1000 and 2000")
+    parser.add_argument("--only", default="*", help="pattern of the levers' names")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    options = parser.parse_args()
+    BUILD.mkdir(exist_ok=True)
+    path = BUILD / "ladder.json"
+    results = json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+    def keep(found: dict[str, Any]) -> None:
+        results.update(found)
+        path.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+        print(found, flush=True)
+
+    for task in options.task or BOTH:
+        ladder = load_ladder_task(task, options.source)
+        if f"{task}; teacher" not in results:
+            keep({f"{task}; {name}": r for name, r in measure_others(ladder).items()})
+        for budget in options.labels or (250, 500, 1_000, 2_000):
+            for seed in range(options.first_seed, options.seeds):
+                for lever in LEVERS:
+                    name = name_result(task, budget, lever, seed)
+                    is_chosen = task in lever.tasks and fnmatch.fnmatch(lever.name, options.only)
+                    if is_chosen and name not in results:
+                        keep({name: measure(lever, budget, seed, ladder)})
+            show(task, budget, results, options.seeds)
+
+
+if __name__ == "__main__":
+    main()

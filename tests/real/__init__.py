@@ -1,0 +1,1 @@
+"""A real student and real people's answers: what `make run-real` distils."""
