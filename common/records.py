@@ -59,12 +59,17 @@ class LabelRow:
 
 @dataclass(frozen=True)
 class Response:
-    """A system's answer; `tokens` counts its tokens, `seconds` is its share of its batch."""
+    """A system's answer; `tokens` counts its tokens, `seconds` is its share of its batch.
+
+    `mean_logprob` and `least_logprob` are of a student's tokens, with the one that ends the answer.
+    """
 
     text: str
     tokens: int
     seconds: float
     error: str | None = None
+    mean_logprob: float | None = None
+    least_logprob: float | None = None
 
 
 def make_schema(row_type: type) -> pa.Schema:

@@ -46,6 +46,10 @@ def answer_alone(model, prompt, count, ends):
     return ids[len(prompt) :]
 
 
+def list_tokens(answers):
+    return [tokens for tokens, _ in answers]
+
+
 def test_answers_are_those_of_separate_prompts(model):
     if not can_share(model):
         pytest.skip("its attention is not replaced")
@@ -55,9 +59,26 @@ def test_answers_are_those_of_separate_prompts(model):
     assert len({len(answer) for answer in expected}) > 1
     before = model.config._attn_implementation
     shared = read_shared(model, SHARED)
-    assert decode(model, shared, REST, 40, ends) == expected
-    assert decode(model, shared, REST[:1], 1, []) == [alone[0][:1]]  # and it can be used again
+    assert list_tokens(decode(model, shared, REST, 40, ends)) == expected
+    assert list_tokens(decode(model, shared, REST[:1], 1, [])) == [
+        alone[0][:1]
+    ]  # and it can be used again
     assert model.config._attn_implementation == before
+
+
+def test_an_answer_has_the_log_probabilities_of_its_tokens_and_its_end():
+    torch.manual_seed(0)
+    model = MODELS["llama"]().eval()
+    (first, *_), _ = decode(model, read_shared(model, SHARED), REST[1:2], 9, [])[0]
+    ((tokens, logprobs),) = decode(model, read_shared(model, SHARED), REST[1:2], 9, [first])
+    assert (tokens, len(logprobs)) == ([], 1)
+    ((tokens, logprobs),) = decode(model, read_shared(model, SHARED), REST[1:2], 9, [])
+    ids = torch.tensor([SHARED + REST[1] + tokens])
+    with torch.inference_mode():
+        expected = model(input_ids=ids).logits[0].log_softmax(-1)
+    places = range(ids.shape[1] - len(tokens) - 1, ids.shape[1] - 1)
+    known = [float(expected[p, t]) for p, t in zip(places, tokens, strict=True)]
+    assert logprobs == pytest.approx(known, abs=1e-4)
 
 
 def test_llamas_can_share_and_others_are_left_to_transformers():
@@ -73,6 +94,6 @@ def test_llamas_can_share_and_others_are_left_to_transformers():
 def test_many_scores_are_computed_in_parts(monkeypatch):
     torch.manual_seed(0)
     model = MODELS["llama"]().eval()
-    expected = decode(model, read_shared(model, SHARED), REST, 20, [])
+    expected = list_tokens(decode(model, read_shared(model, SHARED), REST, 20, []))
     monkeypatch.setattr("common.student.greedy._MOST_SCORES", 1)
-    assert decode(model, read_shared(model, SHARED), REST, 20, []) == expected
+    assert list_tokens(decode(model, read_shared(model, SHARED), REST, 20, [])) == expected

@@ -107,6 +107,20 @@ def test_greedy_output_of_a_batch_equals_one_at_a_time(settings, quantization):
     assert [r.tokens for r in together] == [r.tokens for r in alone]
 
 
+@pytest.mark.usefixtures("in_fp32")
+def test_an_answer_is_as_sure_by_transformers_as_by_our_decoding(builtin, monkeypatch):
+    model, tokenizer = load_weights(builtin), load_tokenizer(builtin)
+    prompts = [encode_prompt(tokenizer, TASK, text) for text in ("Le chat dort.", "the old man")]
+    limits = {"max_new_tokens": 20, "batch_tokens": 10_000}
+    ours = generate(model, tokenizer, prompts, **limits)
+    monkeypatch.setattr("common.student.generation.can_share", lambda model: False)
+    for one, other in zip(ours, generate(model, tokenizer, prompts, **limits), strict=True):
+        assert one.text == other.text
+        assert one.least_logprob <= one.mean_logprob < 0
+        assert one.least_logprob == pytest.approx(other.least_logprob, abs=1e-3)
+        assert one.mean_logprob == pytest.approx(other.mean_logprob, abs=1e-3)
+
+
 def test_greedy_decoding_knows_no_penalty(settings, builtin, tmp_path):
     """Some models bring one in generation_config.json, which would keep a student from copying."""
     folder = tmp_path / "student"

@@ -1,6 +1,7 @@
 """Batched greedy decoding."""
 
 import logging
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -8,10 +9,15 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+)
 
 from common.records import Response
-from common.student.greedy import KeyValues, can_share, decode, read_shared
+from common.student.greedy import Decoded, KeyValues, can_share, decode, read_shared
 from common.student.memory import is_memory_error
 from common.student.prompt import count_shared
 from common.student.source import count_positions
@@ -114,25 +120,52 @@ class TransformersRuntime:
         else:
             answers = self._generate(prompts, max_new_tokens, ends)
         seconds = (time.monotonic() - started) / len(prompts)
-        texts = tokenizer.batch_decode(answers, skip_special_tokens=True)
+        texts = tokenizer.batch_decode([ids for ids, _ in answers], skip_special_tokens=True)
         return [
-            Response(text.strip(), len(answer), seconds)
-            for text, answer in zip(texts, answers, strict=True)
+            Response(
+                text.strip(),
+                len(ids),
+                seconds,
+                mean_logprob=statistics.fmean(logprobs),
+                least_logprob=min(logprobs),
+            )
+            for text, (ids, logprobs) in zip(texts, answers, strict=True)
         ]
 
     def _generate(
         self, prompts: list[list[int]], max_new_tokens: int, ends: list[int]
-    ) -> list[list[int]]:
+    ) -> list[Decoded]:
         """As `decode`, by transformers."""
         pad = self._tokenizer.pad_token_id
         padded = self._tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
         config = GenerationConfig(
             do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=ends
         )
+        listener = _Listener()
         with torch.inference_mode():
-            output = self._model.generate(**padded.to(self._model.device), generation_config=config)
+            output = self._model.generate(
+                **padded.to(self._model.device),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([listener]),
+            )
         rows = output[:, padded["input_ids"].shape[1] :].tolist()
-        return [list(takewhile(lambda token: token not in ends, row)) for row in rows]
+        answers = [list(takewhile(lambda token: token not in ends, row)) for row in rows]
+        steps = torch.stack(listener.logprobs, 1).tolist()
+        return [
+            (answer, logprobs[: len(answer) + 1])
+            for answer, logprobs in zip(answers, steps, strict=True)
+        ]
+
+
+class _Listener(LogitsProcessor):
+    """Keeps the log-probability of the likeliest token at each step."""
+
+    def __init__(self) -> None:
+        self.logprobs: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.logprobs.append(scores.max(-1).values - scores.logsumexp(-1))
+        return scores
 
 
 def _log_progress(done: int, rows: int, seconds: float) -> None:

@@ -15,6 +15,8 @@ from torch import nn
 from transformers import AttentionInterface, Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
+Decoded = tuple[list[int], list[float]]
+"""An answer's tokens, without the one that ends it, and the log-probabilities of all."""
 ATTENTION = "shared_prefix"
 _GROWTH = 32
 """Tokens by which the memory of keys and values grows."""
@@ -189,28 +191,33 @@ def decode(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     end_tokens: Sequence[int],
-) -> list[list[int]]:
-    """The tokens of greedy answers, without the one that ends them.
+) -> list[Decoded]:
+    """Greedy answers of a model that `can_share`.
 
     Args:
-        model: a causal model that `can_share`.
         shared: of the tokens before each prompt.
         prompts: the rest of each prompt, at least one token.
         max_new_tokens: length limit of an answer.
         end_tokens: any of them ends an answer.
     """
-    answers: list[list[int]] = [[] for _ in prompts]
+    answers: list[Decoded] = [([], []) for _ in prompts]
     own, batch = KeyValues(shared), _Batch(prompts, shared.length, model.device)
     with _attending(model, shared):
         while True:
-            logits = model(
-                **batch.get_inputs(), past_key_values=own, use_cache=True, logits_to_keep=1
-            ).logits
-            chosen = logits[:, -1].float().argmax(-1)
-            for place, (row, token) in enumerate(zip(batch.rows, chosen.tolist(), strict=True)):
-                if row is not None and token not in end_tokens:
-                    answers[row].append(token)
-                if row is None or token in end_tokens or len(answers[row]) == max_new_tokens:
+            logits = (
+                model(**batch.get_inputs(), past_key_values=own, use_cache=True, logits_to_keep=1)
+                .logits[:, -1]
+                .float()
+            )
+            highest, chosen = logits.max(-1)
+            logprobs = (highest - logits.logsumexp(-1)).tolist()
+            for place, token in enumerate(chosen.tolist()):
+                if (row := batch.rows[place]) is None:
+                    continue
+                answers[row][1].append(logprobs[place])
+                if not (is_end := token in end_tokens):
+                    answers[row][0].append(token)
+                if is_end or len(answers[row][0]) == max_new_tokens:
                     batch.rows[place] = None
             alive = [place for place, row in enumerate(batch.rows) if row is not None]
             if not alive:
