@@ -192,9 +192,10 @@ def decode(
     max_new_tokens: int,
     end_tokens: Sequence[int],
 ) -> list[Decoded]:
-    """Greedy answers of a model that `can_share`.
+    """Greedy answers.
 
     Args:
+        model: a causal model that `can_share`.
         shared: of the tokens before each prompt.
         prompts: the rest of each prompt, at least one token.
         max_new_tokens: length limit of an answer.
@@ -277,25 +278,18 @@ def can_share(model: Any) -> bool:
     Not so where layers pass on a state, slide over fewer tokens, or have an attention of their own.
     """
     shared, rest = list(range(5, 17)), [[20, 21, 22], [30], [40, 41, 42, 43, 44]]
+    seen: list[torch.Tensor] = []
+    hook = model.register_forward_hook(lambda *call: seen.append(call[-1].logits))
     try:
         alone = [
             model(input_ids=torch.tensor([shared + own], device=model.device)).logits[0, -1]
             for own in rest
         ]
-        seen: list[torch.Tensor] = []
-        with _keeping_logits(model, seen):
-            decode(model, read_shared(model, shared), rest, 1, [])
+        decode(model, read_shared(model, shared), rest, 1, [])
     except (ValueError, TypeError, RuntimeError, IndexError, AttributeError, KeyError):
         return False
+    finally:
+        hook.remove()
     expected = torch.stack(alone).float()
     difference = (seen[-1][:, -1].float() - expected).abs().max()
     return bool(difference <= _TOLERANCE * expected.abs().max())
-
-
-@contextmanager
-def _keeping_logits(model: Any, seen: list[torch.Tensor]) -> Iterator[None]:
-    hook = model.register_forward_hook(lambda *call: seen.append(call[-1].logits))
-    try:
-        yield
-    finally:
-        hook.remove()
