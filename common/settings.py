@@ -238,6 +238,12 @@ class LabelSettings(Section):
         "batch", description="How to ask for what a batch has not answered."
     )
     samples: int = Field(1, ge=1, description="Responses per example; the majority wins.")
+    rounds: int = Field(
+        1, ge=1, description="Rounds; from the second on, the student chooses the texts to label."
+    )
+    stop_gain: float = Field(
+        0.0, ge=0, description="Points of agreement under which another round is not worth it."
+    )
     max_cost_usd: float | None = Field(None, gt=0, description="Cost cap of the run; empty: none.")
     drain_seconds: float = Field(25, ge=0, description="Time for calls in flight after SIGTERM.")
     dry_run: bool = Field(
@@ -313,6 +319,9 @@ class TrainSettings(Section):
         6, ge=1, description="Evaluations on the held-out labels, evenly spaced."
     )
     patience: int = Field(3, ge=0, description="Early stopping: evaluations without gain; 0: off.")
+    curve: bool = Field(
+        False, description="Also train on an eighth, a quarter and a half, for a learning curve."
+    )
     checkpoint_seconds: float = Field(300, gt=0, description="Longest time between checkpoints.")
     report_to: Annotated[list[str], NoDecode] = Field(
         [], description="Installed trackers to use, by comma: tensorboard, mlflow, wandb …"

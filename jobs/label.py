@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from common.command import run_job
-from common.data.examples import Examples, load_examples
+from common.data.examples import Examples
 from common.data.testset import warn_without_test_rows
 from common.labels.counts import LabelCounts
 from common.labels.forecast import format_forecast, make_forecast
@@ -23,6 +23,7 @@ from common.labels.lanes.local import LocalLane
 from common.labels.parts import Parts
 from common.labels.preview import format_preview
 from common.labels.resume import Known, resume
+from common.labels.rounds import forget_round, load_round
 from common.labels.session import Session
 from common.records import LabelRow, hash_content
 from common.run.lock import RunLock, hold_run
@@ -51,8 +52,9 @@ def main(settings: Settings) -> None:
     started = time.monotonic()
     require_model(settings.teacher)
     run = open_run(settings)
-    examples = load_examples(settings, run.task)
+    examples = load_round(run)
     fingerprint = make_fingerprint(run, examples)
+    forget_round(run.storage, fingerprint["examples"])
     if settings.label.preview:
         with hold_run(run.storage, "label") as lock:
             preview(run, examples, Parts(run, hash_content(fingerprint)), lock)

@@ -20,7 +20,7 @@ from common.report.server import make_server
 from common.report.tables import Scores, make_main_table
 from common.report.text import render_summary, render_text
 from common.run.manifest import Manifest, read_manifest, require_manifest
-from common.run.steps import ADAPTER, LABELS, PREDICTIONS
+from common.run.steps import ADAPTER, CURVE, LABELS, PREDICTIONS
 from common.run.storage import RunStorage
 from common.settings import Settings
 from common.student.adapter import HISTORY_FILE
@@ -38,7 +38,7 @@ def main(settings: Settings) -> None:
     evaluated = require_manifest(storage, PREDICTIONS)
     metrics = _read_metrics(storage)
     tables = {name: _read_rows(storage, name, evaluated, metrics) for name in metrics["systems"]}
-    found = [read_manifest(storage, LABELS), read_manifest(storage, ADAPTER), evaluated]
+    found = [*(read_manifest(storage, step) for step in (LABELS, ADAPTER, CURVE)), evaluated]
     manifests: Manifests = {manifest.step: manifest for manifest in found if manifest}
     history = _read_history(storage)
     html = render_report(settings.run, metrics, tables, manifests, history)

@@ -18,7 +18,7 @@ from common.command import run_job
 from common.run.lock import RunLock, hold_run
 from common.run.manifest import Fingerprint, Manifest, is_done, require_manifest, write_manifest
 from common.run.run import Run, open_run
-from common.run.steps import ADAPTER, LABELS, MERGED, LabelSummary, TrainSummary
+from common.run.steps import ADAPTER, CURVE, LABELS, MERGED, LabelSummary, TrainSummary
 from common.settings import Settings
 from common.signals import deferring_signals
 from common.student.adapter import write_adapter
@@ -33,12 +33,14 @@ from common.training.lora import settle_rate
 from common.training.model_card import render_card
 from common.training.objectives.supervised import Supervised
 from common.training.schedule import Schedule, find_best
+from common.training.subsets import measure_curve
 from common.training.train_set import fingerprint_labels, load_train_set
 from common.training.trainer import LabelTrainer, make_trainer
 
 SECTIONS = ("run", "task", "storage", "student", "train", "evaluate")
 _WITHOUT_EFFECT = {
     "gradient_checkpointing",
+    "curve",
     "checkpoint_seconds",
     "report_to",
     "merge",
@@ -69,6 +71,8 @@ def main(settings: Settings) -> None:
             log.info("train: already done, see %s/%s", storage.url, ADAPTER.folder)
         else:
             train(run, labels, tokenizer, fingerprint, lock)
+        if settings.train.curve and not is_done(storage, CURVE, fingerprint):
+            draw_curve(run, labels, tokenizer, fingerprint, lock)
         if settings.train.merge and not is_done(storage, MERGED, fingerprint):
             merge(run, labels, fingerprint)
         if settings.train.push_to:
@@ -86,7 +90,7 @@ def train(
     started = time.monotonic()
     settings, storage = run.settings, run.storage
     checkpoints = Checkpoints(storage, fingerprint)
-    objective = Supervised(run.task, tokenizer, settings.train.targets, settings.train.edit_weight)
+    objective = make_objective(run, tokenizer)
     data = load_train_set(settings, storage, labels.files, objective)
     log.info("train: %s", ", ".join(f"{n} {name}" for name, n in data.counts.items()))
     set_seed(settings.train.seed)
@@ -118,6 +122,32 @@ def train(
     checkpoints.remove_all()
     line = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in summary.items())
     log.info("train: %s; see %s/%s", line, storage.url, ADAPTER.folder, extra={"figures": summary})
+
+
+def draw_curve(
+    run: Run,
+    labels: Manifest[LabelSummary],
+    tokenizer: PreTrainedTokenizerBase,
+    fingerprint: Fingerprint,
+    lock: RunLock,
+) -> None:
+    """Trains on parts of the labels, to tell what more of them would bring."""
+    objective = make_objective(run, tokenizer)
+    data = load_train_set(run.settings, run.storage, labels.files, objective)
+    with deferring_signals() as signals:
+
+        def check() -> None:
+            signals.check()
+            lock.check()
+
+        with explaining_memory(advise_on_memory(run.settings)):
+            measure_curve(run, tokenizer, objective, data, fingerprint, check)
+
+
+def make_objective(run: Run, tokenizer: PreTrainedTokenizerBase) -> Supervised:
+    """What the training minimises."""
+    train = run.settings.train
+    return Supervised(run.task, tokenizer, train.targets, train.edit_weight)
 
 
 def summarize(trainer: LabelTrainer, best: int) -> TrainSummary:

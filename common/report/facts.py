@@ -5,7 +5,11 @@ from typing import Any
 from common.evaluation.scores import RowCounts
 from common.labels.progress import format_seconds
 from common.run.manifest import Manifest
-from common.run.steps import LabelSummary, TrainSummary
+from common.run.steps import CURVE, LABELS, CurveSummary, LabelSummary, TrainSummary
+from common.training.curve import predict_gain
+
+_MORE = 1_000
+"""Labels on top, whose worth is told."""
 
 Facts = list[tuple[str, str]]
 Manifests = dict[str, Manifest[Any]]
@@ -82,6 +86,23 @@ def list_train_facts(manifest: Manifest[TrainSummary] | None) -> Facts:
         ("Whole job", format_seconds(summary["seconds"]) if "seconds" in summary else ""),
     ]
     return [(name, text) for name, text in facts if text]
+
+
+def list_curve_facts(manifests: Manifests) -> Facts:
+    """The learning curve, and what more labels would bring and cost."""
+    curve, labels = manifests.get(CURVE.folder), manifests.get(LABELS.folder)
+    if curve is None:
+        return []
+    summary: CurveSummary = curve.summary
+    points = summary["points"]
+    seen = ", ".join(f"{share:.1%} with {count:,}" for count, share in points)
+    facts = [("Agreement by labels", seen)]
+    if gain := predict_gain(points, summary["held_out"], _MORE):
+        low, value, high = (f"{100 * share:.1f}" for share in (gain.low, gain.value, gain.high))
+        cost = labels.summary.get("run_cost_usd") if labels else None
+        price = f", for ${_MORE * cost / labels.summary['inputs']:,.2f}" if labels and cost else ""
+        facts.append((f"{_MORE:,} more labels", f"{value} points likely ({low} – {high}){price}"))
+    return facts
 
 
 def _format(value: float | None, form: str, before: str = "") -> str:

@@ -24,6 +24,7 @@ from common.report.facts import (
     Facts,
     Manifests,
     flatten,
+    list_curve_facts,
     list_label_facts,
     list_row_facts,
     list_train_facts,
@@ -69,7 +70,7 @@ def render_report(
         "headline": _render_headline(scores),
         "tables": _render_tables(scores),
         "bars": _render_bars(scores),
-        "training": _render_training(manifests.get(ADAPTER.folder), history),
+        "training": _render_training(manifests, history),
         "labels": _render_facts(list_label_facts(manifests.get(LABELS.folder))),
         "settings": "".join(_render_settings(*item) for item in manifests.items()),
         "examples": _embed(collect_examples(scores, tables)),
@@ -151,10 +152,12 @@ def _render_bars(scores: Scores) -> str:
     )
 
 
-def _render_training(manifest: Manifest[TrainSummary] | None, history: Rows) -> str:
+def _render_training(manifests: Manifests, history: Rows) -> str:
+    manifest: Manifest[TrainSummary] | None = manifests.get(ADAPTER.folder)
     best = manifest.summary.get("best_update") if manifest else None
     curves = draw_curves(history, best) or '<p class="soft">No curves were kept.</p>'
-    return _render_facts(list_train_facts(manifest)) + curves
+    facts = [*list_train_facts(manifest), *list_curve_facts(manifests)]
+    return _render_facts(facts) + curves
 
 
 def _render_facts(facts: Facts) -> str:

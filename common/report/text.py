@@ -3,7 +3,13 @@
 import re
 
 from common.evaluation.scores import Metrics
-from common.report.facts import Manifests, list_label_facts, list_row_facts, list_train_facts
+from common.report.facts import (
+    Manifests,
+    list_curve_facts,
+    list_label_facts,
+    list_row_facts,
+    list_train_facts,
+)
 from common.report.tables import (
     DETECTABLE,
     Cell,
@@ -30,7 +36,10 @@ def render_text(run: str, metrics: Metrics, manifests: Manifests) -> str:
         parts += [f"## {title} by {escape(group)}", render_table(make_group_table(scores, group))]
     for title, facts in (
         ("Labels", list_label_facts(manifests.get(LABELS.folder))),
-        ("Training", list_train_facts(manifests.get(ADAPTER.folder))),
+        (
+            "Training",
+            [*list_train_facts(manifests.get(ADAPTER.folder)), *list_curve_facts(manifests)],
+        ),
     ):
         if facts:
             parts += [f"## {title}", "\n".join(f"- {name}: {escape(text)}" for name, text in facts)]

@@ -50,6 +50,13 @@ class TrainSummary(TypedDict, total=False):
     seconds: float
 
 
+class CurveSummary(TypedDict, total=False):
+    """Numbers of labels, each with the agreement of a training on them, and on how many rows."""
+
+    points: list[tuple[int, float]]
+    held_out: int
+
+
 class MergeSummary(TypedDict, total=False):
     """How many prompts the merged student answers like the adapter."""
 
@@ -71,6 +78,7 @@ class Step(Generic[Summary]):
 
 LABELS: Step[LabelSummary] = Step("labels", "python -m jobs.label")
 ADAPTER: Step[TrainSummary] = Step("adapter", "python -m jobs.train")
+CURVE: Step[CurveSummary] = Step("curve", "python -m jobs.train")
 MERGED: Step[MergeSummary] = Step("merged", "python -m jobs.train")
 PREDICTIONS: Step[NoSummary] = Step("predictions", "python -m jobs.evaluate")
 
