@@ -67,9 +67,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # For a GPU with little memory: recomputes activations.
     "lean": {"gradient_checkpointing": True},
+    # The learning rate by trial, see `common.training.subsets`.
+    "auto": {},
     # For the built-in student: 2 M parameters take a far higher learning rate than 1 B.
     "builtin": {"learning_rate": 3e-3, "epochs": 4, "batch_size": 16},
 }
+
+
+def split_names(names: str | list[str]) -> list[str]:
+    """Names that commas separate."""
+    if isinstance(names, list):
+        return names
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 class Section(BaseModel):
@@ -265,6 +274,9 @@ class StudentSettings(Section):
         "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
         description="`builtin`, a Hugging Face model, a local folder, or a GGUF file.",
     )
+    models: Annotated[list[str], NoDecode] = Field(
+        [], description="Several students, by comma, for the pipeline: a run for each, one table."
+    )
     revision: str | None = Field(None, description="The hub model's branch, tag or commit.")
     trust_remote_code: str = Field(
         "",
@@ -279,12 +291,19 @@ class StudentSettings(Section):
     max_tokens: int = Field(512, ge=8, description="Prompt and label; longer rows are dropped.")
     require_gpu: bool = Field(False, description="Fail without a GPU instead of using the CPU.")
 
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_models(cls, names: str | list[str]) -> list[str]:
+        return split_names(names)
+
 
 class TrainSettings(Section):
     """The train job. A preset sets some of the fields below it; a field that is set wins."""
 
-    preset: Literal["default", "reference", "lean", "builtin"] = Field(
-        "default", description="For the built-in student the default is `builtin`."
+    preset: Literal["default", "reference", "lean", "builtin", "auto"] = Field(
+        "default",
+        description="For the built-in student the default is `builtin`; `auto` first tries "
+        "learning rates on a tenth of the labels.",
     )
     epochs: float = Field(3, gt=0, allow_inf_nan=False, description="Passes over the labels.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of batches, dropout and LoRA's weights.")
@@ -337,9 +356,7 @@ class TrainSettings(Section):
     @field_validator("target_modules", "report_to", mode="before")
     @classmethod
     def _split_names(cls, names: str | list[str]) -> list[str]:
-        if isinstance(names, list):
-            return names
-        return [name.strip() for name in names.split(",") if name.strip()]
+        return split_names(names)
 
 
 class EvaluateSettings(Section):

@@ -1,38 +1,107 @@
 """Runs everything in order: `python -m jobs.pipeline` (label, train, evaluate, report).
 
 Checks the inputs of all jobs before the first call to the teacher. A rerun resumes. With several
-rounds of labelling, the student of each round chooses what the next one labels.
+rounds of labelling, the student of each round chooses what the next one labels. With several
+students, each learns from the same labels, and one table compares them.
 """
 
 import logging
+import re
 from dataclasses import replace
+from typing import Any
 
 from common.command import run_job
 from common.data.examples import load_examples
 from common.data.testset import load_test_rows
+from common.errors import SettingsError
+from common.evaluation.scores import METRICS_FILE, Metrics
+from common.labels.copies import copy_labels
 from common.labels.rounds import load_others, size_round
+from common.report.sweep import make_sweep_table
+from common.report.text import render_table
 from common.run.manifest import read_manifest
 from common.run.rounds import Round, read_rounds, write_round
 from common.run.run import Run, open_run
 from common.run.steps import LABELS
+from common.run.storage import RunStorage
 from common.settings import Settings
 from common.student.student import check_student
+from common.tasks.task import load_task
 from common.training.choice import finish_round
 from common.training.curve import predict_gain
 from jobs import evaluate, label, report, train
 
 SECTIONS = ()
+SWEEP_FILE = "sweep.md"
 
 log = logging.getLogger(__name__)
 
 
 def main(settings: Settings) -> None:
-    """Distils; raises the first DistillError of a job."""
+    """Distils, into several students if the settings name some.
+
+    Raises the first DistillError of a job.
+    """
+    if settings.student.models:
+        sweep(settings)
+    else:
+        distil(settings)
+
+
+def sweep(settings: Settings) -> None:
+    """Distils into each student, from the same labels: the first one in the run itself.
+
+    The others have runs named after them, with a copy of the labels.
+    """
+    found: dict[str, Metrics] = {}
+    first: RunStorage | None = None
+    runs = list_sweep(settings)
+    for own in runs:  # before anything is paid for
+        check_student(own, load_task(own.task))
+    for own in runs:
+        log.info("==== student %s, run %s", own.student.model, own.run)
+        storage = RunStorage(own)
+        if first is None:
+            first = storage
+            distil(own)
+        else:
+            copy_labels(first, storage)
+            run_jobs(own, train, evaluate, report)
+        found[own.student.model] = storage.read_json(METRICS_FILE)
+    assert first is not None
+    text = render_table(make_sweep_table(found))
+    first.write_bytes(SWEEP_FILE, f"{text}\n".encode())
+    print(f"\n{text}\n\nsweep: {first.url}/{SWEEP_FILE}")
+
+
+def list_sweep(settings: Settings) -> list[Settings]:
+    """The settings for each student. Raises a SettingsError if two would share a run."""
+    runs: dict[str, Settings] = {}
+    for name in settings.student.models:
+        short = re.sub(r"[^A-Za-z0-9._-]+", "-", name.rstrip("/").rpartition("/")[2])
+        run = f"{settings.run}.{short}" if runs else settings.run
+        if run in runs:
+            raise SettingsError(
+                f"DISTILL_STUDENT__MODELS: {runs[run].student.model!r} and {name!r} would share "
+                f"the run {run!r}; rename one of the folders, or take two sweeps"
+            )
+        student = settings.student.model_copy(update={"model": name, "models": []})
+        runs[run] = settings.model_copy(update={"run": run, "student": student})
+    return list(runs.values())
+
+
+def distil(settings: Settings) -> None:
+    """All jobs for one student."""
     run = open_run(settings)
     if read_manifest(run.storage, LABELS) is None:
         check_inputs(run)
     run_rounds(run)
-    for job in (label, train, evaluate, report):
+    run_jobs(settings, label, train, evaluate, report)
+
+
+def run_jobs(settings: Settings, *jobs: Any) -> None:
+    """Runs jobs in their order."""
+    for job in jobs:
         log.info("== %s", job.__name__.removeprefix("jobs."))
         job.main(settings)
 

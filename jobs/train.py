@@ -8,8 +8,10 @@ agrees best with the teacher on held-out labels is the result. Reads <root>/<run
 import logging
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -33,7 +35,7 @@ from common.training.lora import settle_rate
 from common.training.model_card import render_card
 from common.training.objectives.supervised import Supervised
 from common.training.schedule import Schedule, find_best
-from common.training.subsets import measure_curve
+from common.training.subsets import Subsets, read_rate
 from common.training.train_set import fingerprint_labels, load_train_set
 from common.training.trainer import LabelTrainer, make_trainer
 
@@ -47,6 +49,8 @@ _WITHOUT_EFFECT = {
     "push_to",
 }
 """Settings that do not change the weights."""
+
+Result = TypeVar("Result")
 
 log = logging.getLogger(__name__)
 
@@ -64,15 +68,21 @@ def main(settings: Settings) -> None:
     check_source(settings)
     run = replace(run, settings=settle_rate(settings))
     tokenizer = load_tokenizer(settings)
-    fingerprint = make_fingerprint(run, labels, tokenizer)
     with hold_run(storage, "train") as lock:
+        fingerprint = make_fingerprint(run, labels, tokenizer)
+        if settings.train.preset == "auto" and settings.train.learning_rate is None:
+            rate = read_rate(run, fingerprint)
+            if rate is None:
+                rate = on_subsets(run, labels, tokenizer, fingerprint, lock, Subsets.find_rate)
+            run = replace(run, settings=settle_rate(settings, rate))
+            fingerprint = make_fingerprint(run, labels, tokenizer)
         if is_done(storage, ADAPTER, fingerprint):
             Checkpoints(storage, fingerprint).remove_all()  # left if the last job was killed
             log.info("train: already done, see %s/%s", storage.url, ADAPTER.folder)
         else:
             train(run, labels, tokenizer, fingerprint, lock)
         if settings.train.curve and not is_done(storage, CURVE, fingerprint):
-            draw_curve(run, labels, tokenizer, fingerprint, lock)
+            on_subsets(run, labels, tokenizer, fingerprint, lock, Subsets.draw_curve)
         if settings.train.merge and not is_done(storage, MERGED, fingerprint):
             merge(run, labels, fingerprint)
         if settings.train.push_to:
@@ -124,24 +134,24 @@ def train(
     log.info("train: %s; see %s/%s", line, storage.url, ADAPTER.folder, extra={"figures": summary})
 
 
-def draw_curve(
+def on_subsets(
     run: Run,
     labels: Manifest[LabelSummary],
     tokenizer: PreTrainedTokenizerBase,
     fingerprint: Fingerprint,
     lock: RunLock,
-) -> None:
-    """Trains on parts of the labels, to tell what more of them would bring."""
+    measure: Callable[[Subsets], Result],
+) -> Result:
+    """What a method of `Subsets` finds out by trainings on parts of the labels."""
     objective = make_objective(run, tokenizer)
     data = load_train_set(run.settings, run.storage, labels.files, objective)
-    with deferring_signals() as signals:
+    with deferring_signals() as signals, explaining_memory(advise_on_memory(run.settings)):
 
         def check() -> None:
             signals.check()
             lock.check()
 
-        with explaining_memory(advise_on_memory(run.settings)):
-            measure_curve(run, tokenizer, objective, data, fingerprint, check)
+        return measure(Subsets(run, tokenizer, objective, data, fingerprint, check))
 
 
 def make_objective(run: Run, tokenizer: PreTrainedTokenizerBase) -> Supervised:

@@ -82,7 +82,7 @@ def fingerprint_student(
     settings: Settings, task: Task, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """What a trained adapter depends on: the prompt and the base student."""
-    without_effect = ["require_gpu", "trust_remote_code", "allow_pickle"]
+    without_effect = ["models", "require_gpu", "trust_remote_code", "allow_pickle"]
     return {
         "student.prompt": task.student.prompt,
         "student.frame": describe_frame(tokenizer),

@@ -13,12 +13,12 @@ _FULL_RATE, _WIDTH, _POWER = 5e-5, 2000, 0.781
 """The rate of full fine-tuning at a width, and how it falls; fitted to Llamas."""
 
 
-def settle_rate(settings: Settings) -> Settings:
-    """The settings with the learning rate that they leave to the student's width."""
+def settle_rate(settings: Settings, rate: float | None = None) -> Settings:
+    """The settings with a learning rate: theirs, the given one, or that of the student's width."""
     if settings.train.learning_rate is not None:
         return settings
     width = getattr(read_config(settings).get_text_config(), "hidden_size", _WIDTH)
-    train = settings.train.model_copy(update={"learning_rate": choose_rate(width)})
+    train = settings.train.model_copy(update={"learning_rate": rate or choose_rate(width)})
     return settings.model_copy(update={"train": train})
 
 

@@ -1,27 +1,126 @@
-"""Trainings on parts of the labels, for the learning curve."""
+"""Trainings on parts of the labels: for the learning curve, and to find a learning rate.
+
+What they measure is kept on storage at once, so that a rerun goes on with the next one.
+"""
 
 import gc
 import logging
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from common.run.manifest import Fingerprint, require_manifest, write_manifest
 from common.run.run import Run
 from common.run.steps import ADAPTER, CURVE
+from common.settings import Settings
 from common.training.agreement import make_measure
 from common.training.objectives.objective import Objective
 from common.training.train_set import TrainSet
 from common.training.trainer import make_trainer
 
-_PARTS = (8, 4, 2)
+_CURVE_PARTS = (8, 4, 2)
+_RATES = (0.4, 1.0, 2.5)
+"""The learning rates to try, by that of the student's width."""
+_TRIAL_PART, _TRIAL_EPOCHS = 10, 2 / 3
+"""A trial has a tenth of the labels, for that share of the epochs; three take a fifth of a run."""
 _LEAST = 16
 """Fewer labels teach nothing that could be measured."""
+_TRIALS = "trials"
+_CHOSEN = f"{_TRIALS}/chosen.json"
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Subsets:
+    """Trains on parts of the labels, and measures on the held-out ones.
+
+    `fingerprint` is what the whole training depends on; `check` is called at each update, and may
+    raise.
+    """
+
+    run: Run
+    tokenizer: PreTrainedTokenizerBase
+    objective: Objective
+    data: TrainSet
+    fingerprint: Fingerprint
+    check: Callable[[], None]
+
+    def draw_curve(self) -> None:
+        """Trains on an eighth, a quarter and a half of the labels, and writes <root>/<run>/curve.
+
+        The agreement is that of the last update.
+        """
+        storage, labels = self.run.storage, self.data.counts["labels"]
+        points = []
+        for part in _CURVE_PARTS if self.data.held_out else ():
+            if labels // part >= _LEAST:
+                found = self._measure(f"{CURVE.folder}/{part}.json", self.run.settings, part)
+                points.append((labels // part, found["agreement"]))
+        whole = require_manifest(storage, ADAPTER).summary.get("agreement")
+        points += [] if whole is None else [(labels, whole)]
+        write_manifest(
+            storage,
+            CURVE,
+            self.fingerprint,
+            {"points": points, "held_out": len(self.data.held_out)},
+        )
+        line = ", ".join(f"{share:.1%} with {count}" for count, share in points)
+        log.info("train: agreement by labels: %s", line)
+
+    def find_rate(self) -> float:
+        """The learning rate with the best agreement after a training on a tenth of the labels.
+
+        Without held-out labels, or with too few labels, it is that of the settings.
+        """
+        train = self.run.settings.train
+        usual = train.learning_rate
+        assert usual is not None
+        if not self.data.held_out or self.data.counts["labels"] // _TRIAL_PART < _LEAST:
+            log.warning("train: too few labels to try learning rates on; taking %g", usual)
+            return usual
+        found: dict[float, tuple[float, float]] = {}
+        for rate in (float(f"{usual * factor:.2g}") for factor in _RATES):
+            changes = {"learning_rate": rate, "epochs": train.epochs * _TRIAL_EPOCHS}
+            own = {"train": train.model_copy(update=changes)}
+            settings = self.run.settings.model_copy(update=own)
+            result = self._measure(f"{_TRIALS}/{rate:g}.json", settings, _TRIAL_PART)
+            found[rate] = result["agreement"], -result["loss"]
+            log.info("train: learning rate %g: agreement %.3f, loss %.3f", rate, *result.values())
+        best = max(found, key=found.__getitem__)
+        content = {"fingerprint": self.fingerprint, "learning_rate": best}
+        self.run.storage.write_json(_CHOSEN, content)
+        return best
+
+    def _measure(self, name: str, settings: Settings, part: int) -> dict[str, float]:
+        """Agreement and loss after a training on one `part`-th of the labels; kept in a file."""
+        storage = self.run.storage
+        found = storage.read_json(name) if storage.exists(name) else {}
+        if found.get("fingerprint") != self.fingerprint:
+            labels = self.data.labels.select(range(len(self.data.labels) // part))
+            log.info("train: a training on %d of %d rows", len(labels), len(self.data.labels))
+            found = {"fingerprint": self.fingerprint} | self._train(settings, labels)
+            storage.write_json(name, found)
+        return {key: float(found[key]) for key in ("agreement", "loss")}
+
+    def _train(self, settings: Settings, labels: Dataset) -> dict[str, float]:
+        set_seed(settings.train.seed)
+        tokenizer, objective = self.tokenizer, self.objective
+        measure = make_measure(self.run, tokenizer, objective, self.data.held_out, self.check)
+        assert measure is not None
+        gc.collect()  # frees the trainer before, a reference cycle
+        with tempfile.TemporaryDirectory() as name:
+            checks = [_Checks(self.check)]
+            trainer = make_trainer(
+                settings, tokenizer, objective, labels, Path(name), callbacks=checks
+            )
+            trainer.train()
+            return measure(trainer.model)
 
 
 class _Checks(TrainerCallback):
@@ -33,58 +132,7 @@ class _Checks(TrainerCallback):
         self._check()
 
 
-def measure_curve(
-    run: Run,
-    tokenizer: PreTrainedTokenizerBase,
-    objective: Objective,
-    data: TrainSet,
-    fingerprint: Fingerprint,
-    check: Callable[[], None],
-) -> None:
-    """Trains on an eighth, a quarter and a half of the labels, and writes <root>/<run>/curve.
-
-    What is measured is kept at once, so that a rerun goes on with the next part. The agreement is
-    that of the last update. `check` may raise.
-    """
-    adapter = require_manifest(run.storage, ADAPTER)
-    points = []
-    for part in _PARTS:
-        count, labels = len(data.labels) // part, data.counts["labels"] // part
-        name = f"{CURVE.folder}/{part}.json"
-        if not data.held_out or labels < _LEAST:
-            continue
-        found = run.storage.read_json(name) if run.storage.exists(name) else {}
-        if found.get("fingerprint") != fingerprint:
-            log.info("train: %d labels, for the learning curve", labels)
-            part_data = TrainSet(data.labels.select(range(count)), data.held_out, data.counts)
-            agreement = _train_on(run, tokenizer, objective, part_data, check)
-            found = {"fingerprint": fingerprint, "agreement": agreement}
-            run.storage.write_json(name, found)
-        points.append((labels, float(found["agreement"])))
-    if (whole := adapter.summary.get("agreement")) is not None:
-        points.append((data.counts["labels"], whole))
-    write_manifest(
-        run.storage, CURVE, fingerprint, {"points": points, "held_out": len(data.held_out)}
-    )
-    line = ", ".join(f"{share:.1%} with {labels}" for labels, share in points)
-    log.info("train: agreement by labels: %s", line)
-
-
-def _train_on(
-    run: Run,
-    tokenizer: PreTrainedTokenizerBase,
-    objective: Objective,
-    data: TrainSet,
-    check: Callable[[], None],
-) -> float:
-    """The agreement of a student that learns from these labels."""
-    set_seed(run.settings.train.seed)
-    measure = make_measure(run, tokenizer, objective, data.held_out, check)
-    assert measure is not None
-    gc.collect()  # frees the trainer before, a reference cycle
-    with tempfile.TemporaryDirectory() as name:
-        trainer = make_trainer(
-            run.settings, tokenizer, objective, data.labels, Path(name), callbacks=[_Checks(check)]
-        )
-        trainer.train()
-        return measure(trainer.model)["agreement"]
+def read_rate(run: Run, fingerprint: Fingerprint) -> float | None:
+    """The learning rate that earlier trials have found, if any."""
+    found = run.storage.read_json(_CHOSEN) if run.storage.exists(_CHOSEN) else {}
+    return found["learning_rate"] if found.get("fingerprint") == fingerprint else None

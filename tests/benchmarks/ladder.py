@@ -41,6 +41,7 @@ from common.student.student import Student
 from common.student.weights import load_weights
 from common.tasks.cleaning import clean
 from common.teacher.replies import Reply
+from common.training.choice import CANDIDATES, pick_unsure
 from common.training.objectives.supervised import Supervised
 from common.training.trainer import make_trainer
 from tests.benchmarks.ladder_tasks import Asked, LadderTask, load_ladder_task
@@ -79,6 +80,7 @@ class Lever:
     variables: dict[str, str] = field(default_factory=dict)
     choose: Choose = ASK_ONCE
     tasks: Sequence[str] = BOTH
+    rounds: int = 1
 
 
 def vary(name: str, variable: str, *values: str, tasks: Sequence[str] = BOTH) -> list[Lever]:
@@ -97,6 +99,7 @@ LEVERS = [
     *vary("dropout", "TRAIN__LORA_DROPOUT", "0.1"),
     *vary("quantization", "STUDENT__QUANTIZATION", "none"),
     *vary("edit weight", "TRAIN__EDIT_WEIGHT", "2", "3", tasks=["grammar"]),
+    Lever("3 rounds, the student chooses", rounds=3),
     *(
         Lever(f"3 answers to a third of the texts, {kind}", {"TRAIN__TARGETS": kind}, ask(3), REAL)
         for kind in ("label", "weighted", "shares")
@@ -109,22 +112,57 @@ LEVERS = [
 
 
 def measure(lever: Lever, budget: int, seed: int, ladder: LadderTask) -> dict[str, Any]:
-    """Trains and scores once."""
+    """Trains and scores once; with rounds, once for each."""
     settings = configure(ladder, {"TRAIN__SEED": str(seed), **lever.variables})
-    tokenizer = load_tokenizer(settings)
     asked = random.Random(f"ladder {seed}").sample(list(ladder.pool), len(ladder.pool))
-    rows = [make_row(ladder, *chosen) for chosen in lever.choose(asked, budget)]
-    train = settings.train
+    started = time.monotonic()
+    chosen: list[Asked] = []
+    model = None
+    for number in range(lever.rounds):
+        step = budget * (number + 1) // lever.rounds - len(chosen)
+        if model is None:
+            more = asked[:step]
+        else:
+            more = pick(settings, model, ladder, asked[: CANDIDATES * step], step)
+        chosen += more
+        asked = [row for row in asked if row not in set(more)]
+        # the budget is of answers, which may be several to a text
+        rows = [make_row(ladder, *one) for one in lever.choose(chosen, len(chosen))]
+        model = train_student(settings, ladder, rows)
+    seconds = time.monotonic() - started
+    return score(settings, model, ladder) | {"seconds": seconds, "labels": len(rows)}
+
+
+def train_student(settings: Settings, ladder: LadderTask, rows: Sequence[LabelRow]) -> Any:
+    """The student after the last update."""
+    tokenizer, train = load_tokenizer(settings), settings.train
     objective = Supervised(ladder.task, tokenizer, train.targets, train.edit_weight)
     usable = (row for row in rows if row.status == "ok")
     dataset = Dataset.from_list([t for row in usable for t in objective.encode_targets(row)])
-    set_seed(seed)
-    started = time.monotonic()
+    set_seed(train.seed)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(settings, tokenizer, objective, dataset, Path(folder))
         trainer.train()
-    seconds = time.monotonic() - started
-    return score(settings, trainer.model, ladder) | {"seconds": seconds, "labels": len(rows)}
+    return trainer.model
+
+
+def pick(
+    settings: Settings, model: Any, ladder: LadderTask, candidates: Sequence[Asked], count: int
+) -> list[Asked]:
+    """The texts of which the student is least sure, as `common.training.choice` picks them."""
+    responses = make_student(settings, model, ladder).answer([row.text for row in candidates])
+    sure = [response.least_logprob or 0.0 for response in responses]
+    examples = [Example(str(place), row.text) for place, row in enumerate(candidates)]
+    return [
+        candidates[int(example.id)]
+        for example in pick_unsure(examples, sure, count, settings.train.seed)
+    ]
+
+
+def make_student(settings: Settings, model: Any, ladder: LadderTask) -> Student:
+    tokenizer = load_tokenizer(settings)
+    runtime = TransformersRuntime(model, tokenizer)
+    return Student(runtime, tokenizer, ladder.task, settings.evaluate)
 
 
 def make_row(ladder: LadderTask, asked: Asked, answers: Sequence[str]) -> LabelRow:
@@ -139,9 +177,7 @@ def score(
     settings: Settings, model: Any, ladder: LadderTask, with_few_shot: bool = False
 ) -> dict[str, Any]:
     """The task's metrics of a student."""
-    tokenizer = load_tokenizer(settings)
-    runtime = TransformersRuntime(model.eval(), tokenizer)
-    student = Student(runtime, tokenizer, ladder.task, settings.evaluate)
+    student = make_student(settings, model, ladder)
     texts = [row.text for row in ladder.test]
     responses = student.answer(texts, with_few_shot=with_few_shot)
     rules = ladder.task.label_rules

@@ -46,7 +46,7 @@ def load_sentiment() -> LadderTask:
     test = [review for review in reviews if review.is_test]
     return LadderTask(
         load_task(str(ROOT / "tests/real/reviews.toml")),
-        [Asked(review.text, review.answers) for review in reviews if not review.is_test],
+        [Asked(review.text, tuple(review.answers)) for review in reviews if not review.is_test],
         [TestRow(hash_text(r.text), r.text, [r.reference], {}) for r in test],
         ["accuracy"],
         [review.answers[0] for review in test],
@@ -92,7 +92,7 @@ def load_grammar(source: str) -> LadderTask:
     above copying the text.
     """
     task = load_task("gec")
-    pool = [Asked(text, [_answer(text, right)]) for text, right in _read(source, "train", task)]
+    pool = [Asked(text, (_answer(text, right),)) for text, right in _read(source, "train", task)]
     rows = _read(source, "test", task)
     return LadderTask(
         task,
