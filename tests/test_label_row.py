@@ -170,6 +170,14 @@ def test_the_majority_of_the_samples_is_the_label(samples, label, agreement):
     assert (row.agreement, row.samples) == (agreement, len(samples))
 
 
+def test_a_row_has_all_labels_of_its_samples_with_their_shares():
+    row = make_label(EXAMPLE, make_replies("a", REFUSED, "b", "a", " "), Task(name="any"))
+    assert row.labels == ["a", "b"]
+    assert row.shares == pytest.approx([2 / 3, 1 / 3])  # of those that passed
+    assert make_label(EXAMPLE, make_replies("a"), Task(name="any")).labels is None
+    assert make_label(EXAMPLE, make_replies("", ""), Task(name="any")).labels is None
+
+
 @pytest.mark.parametrize(
     ("samples", "status", "error"),
     [

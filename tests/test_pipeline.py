@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 
 import fsspec
@@ -10,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.errors import InputError
+from common.errors import InputError, SettingsError
+from common.student.source import find_student
 from jobs import evaluate, pipeline
 from support.commands import run_job
 from support.fake_teacher import running_teacher
@@ -61,6 +63,44 @@ def test_the_built_in_parts_distil(tmp_path, settings):
     ):
         with pytest.raises(InputError, match=re.escape(told)):
             evaluate.main(settings(**(variables | unchanged | {name: value})))
+
+
+def test_a_sweep_trains_several_students_on_labels_that_are_paid_for_once(tmp_path, settings):
+    other = tmp_path / "students/other"
+    shutil.copytree(find_student(settings(STUDENT__MODEL="builtin")), other)
+    variables = {
+        "DATA__SOURCE": "builtin",
+        "DATA__TRAIN_LIMIT": 40,
+        "DATA__TEST_LIMIT": 15,
+        "STUDENT__MODELS": f"builtin, {other}",
+        "TRAIN__EPOCHS": 1,
+        "TRAIN__EVALUATIONS": 1,
+        "EVALUATE__MAX_NEW_TOKENS": 40,
+        "TEACHER__MODEL": "big",
+        "RUN": "both",
+    }
+    with running_teacher(lambda text, call: text.capitalize()) as teacher:
+        done = run_job("pipeline", tmp_path, **variables, TEACHER__BASE_URL=teacher.url)
+        assert done.returncode == 0, done.stderr
+        assert len(teacher.bodies) == 40 + 15
+        again = run_job("pipeline", tmp_path, **variables, TEACHER__BASE_URL=teacher.url)
+        assert again.returncode == 0, again.stderr
+        assert again.stderr.count("already done") == 3 + 2
+        assert len(teacher.bodies) == 40 + 15
+    table = (tmp_path / "runs/both/sweep.md").read_text()
+    assert table in done.stdout
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == [
+        "builtin",
+        str(other),
+        "the teacher itself",
+    ]
+    assert json.loads((tmp_path / "runs/both.other/metrics.json").read_text())["systems"]
+
+
+def test_students_of_a_sweep_have_names_of_their_own(settings):
+    own = settings(STUDENT__MODELS="a/small, b/small, c/small", DATA__SOURCE="builtin")
+    with pytest.raises(SettingsError, match=r"'b/small' and 'c/small' would share the run"):
+        pipeline.main(own)
 
 
 TASK = """

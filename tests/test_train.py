@@ -655,3 +655,43 @@ def test_only_damaged_checkpoints_name_the_folder_to_delete(tiny):
     with pytest.raises(InputError, match=r"00000005 is damaged .*; delete .*/checkpoints, and run"):
         checkpoints.load_latest(Path("into"))
     assert checkpoints.list_updates() == [5]
+
+
+AUTO = {"TRAIN__PRESET": "auto", "STUDENT__MODEL": "builtin", "TRAIN__EVALUATIONS": 1}
+
+
+def test_rates_are_tried_on_a_tenth_of_the_labels_and_the_best_one_is_taken(settings, monkeypatch):
+    own = settings(**AUTO, TRAIN__EPOCHS=1, TRAIN__HELD_OUT=4, TRAIN__BATCH_SIZE=4)
+    pairs = [(f"the {i} dog sleep", f"The {i} dogs sleep.") for i in range(180)]
+    storage = write_labels(own, pairs)
+    tried = []
+
+    def train_on(subsets, settings, labels):
+        rate = settings.train.learning_rate
+        tried.append((rate, len(labels)))
+        if len(tried) == 3:
+            raise StoppedError(143)
+        return {"agreement": 0.5 + (rate > 3e-3), "loss": rate}
+
+    monkeypatch.setattr("common.training.subsets.Subsets._train", train_on)
+    with pytest.raises(StoppedError):
+        main(own)
+    main(own)
+    # the third one was interrupted; the first two are kept
+    assert tried == [(1.2e-3, 17), (3.1e-3, 17), (7.7e-3, 17), (7.7e-3, 17)]
+    manifest = read_manifest(storage, ADAPTER)
+    assert manifest.fingerprint["train.learning_rate"] == 3.1e-3  # as good, with less loss
+    main(own)
+    assert len(tried) == 4
+    shutil.rmtree(storage.path("adapter"))
+    main(settings(**AUTO, TRAIN__LEARNING_RATE="1e-3"))
+    assert len(tried) == 4
+    assert read_manifest(storage, ADAPTER).fingerprint["train.learning_rate"] == 1e-3
+
+
+def test_few_labels_are_not_tried_on(settings, caplog):
+    own = settings(**AUTO, TRAIN__EPOCHS=1)
+    storage = write_labels(own, PAIRS)
+    main(own)
+    assert "too few labels to try learning rates on; taking 0.0031" in caplog.text
+    assert read_manifest(storage, ADAPTER).fingerprint["train.learning_rate"] == 3.1e-3

@@ -1,0 +1,131 @@
+"""What is learned of a text: one label or several, with weights."""
+
+import math
+
+import pytest
+import torch
+
+from common.records import LabelRow, hash_text, make_label_table
+from common.run.storage import RunStorage
+from common.student.prompt import IGNORED, load_tokenizer
+from common.student.weights import load_weights
+from common.tasks.task import Task, load_task
+from common.training.lora import choose_rate, settle_rate
+from common.training.objectives.packing import pack
+from common.training.objectives.supervised import Supervised
+from common.training.objectives.targets import list_targets
+from common.training.train_set import load_train_set
+
+MOODS = ("positive", "neutral", "negative")
+ROW = LabelRow(hash_text("a"), "a", "ok", "positive", agreement=0.6, samples=5)
+SAMPLED = {"labels": ["positive", "neutral"], "shares": [0.75, 0.25]}
+
+
+def make_row(**fields):
+    return LabelRow(**vars(ROW) | fields)
+
+
+def make_first_token(**probabilities):
+    return {
+        "top_tokens": [list(probabilities), ["."]],
+        "top_logprobs": [[math.log(p) for p in probabilities.values()], [0.0]],
+        "token_logprobs": [math.log(0.5), math.log(0.125)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "expected"),
+    [
+        ("label", SAMPLED, {"positive": 1.0}),
+        ("weighted", SAMPLED, {"positive": 0.75}),
+        ("shares", SAMPLED, {"positive": 0.75, "neutral": 0.25}),
+        ("shares", {}, {"positive": 1.0}),
+        ("weighted", {}, {"positive": 1.0}),
+        # by the first token, in any case and with its space; the rest of the probability is shared
+        (
+            "shares",
+            make_first_token(**{" Pos": 0.6, "neg": 0.15, "x": 0.05}),
+            {"positive": 0.8, "negative": 0.2},
+        ),
+        ("weighted", make_first_token(pos=0.6, neg=0.2), {"positive": 0.75}),
+        # "ne" is both neutral and negative: nothing can be told, but the tokens' probability
+        ("shares", make_first_token(pos=0.6, ne=0.4), {"positive": 1.0}),
+        ("weighted", make_first_token(pos=0.6, ne=0.4), {"positive": 0.25}),
+        # an answer that begins otherwise: "The mood is positive."
+        ("shares", make_first_token(The=0.9, pos=0.1), {"positive": 1.0}),
+    ],
+)
+def test_targets_are_the_labels_by_their_shares(kind, fields, expected):
+    assert dict(list_targets(make_row(**fields), MOODS, kind)) == pytest.approx(expected)
+
+
+def test_weights_scale_the_loss_packed_or_padded(settings):
+    own = settings(STUDENT__MODEL="builtin")
+    tokenizer = load_tokenizer(own)
+    model = load_weights(own).eval()
+    plain = Supervised(load_task("gec"), tokenizer)
+    shared = Supervised(load_task("gec"), tokenizer, "shares")
+    row = make_row(
+        text="the dog", label="The dog.", labels=["The dog.", "A dog."], shares=[0.7, 0.3]
+    )
+    one, other = shared.encode_targets(row)
+    assert set(one["weights"]) == {0.7}
+
+    def measure(objective, rows):
+        with torch.inference_mode():
+            return float(objective.sum_loss(model, objective.collate(rows)))
+
+    rows = [make_row(text="the dog", label=label) for label in row.labels]
+    first, second = (measure(plain, [plain.encode(row)]) for row in rows)
+    assert measure(shared, [one, other]) == pytest.approx(0.7 * first + 0.3 * second, rel=0.02)
+    packed = pack([one, other])
+    padded = shared.collate([one, other])
+    assert sorted(packed["weights"].tolist()) == sorted(padded["weights"].tolist())
+    assert len(packed["weights"]) == len(packed["labels"])
+    assert "weights" not in plain.collate([plain.encode(row)])
+
+
+def test_edits_weigh_more_and_so_does_what_closes_a_gap(settings):
+    own = settings(STUDENT__MODEL="builtin")
+    tokenizer = load_tokenizer(own)
+    objective = Supervised(load_task("gec"), tokenizer, edit_weight=3.0)
+    row = make_row(text="The old old man sleep here.", label="The old man sleeps here.")
+    (encoded,) = objective.encode_targets(row)
+    heavy = [
+        tokenizer.decode([token])
+        for token, weight in zip(encoded["labels"], encoded["weights"], strict=True)
+        if token != IGNORED and weight == 3.0
+    ]
+    text = "".join(heavy)
+    assert "s" in text
+    assert "here" not in text
+    same = make_row(text="The old man.", label="The old man.")
+    (encoded,) = objective.encode_targets(same)
+    assert set(encoded["weights"]) == {1.0}
+
+
+def test_all_targets_of_a_text_are_trained_on_or_held_out_together(settings):
+    own = settings(STUDENT__MODEL="builtin", TRAIN__TARGETS="shares", TRAIN__HELD_OUT=4)
+    storage, tokenizer = RunStorage(own), load_tokenizer(own)
+    rows = [LabelRow(hash_text(str(i)), str(i), "ok", "positive", samples=2) for i in range(40)]
+    rows = [LabelRow(**vars(row) | SAMPLED) for row in rows]
+    storage.write_table("labels/part-0.parquet", make_label_table(rows))
+    objective = Supervised(Task(name="mood"), tokenizer, "shares")
+    found = load_train_set(own, storage, ["labels/part-0.parquet"], objective)
+    assert found.counts == {"labels": 36, "held_out": 4, "dropped_too_long": 0, "targets": 72}
+    assert len(found.labels) == 72
+    assert len(found.held_out) == 4
+
+
+@pytest.mark.parametrize(("width", "rate"), [(192, 3.1e-3), (576, 1.3e-3), (2048, 4.9e-4)])
+def test_the_learning_rate_falls_with_the_width(width, rate):
+    assert choose_rate(width) == rate
+
+
+def test_a_rate_that_is_set_stays(settings):
+    own = settings(STUDENT__MODEL="builtin", TRAIN__PRESET="default")
+    assert own.train.learning_rate is None
+    assert settle_rate(own).train.learning_rate == 3.1e-3
+    assert settle_rate(own, 5e-4).train.learning_rate == 5e-4
+    set_by_user = settings(TRAIN__LEARNING_RATE="1e-4")
+    assert settle_rate(set_by_user, 5e-4).train.learning_rate == 1e-4
