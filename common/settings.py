@@ -302,8 +302,7 @@ class TrainSettings(Section):
 
     preset: Literal["default", "reference", "lean", "builtin", "auto"] = Field(
         "default",
-        description="For the built-in student the default is `builtin`; `auto` first tries "
-        "learning rates on a tenth of the labels.",
+        description="`auto` tries learning rates first; `builtin` is the built-in student's.",
     )
     epochs: float = Field(3, gt=0, allow_inf_nan=False, description="Passes over the labels.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of batches, dropout and LoRA's weights.")
@@ -320,10 +319,10 @@ class TrainSettings(Section):
     target_modules: Annotated[list[str], NoDecode] = Field(
         ["all-linear"], min_length=1, description="Modules to adapt, by comma; `all-linear`: all."
     )
-    targets: Literal["label", "weighted", "shares"] = Field(
+    targets: Literal["label", "weighted", "shares", "tokens"] = Field(
         "label",
-        description="What is learned of a text: its label; the same, weighted by the samples' "
-        "agreement or the log-probabilities; every label of these, by its share.",
+        description="What is learned: the label; the same, by the teacher's certainty; all "
+        "sampled or allowed labels, by their shares; or the teacher's likeliest tokens, too.",
     )
     edit_weight: float = Field(
         1.0, gt=0, description="Weight in the loss of a label's tokens that its text lacks."

@@ -34,6 +34,7 @@ from common.training.export import merge, push
 from common.training.lora import settle_rate
 from common.training.model_card import render_card
 from common.training.objectives.supervised import Supervised
+from common.training.objectives.top_tokens import TopTokens
 from common.training.schedule import Schedule, find_best
 from common.training.subsets import Subsets, read_rate
 from common.training.train_set import fingerprint_labels, load_train_set
@@ -157,6 +158,8 @@ def on_subsets(
 def make_objective(run: Run, tokenizer: PreTrainedTokenizerBase) -> Supervised:
     """What the training minimises."""
     train = run.settings.train
+    if train.targets == "tokens":
+        return TopTokens(run.task, tokenizer)
     return Supervised(run.task, tokenizer, train.targets, train.edit_weight)
 
 

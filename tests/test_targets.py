@@ -11,9 +11,9 @@ from common.student.prompt import IGNORED, load_tokenizer
 from common.student.weights import load_weights
 from common.tasks.task import Task, load_task
 from common.training.lora import choose_rate, settle_rate
-from common.training.objectives.packing import pack
-from common.training.objectives.supervised import Supervised
+from common.training.objectives.supervised import Supervised, compute_logits
 from common.training.objectives.targets import list_targets
+from common.training.objectives.top_tokens import TopTokens
 from common.training.train_set import load_train_set
 
 MOODS = ("positive", "neutral", "negative")
@@ -59,7 +59,7 @@ def test_targets_are_the_labels_by_their_shares(kind, fields, expected):
     assert dict(list_targets(make_row(**fields), MOODS, kind)) == pytest.approx(expected)
 
 
-def test_weights_scale_the_loss_packed_or_padded(settings):
+def test_weights_scale_the_loss_packed_or_padded(settings, monkeypatch):
     own = settings(STUDENT__MODEL="builtin")
     tokenizer = load_tokenizer(own)
     model = load_weights(own).eval()
@@ -78,10 +78,10 @@ def test_weights_scale_the_loss_packed_or_padded(settings):
     rows = [make_row(text="the dog", label=label) for label in row.labels]
     first, second = (measure(plain, [plain.encode(row)]) for row in rows)
     assert measure(shared, [one, other]) == pytest.approx(0.7 * first + 0.3 * second, rel=0.02)
-    packed = pack([one, other])
-    padded = shared.collate([one, other])
-    assert sorted(packed["weights"].tolist()) == sorted(padded["weights"].tolist())
-    assert len(packed["weights"]) == len(packed["labels"])
+    shared._can_pack = True
+    monkeypatch.setattr("common.training.objectives.packing._MOST_SHARE", 2)
+    assert "position_ids" in shared.collate([one, other])
+    assert measure(shared, [one, other]) == pytest.approx(0.7 * first + 0.3 * second, rel=0.02)
     assert "weights" not in plain.collate([plain.encode(row)])
 
 
@@ -91,10 +91,11 @@ def test_edits_weigh_more_and_so_does_what_closes_a_gap(settings):
     objective = Supervised(load_task("gec"), tokenizer, edit_weight=3.0)
     row = make_row(text="The old old man sleep here.", label="The old man sleeps here.")
     (encoded,) = objective.encode_targets(row)
+    learned = [token for token in encoded["labels"] if token != IGNORED]
     heavy = [
         tokenizer.decode([token])
-        for token, weight in zip(encoded["labels"], encoded["weights"], strict=True)
-        if token != IGNORED and weight == 3.0
+        for token, weight in zip(learned, encoded["weights"], strict=True)
+        if weight == 3.0
     ]
     text = "".join(heavy)
     assert "s" in text
@@ -102,6 +103,35 @@ def test_edits_weigh_more_and_so_does_what_closes_a_gap(settings):
     same = make_row(text="The old man.", label="The old man.")
     (encoded,) = objective.encode_targets(same)
     assert set(encoded["weights"]) == {1.0}
+
+
+def test_the_teachers_likeliest_tokens_are_learned_where_they_are_the_students(settings):
+    own = settings(STUDENT__MODEL="builtin")
+    tokenizer, model = load_tokenizer(own), load_weights(own).eval()
+    objective = TopTokens(load_task("gec"), tokenizer)
+    ids = tokenizer("The dog.", add_special_tokens=False).input_ids
+    tokens = [token.replace("Ġ", " ") for token in tokenizer.convert_ids_to_tokens(ids)]
+    top = [[token, " other nonsense", tokens[0]] for token in tokens]
+    spread = [[math.log(0.6), math.log(0.2), math.log(0.2)]] * len(tokens)
+    told = {"tokens": tokens, "top_tokens": top, "top_logprobs": spread}
+    row = make_row(text="the dog", label="The dog.", **told)
+    (encoded,) = objective.encode_targets(row)
+    assert encoded["likely"][1] == [ids[1], ids[0]]
+    assert encoded["shares"][1] == pytest.approx([0.75, 0.25])
+    assert (encoded["likely"][-1], encoded["shares"][-1]) == ([tokenizer.eos_token_id], [1.0])
+    (plain,) = objective.encode_targets(make_row(text="the dog", label="The dog."))
+    other = make_row(text="the dog", label="The dog.", **told | {"tokens": ["T", "he", " dog."]})
+    assert objective.encode_targets(other) == [plain]
+    batch = objective.collate([encoded, plain])
+    with torch.inference_mode():
+        loss = objective.sum_loss(model, batch)
+        logprobs = compute_logits(model, batch).log_softmax(-1)
+    own_token = -logprobs.gather(1, batch["labels"][:, None])[:, 0]
+    first_token = -logprobs[: len(ids), ids[0]]
+    soft = 0.75 * own_token[: len(ids)] + 0.25 * first_token
+    soft[0] = own_token[0]  # its likeliest tokens are one and the same
+    expected = own_token.sum() - own_token[: len(ids)].sum() / 2 + soft.sum() / 2
+    torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_all_targets_of_a_text_are_trained_on_or_held_out_together(settings):

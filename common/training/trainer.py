@@ -193,11 +193,9 @@ def make_trainer(
 
 def _sum_weights(dataset: Dataset) -> float:
     """The weights of all learned tokens."""
-    if "weights" not in dataset.column_names:
-        return float(sum(token != IGNORED for row in dataset["labels"] for token in row))
-    rows = zip(dataset["labels"], dataset["weights"], strict=True)
-    pairs = (pair for row in rows for pair in zip(*row, strict=True))
-    return float(sum(weight for token, weight in pairs if token != IGNORED))
+    if "weights" in dataset.column_names:
+        return float(sum(map(sum, dataset["weights"])))
+    return float(sum(token != IGNORED for row in dataset["labels"] for token in row))
 
 
 def _make_arguments(train: TrainSettings, folder: Path) -> SFTConfig:

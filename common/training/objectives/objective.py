@@ -9,7 +9,7 @@ from common.records import LabelRow
 
 Encoded = dict[str, Any]
 """A row's `input_ids` (prompt and answer), its `labels` (the same, -100 for tokens without loss),
-its tokens' `weights` in the loss, if they differ, and what else the objective needs."""
+the `weights` of the learned tokens, if they differ, and what else the objective needs."""
 Batch = dict[str, torch.Tensor]
 
 

@@ -26,7 +26,7 @@ def pack(rows: Sequence[Encoded]) -> Batch | None:
     """The packed batch, or None if that does not pay.
 
     `input_ids` and `position_ids`: (1, tokens); `attention_mask`: (1, 1, tokens, tokens), True
-    where the first may attend to the second; `labels`, `positions`, `weights` and `lengths` as in
+    where the first may attend to the second; `labels`, `positions` and `lengths` as in
     `Supervised.collate`.
     """
     ids = [row["input_ids"] for row in rows]
@@ -36,13 +36,11 @@ def pack(rows: Sequence[Encoded]) -> Batch | None:
         return None
     flat, places, owners = ids[0][:shared], list(range(shared)), [0] * shared
     labels, positions = [], []
-    weights: list[float] = []
     for owner, row in enumerate(rows, 1):
         start = len(flat) - shared  # of this row's token 0, if it stood before its own tokens
         for place in range(1, len(row["input_ids"])):
             if row["labels"][place] != IGNORED:
                 labels.append(row["labels"][place])
-                weights += row["weights"][place : place + 1] if "weights" in row else []
                 positions.append(place - 1 if place <= shared else start + place - 1)
         flat = flat + row["input_ids"][shared:]
         places += range(shared, len(row["input_ids"]))
@@ -50,7 +48,7 @@ def pack(rows: Sequence[Encoded]) -> Batch | None:
     of, number = torch.tensor(owners), torch.arange(tokens)
     is_visible = (of[None] == 0) | (of[None] == of[:, None])
     mask = is_visible & (number[None] <= number[:, None])
-    batch = {
+    return {
         "input_ids": torch.tensor([flat]),
         "position_ids": torch.tensor([places]),
         "attention_mask": mask[None, None],
@@ -58,7 +56,6 @@ def pack(rows: Sequence[Encoded]) -> Batch | None:
         "positions": torch.tensor(positions),
         "lengths": torch.tensor([len(row) for row in ids]),
     }
-    return batch | ({"weights": torch.tensor(weights)} if weights else {})
 
 
 @torch.inference_mode()

@@ -47,7 +47,8 @@ class Supervised:
         for label, weight in list_targets(row, self._task.label_rules.allowed, self._targets):
             encoded: Encoded = encode_example(self._tokenizer, self._task, row.text, label)
             if self._targets != "label" or self._edit_weight != 1:
-                encoded["weights"] = [weight] * len(encoded["input_ids"])
+                learned = sum(token != IGNORED for token in encoded["labels"])
+                encoded["weights"] = [weight] * learned
             if self._edit_weight != 1:
                 self._weigh_edits(encoded, row.text)
             found.append(encoded)
@@ -59,13 +60,12 @@ class Supervised:
         Source: M. Junczys-Dowmunt et al., Approaching Neural Grammatical Error Correction as a
         Low-Resource Machine Translation Task (NAACL 2018), edit-weighted MLE.
         """
-        start = encoded["labels"].count(IGNORED)
         before = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        after = encoded["labels"][start:]
+        after = [token for token in encoded["labels"] if token != IGNORED]
         differ = SequenceMatcher(None, before.input_ids, after[:-1], autojunk=False)
         for tag, _, _, first, end in differ.get_opcodes():
             if tag != "equal":  # after a deletion, the token that closes the gap
-                for place in range(start + first, start + max(end, first + 1)):
+                for place in range(first, max(end, first + 1)):
                     encoded["weights"][place] *= self._edit_weight
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
@@ -74,27 +74,24 @@ class Supervised:
         `input_ids`: (rows, longest row), or (1, tokens) with `position_ids` and `attention_mask`;
         `labels`: (learned tokens); `positions`: (learned tokens), indices into the flattened rows
         of the tokens that predict them; `weights`: (learned tokens), if the rows have some;
-        `lengths`: (rows). With causal attention, right padding
-        needs no mask, which allows faster kernels.
+        `lengths`: (rows). With causal attention, right padding needs no mask, which allows faster
+        kernels.
         """
-        packed = pack(rows) if self._can_pack else None
-        if packed is not None:
-            return packed
+        batch = (pack(rows) if self._can_pack else None) or self._pad_rows(rows)
+        if "weights" in rows[0]:
+            batch["weights"] = torch.tensor([weight for row in rows for weight in row["weights"]])
+        return batch
+
+    def _pad_rows(self, rows: Sequence[Encoded]) -> Batch:
         padded = self._pad([{n: row[n] for n in ("input_ids", "labels")} for row in rows])
         labels = padded["labels"].flatten()
         learned = (labels != IGNORED).nonzero().flatten()
-        batch = {
+        return {
             "input_ids": padded["input_ids"],
             "labels": labels[learned],
             "positions": learned - 1,  # a row's first token is never learned
             "lengths": torch.tensor([len(row["input_ids"]) for row in rows]),
         }
-        if "weights" in rows[0]:
-            pairs = [
-                pair for row in rows for pair in zip(row["labels"], row["weights"], strict=True)
-            ]
-            batch["weights"] = torch.tensor([w for token, w in pairs if token != IGNORED])
-        return batch
 
     def sum_loss(self, model: Any, batch: Batch) -> torch.Tensor:
         """The cross-entropy of the learned tokens, by their weights."""
