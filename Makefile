@@ -29,6 +29,7 @@ install: $(VENV)/.installed
 
 run: export DISTILL_RUN ?= builtin
 run: export DISTILL_DATA__SOURCE ?= builtin
+run: export DISTILL_DATA__TRAIN_LIMIT ?= 0
 run: export DISTILL_TEACHER__BASE_URL ?= builtin
 run: export DISTILL_STUDENT__MODEL ?= builtin
 run: export DISTILL_EVALUATE__MAX_NEW_TOKENS ?= 64

@@ -25,6 +25,8 @@ SETTINGS = {
     "TEACHER__BASE_URL": "builtin",
     "STUDENT__MODEL": "builtin",
     "TRAIN__EPOCHS": 1,
+    "TRAIN__LORA_RANK": 8,
+    "TRAIN__EDIT_WEIGHT": 1,
     "EVALUATE__MAX_NEW_TOKENS": 64,
 }
 
