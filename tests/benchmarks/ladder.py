@@ -52,6 +52,8 @@ _T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t for a two-sided 95 % interval, by the number of seeds."""
 
 BOTH = ("reviews", "grammar")
+_SURE = 0.8
+"""The probability of an answer's least likely token from which on it counts as sure."""
 Choose = Callable[[Sequence[Asked], int], list[tuple[Asked, Sequence[str]]]]
 """From texts in random order and a budget of answers: texts, each with the answers it has."""
 
@@ -81,6 +83,8 @@ class Lever:
     choose: Choose = ASK_ONCE
     tasks: Sequence[str] = BOTH
     rounds: int = 1
+    is_filtered: bool = False
+    """Whether labels go that a student trained on the other half contradicts."""
 
 
 def vary(name: str, variable: str, *values: str, tasks: Sequence[str] = BOTH) -> list[Lever]:
@@ -100,6 +104,7 @@ LEVERS = [
     *vary("quantization", "STUDENT__QUANTIZATION", "none"),
     *vary("edit weight", "TRAIN__EDIT_WEIGHT", "2", "3", tasks=["grammar"]),
     Lever("3 rounds, the student chooses", rounds=3),
+    Lever("cross-filtering", is_filtered=True),
     *(
         Lever(f"3 answers to a third of the texts, {kind}", {"TRAIN__TARGETS": kind}, ask(3), REAL)
         for kind in ("label", "weighted", "shares")
@@ -128,6 +133,7 @@ def measure(lever: Lever, budget: int, seed: int, ladder: LadderTask) -> dict[st
         asked = [row for row in asked if row not in set(more)]
         # the budget is of answers, which may be several to a text
         rows = [make_row(ladder, *one) for one in lever.choose(chosen, len(chosen))]
+        rows = cross_filter(settings, ladder, rows) if lever.is_filtered else rows
         model = train_student(settings, ladder, rows)
     seconds = time.monotonic() - started
     return score(settings, model, ladder) | {"seconds": seconds, "labels": len(rows)}
@@ -144,6 +150,21 @@ def train_student(settings: Settings, ladder: LadderTask, rows: Sequence[LabelRo
         trainer = make_trainer(settings, tokenizer, objective, dataset, Path(folder))
         trainer.train()
     return trainer.model
+
+
+def cross_filter(
+    settings: Settings, ladder: LadderTask, rows: Sequence[LabelRow]
+) -> list[LabelRow]:
+    """The rows without those that a student of the other half surely answers otherwise."""
+    kept = []
+    for one, other in ((rows[::2], rows[1::2]), (rows[1::2], rows[::2])):
+        student = make_student(settings, train_student(settings, ladder, one), ladder)
+        for row, response in zip(other, student.answer([r.text for r in other]), strict=True):
+            answer = clean(row.text, response.text, ladder.task.label_rules)[0]
+            is_sure = (response.least_logprob or 0.0) > math.log(_SURE)
+            if answer == row.label or not is_sure:
+                kept.append(row)
+    return kept
 
 
 def pick(
