@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 from tests.benchmarks.measure import ROOT
 from tests.real.reviews import FOLDER, Review, find_student, load_reviews
@@ -55,12 +56,12 @@ def main() -> int:
             print(f"error: the teacher cannot serve on port {PORT}", file=sys.stderr)
             return 1
         own = settings | {"DISTILL_TEACHER__BASE_URL": url} | os.environ
-        try:
-            return subprocess.run([sys.executable, "-m", "jobs.pipeline"], env=own).returncode
-        except KeyboardInterrupt:
-            return 130
-        finally:
-            teacher.stdin.close()
+        with subprocess.Popen([sys.executable, "-m", "jobs.pipeline"], env=own) as pipeline:
+            while pipeline.returncode is None:
+                with suppress(KeyboardInterrupt):  # the pipeline has it, too, and saves its work
+                    pipeline.wait()
+        teacher.stdin.close()
+        return pipeline.returncode
 
 
 if __name__ == "__main__":
