@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from common.errors import StoppedError
+from common.errors import InputError, StoppedError
 from common.labels.lanes.local import LocalLane
 from common.labels.rounds import load_round, size_round
 from common.records import Example
@@ -111,6 +111,12 @@ def test_rounds_end_when_another_is_not_worth_it(tmp_path, settings, monkeypatch
     train.main(own)
     assert len(read_rounds(run.storage)) == 2
     assert len(read_ids(run)) == 45
+
+
+def test_more_rounds_than_examples_are_refused(settings):
+    own = settings(**ROUNDS | {"DATA__TRAIN_LIMIT": 5, "LABEL__ROUNDS": 6})
+    with pytest.raises(InputError, match=r"DISTILL_LABEL__ROUNDS=6 is more than the 5 examples"):
+        label.main(own)
 
 
 def test_the_sizes_of_rounds_add_up_to_the_budget():

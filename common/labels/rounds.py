@@ -1,9 +1,12 @@
 """Which examples a round of labelling has."""
 
+import logging
+
 import numpy as np
 from numpy.typing import NDArray
 
 from common.data.examples import Examples, load_examples, pack_ids
+from common.errors import InputError
 from common.run.manifest import read_manifest
 from common.run.rounds import read_rounds
 from common.run.run import Run
@@ -11,15 +14,26 @@ from common.run.steps import ADAPTER, LABELS, MERGED
 from common.run.storage import RunStorage
 
 
+log = logging.getLogger(__name__)
+
+
 def load_round(run: Run) -> Examples:
     """The examples to label: all within the limit, or those of the rounds up to the present one.
 
     Raises:
-        InputError: see `load_examples`.
+        InputError: see `load_examples`; or there are more rounds than examples.
     """
-    if run.settings.label.rounds == 1:
+    total = run.settings.label.rounds
+    if total == 1:
         return load_examples(run.settings, run.task)
     everything, budget = _load_all(run)
+    if budget < total:
+        raise InputError(
+            f"DISTILL_LABEL__ROUNDS={total} is more than the {budget} examples to label; lower it, "
+            "or raise DISTILL_DATA__TRAIN_LIMIT"
+        )
+    number = min(len(read_rounds(run.storage)) + 1, total)
+    log.info("labels: round %d of %d; python -m jobs.pipeline goes through all", number, total)
     return everything.select(_mark(run, everything, budget))
 
 
