@@ -13,7 +13,6 @@ from common.run.run import Run
 from common.run.steps import ADAPTER, LABELS, MERGED
 from common.run.storage import RunStorage
 
-
 log = logging.getLogger(__name__)
 
 
