@@ -353,6 +353,12 @@ class TrainSettings(Section):
     merge: bool = Field(False, description="Also write the student with the adapter merged in.")
     push_to: str | None = Field(None, description="Hub repository for the adapter; uses HF_TOKEN.")
 
+    @model_validator(mode="after")
+    def _check_weights(self) -> "TrainSettings":
+        if self.targets == "tokens" and self.edit_weight != 1:
+            raise ValueError("DISTILL_TRAIN__TARGETS=tokens needs DISTILL_TRAIN__EDIT_WEIGHT=1")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _apply_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -459,7 +465,9 @@ class Settings(BaseSettings):
     @classmethod
     def _prefer_builtin_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
         student, train = given.get("student") or {}, given.get("train") or {}
-        if isinstance(student, dict) and student.get("model") == BUILTIN:
+        if not isinstance(student, dict) or student.get("models"):
+            return given
+        if student.get("model") == BUILTIN:
             return given | {"train": {"preset": BUILTIN} | train}
         return given
 

@@ -23,7 +23,7 @@ from common.labels.lanes.local import LocalLane
 from common.labels.parts import Parts
 from common.labels.preview import format_preview
 from common.labels.resume import Known, resume
-from common.labels.rounds import forget_round, load_round
+from common.labels.rounds import forget_round, load_round, starts_round
 from common.labels.session import Session
 from common.records import LabelRow, hash_content
 from common.run.lock import RunLock, hold_run
@@ -54,17 +54,20 @@ def main(settings: Settings) -> None:
     run = open_run(settings)
     examples = load_round(run)
     fingerprint = make_fingerprint(run, examples)
-    forget_round(run.storage, fingerprint["examples"])
     if settings.label.preview:
         with hold_run(run.storage, "label") as lock:
             preview(run, examples, Parts(run, hash_content(fingerprint)), lock)
         return
-    if is_done(run.storage, LABELS, fingerprint) and not is_worth_asking_again(run):
+    is_next_round = starts_round(run, fingerprint["examples"])
+    is_finished = not is_next_round and is_done(run.storage, LABELS, fingerprint)
+    if is_finished and not is_worth_asking_again(run):
         log.info("labels: already done, see %s/%s", run.storage.url, LABELS.folder)
     elif settings.label.dry_run:
         forecast(run, *Parts(run, hash_content(fingerprint)).look(examples))
     else:
         with hold_run(run.storage, "label") as lock:
+            if is_next_round:
+                forget_round(run.storage)
             label(run, examples, fingerprint, lock, started)
 
 

@@ -16,7 +16,7 @@ from common.data.testset import load_test_rows
 from common.errors import SettingsError
 from common.evaluation.scores import METRICS_FILE, Metrics
 from common.labels.copies import copy_labels
-from common.labels.rounds import load_others, size_round
+from common.labels.rounds import load_choice
 from common.report.sweep import make_sweep_table
 from common.report.text import render_table
 from common.run.manifest import read_manifest
@@ -27,7 +27,7 @@ from common.run.storage import RunStorage
 from common.settings import Settings
 from common.student.student import check_student
 from common.tasks.task import load_task
-from common.training.choice import finish_round
+from common.training.choice import choose_texts, finish_round
 from common.training.curve import predict_gain
 from jobs import evaluate, label, report, train
 
@@ -116,19 +116,21 @@ def check_inputs(run: Run) -> None:
 
 def run_rounds(run: Run) -> None:
     """Labels and trains in rounds, but for the last round, or until another is not worth it."""
-    rounds, total = read_rounds(run.storage), run.settings.label.rounds
-    while len(rounds) + 1 < total and not (rounds and not rounds[-1].chosen):
-        number = len(rounds) + 1
+    total = run.settings.label.rounds
+    once = run.settings.train.model_copy(update={"curve": False, "merge": False, "push_to": None})
+    settings = run.settings.model_copy(update={"train": once})
+    while len(read_rounds(run.storage)) + 1 < total:
+        number = len(read_rounds(run.storage)) + 1
         log.info("== round %d of %d", number, total)
-        label.main(run.settings)
-        train.main(run.settings)
-        budget, others = load_others(run)
-        more = size_round(budget, total, number + 1) - size_round(budget, total, number)
-        finished = finish_round(run, others, more)
-        if not is_worth_it([*rounds, finished], more, run.settings.label.stop_gain):
-            finished = replace(finished, chosen=[])
-        write_round(run.storage, number, finished)
-        rounds.append(finished)
+        label.main(settings)
+        train.main(settings)
+        choice = load_choice(run)
+        finished, more = finish_round(run, choice.made_from), choice.next_size
+        if not is_worth_it([*choice.rounds, finished], more, settings.label.stop_gain):
+            log.info("rounds: another one is not worth it")
+            return  # without a trace: a rerun with another STOP_GAIN may go on
+        chosen = choose_texts(run, choice.others, more)
+        write_round(run.storage, number, replace(finished, chosen=chosen))
 
 
 def is_worth_it(rounds: list[Round], more: int, stop_gain: float) -> bool:

@@ -38,7 +38,10 @@ def main(settings: Settings) -> None:
     evaluated = require_manifest(storage, PREDICTIONS)
     metrics = _read_metrics(storage)
     tables = {name: _read_rows(storage, name, evaluated, metrics) for name in metrics["systems"]}
-    found = [*(read_manifest(storage, step) for step in (LABELS, ADAPTER, CURVE)), evaluated]
+    labels, adapter, curve = (read_manifest(storage, step) for step in (LABELS, ADAPTER, CURVE))
+    if curve and adapter and curve.fingerprint != adapter.fingerprint:  # of an earlier training
+        curve = None
+    found = [labels, adapter, curve, evaluated]
     manifests: Manifests = {manifest.step: manifest for manifest in found if manifest}
     history = _read_history(storage)
     html = render_report(settings.run, metrics, tables, manifests, history)

@@ -5,6 +5,7 @@ agrees best with the teacher on held-out labels is the result. Reads <root>/<run
 <root>/<run>/adapter. Resuming from <root>/<run>/checkpoints gives the same weights.
 """
 
+import gc
 import logging
 import tempfile
 import time
@@ -105,6 +106,7 @@ def train(
     data = load_train_set(settings, storage, labels.files, objective)
     log.info("train: %s", ", ".join(f"{n} {name}" for name, n in data.counts.items()))
     set_seed(settings.train.seed)
+    gc.collect()  # frees the trainer of an earlier round or trial, a reference cycle
     with tempfile.TemporaryDirectory() as name, deferring_signals() as signals:
         folder = Path(name)
 

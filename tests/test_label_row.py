@@ -174,6 +174,8 @@ def test_a_row_has_all_labels_of_its_samples_with_their_shares():
     row = make_label(EXAMPLE, make_replies("a", REFUSED, "b", "a", " "), Task(name="any"))
     assert row.labels == ["a", "b"]
     assert row.shares == pytest.approx([2 / 3, 1 / 3])  # of those that passed
+    row = make_label(EXAMPLE, make_replies("I’m in", "I'm in", "I'm in", "no"), Task(name="any"))
+    assert (row.labels, row.shares) == (["I'm in", "no"], [0.75, 0.25])  # one vote, two spellings
     assert make_label(EXAMPLE, make_replies("a"), Task(name="any")).labels is None
     assert make_label(EXAMPLE, make_replies("", ""), Task(name="any")).labels is None
 

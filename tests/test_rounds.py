@@ -47,7 +47,7 @@ def test_each_round_labels_what_the_student_before_chose(tmp_path, settings):
     done = run_job("pipeline", tmp_path, **ROUNDS)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
-    assert [f"round {n} of 3" in done.stderr for n in (1, 2, 3)] == [True, True, False]
+    assert [f"== round {n} of 3" in done.stderr for n in (1, 2, 3)] == [True, True, False]
     run = open_run(own)
     first, second = read_rounds(run.storage)
     ids = read_ids(run)
@@ -57,8 +57,9 @@ def test_each_round_labels_what_the_student_before_chose(tmp_path, settings):
     lowest = sorted(ids - set(first.chosen) - set(second.chosen))
     assert len(lowest) == 30
     assert max(lowest) < min({*first.chosen, *second.chosen})  # the others come by their hash
-    assert (first.labels, second.labels) == (27, 54)
-    assert read_manifest(run.storage, ADAPTER).counts["labels"] == 81
+    assert (first.labels, second.labels) == (27, 57)
+    assert first.held_out == second.held_out == 3  # the same ones
+    assert read_manifest(run.storage, ADAPTER).counts["labels"] == 87
     calls = [line for line in done.stderr.splitlines() if "labels: inputs" in line]
     assert [f"calls {n}" in line for n, line in zip((30, 30, 30), calls, strict=True)] == [True] * 3
     again = run_job("pipeline", tmp_path, **ROUNDS)
@@ -77,7 +78,7 @@ def test_a_round_that_is_interrupted_goes_on(tmp_path, settings, monkeypatch, lo
             raise StoppedError(143)
         return chosen[-1]
 
-    monkeypatch.setattr("common.training.choice.choose_texts", answer)
+    monkeypatch.setattr("jobs.pipeline.choose_texts", answer)
     with pytest.raises(StoppedError):
         pipeline.run_rounds(run)
     assert read_rounds(run.storage) == []
@@ -97,20 +98,39 @@ def test_rounds_end_when_another_is_not_worth_it(tmp_path, settings, monkeypatch
     own = settings(
         STORAGE__ROOT=tmp_path / "runs", **ROUNDS | {"LABEL__STOP_GAIN": 100, "LABEL__ROUNDS": 4}
     )
-    monkeypatch.setattr(
-        "common.training.choice.choose_texts", lambda run, others, n: others.list_ids()[:n]
-    )
+    monkeypatch.setattr("jobs.pipeline.choose_texts", lambda run, others, n: others.list_ids()[:n])
     run = open_run(own)
     pipeline.run_rounds(run)
-    first, second = read_rounds(run.storage)
+    (first,) = read_rounds(run.storage)
     assert len(first.chosen) == 22  # one point is no curve
-    assert second.chosen == []
     assert len(read_ids(run)) == 45
     pipeline.run_rounds(run)
     label.main(own)
     train.main(own)
-    assert len(read_rounds(run.storage)) == 2
     assert len(read_ids(run)) == 45
+    # nothing that is paid for goes because a setting is changed or left out
+    for change in ({"LABEL__ROUNDS": 1}, {"LABEL__ROUNDS": 3}, {"DATA__TRAIN_LIMIT": 80}):
+        with pytest.raises(InputError, match="was made from something else"):
+            label.main(settings(**ROUNDS | {"LABEL__ROUNDS": 4} | change))
+    assert read_manifest(run.storage, ADAPTER)
+    pipeline.run_rounds(open_run(settings(**ROUNDS | {"LABEL__ROUNDS": 4, "LABEL__STOP_GAIN": 0})))
+    assert len(read_rounds(run.storage)) == 3
+
+
+def test_the_rounds_students_are_neither_merged_nor_measured_on_parts(settings, monkeypatch, local):
+    own = settings(**ROUNDS | {"TRAIN__CURVE": "true", "TRAIN__MERGE": "true"})
+    monkeypatch.setattr("jobs.pipeline.choose_texts", lambda run, others, n: others.list_ids()[:n])
+    run = open_run(own)
+    pipeline.run_rounds(run)
+    assert len(read_rounds(run.storage)) == 2
+    assert not [name for name in run.storage.list_files("") if name.startswith(("curve", "merged"))]
+
+
+def test_a_damaged_round_is_named(settings):
+    run = open_run(settings(**ROUNDS))
+    run.storage.write_json("rounds/1.json", {"labels": 3})
+    with pytest.raises(InputError, match=r"rounds/1.json is damaged"):
+        read_rounds(run.storage)
 
 
 def test_more_rounds_than_examples_are_refused(settings):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from common.errors import SettingsError
 from common.records import LabelRow, hash_text, make_label_table
 from common.run.storage import RunStorage
 from common.student.prompt import IGNORED, load_tokenizer
@@ -48,9 +49,10 @@ def make_first_token(**probabilities):
             {"positive": 0.8, "negative": 0.2},
         ),
         ("weighted", make_first_token(pos=0.6, neg=0.2), {"positive": 0.75}),
-        # "ne" is both neutral and negative: nothing can be told, but the tokens' probability
-        ("shares", make_first_token(pos=0.6, ne=0.4), {"positive": 1.0}),
-        ("weighted", make_first_token(pos=0.6, ne=0.4), {"positive": 0.25}),
+        # "ne" is both neutral and negative, and tells nothing
+        ("shares", make_first_token(pos=0.6, neu=0.2, ne=0.2), {"positive": 0.75, "neutral": 0.25}),
+        ("shares", make_first_token(pos=0.4, ne=0.6), {"positive": 1.0}),
+        ("weighted", make_first_token(pos=0.4, ne=0.6), {"positive": 0.25}),
         # an answer that begins otherwise: "The mood is positive."
         ("shares", make_first_token(The=0.9, pos=0.1), {"positive": 1.0}),
     ],
@@ -120,6 +122,12 @@ def test_the_teachers_likeliest_tokens_are_learned_where_they_are_the_students(s
     assert encoded["shares"][1] == pytest.approx([0.75, 0.25])
     assert (encoded["likely"][-1], encoded["shares"][-1]) == ([tokenizer.eos_token_id], [1.0])
     (plain,) = objective.encode_targets(make_row(text="the dog", label="The dog."))
+    # a server may write a space before the first token, which the student's has not
+    spaced = [" " + name for name in top[0]]
+    shifted = told | {"tokens": [" " + tokens[0], *tokens[1:]], "top_tokens": [spaced, *top[1:]]}
+    assert objective.encode_targets(make_row(text="the dog", label="The dog.", **shifted)) == [
+        encoded
+    ]
     other = make_row(text="the dog", label="The dog.", **told | {"tokens": ["T", "he", " dog."]})
     assert objective.encode_targets(other) == [plain]
     batch = objective.collate([encoded, plain])
@@ -147,9 +155,26 @@ def test_all_targets_of_a_text_are_trained_on_or_held_out_together(settings):
     assert len(found.held_out) == 4
 
 
+def test_targets_that_no_label_tells_are_refused(settings, caplog):
+    own = settings(STUDENT__MODEL="builtin", TRAIN__TARGETS="weighted")
+    storage, tokenizer = RunStorage(own), load_tokenizer(own)
+    objective = Supervised(Task(name="mood"), tokenizer, "weighted")
+    plain = [LabelRow(hash_text(str(i)), str(i), "ok", "positive", samples=1) for i in range(4)]
+    storage.write_table("labels/part-0.parquet", make_label_table(plain))
+    with pytest.raises(SettingsError, match=r"TARGETS='weighted' needs .* DISTILL_LABEL__SAMPLES"):
+        load_train_set(own, storage, ["labels/part-0.parquet"], objective)
+    rows = [LabelRow(**vars(plain[0]) | SAMPLED), *plain[1:]]
+    storage.write_table("labels/part-0.parquet", make_label_table(rows))
+    load_train_set(own, storage, ["labels/part-0.parquet"], objective)
+    assert "3 of 4 labels do not tell shares" in caplog.text
+    with pytest.raises(SettingsError, match="EDIT_WEIGHT=1"):
+        settings(TRAIN__TARGETS="tokens", TRAIN__EDIT_WEIGHT="2")
+
+
 @pytest.mark.parametrize(("width", "rate"), [(192, 3.1e-3), (576, 1.3e-3), (2048, 4.9e-4)])
 def test_the_learning_rate_falls_with_the_width(width, rate):
     assert choose_rate(width) == rate
+    assert choose_rate(896, "qwen2") == 5.3e-4  # Qwens' hardly falls
 
 
 def test_a_rate_that_is_set_stays(settings):

@@ -1,6 +1,6 @@
 """The labels of one run for another, which then need not be paid for again."""
 
-from common.run.manifest import read_manifest, require_manifest, write_manifest
+from common.run.manifest import check_same, read_manifest, require_manifest, write_manifest
 from common.run.steps import LABELS
 from common.run.storage import RunStorage
 from common.teacher.journal import FOLDER
@@ -10,13 +10,18 @@ def copy_labels(source: RunStorage, target: RunStorage) -> None:
     """Copies finished labels, and the replies that no label part holds: those to test rows.
 
     Raises:
-        InputError: the labels are unfinished.
+        InputError: the labels are unfinished, or the other run has some of its own.
     """
-    manifest = require_manifest(source, LABELS)
-    if read_manifest(target, LABELS) is not None:
-        return
+    manifest, copied = require_manifest(source, LABELS), read_manifest(target, LABELS)
     replies = [name for name in source.list_files(FOLDER) if name.endswith(".jsonl")]
-    for name in [*replies, *manifest.files]:
+    for name in sorted(set(replies) - set(target.list_files(FOLDER))):
+        target.write_bytes(name, source.read_bytes(name))
+    if copied is not None:
+        place = f"{target.url}/{LABELS.folder}"
+        before, now = ({**each.fingerprint, **each.counts} for each in (copied, manifest))
+        check_same(place, before, now)
+        return
+    for name in manifest.files:
         target.write_bytes(name, source.read_bytes(name))
     write_manifest(
         target,

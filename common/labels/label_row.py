@@ -44,8 +44,8 @@ def make_label(example: Example, replies: Sequence[Reply], task: Task) -> LabelR
     label = _find_commonest(sample.label for sample in winners)
     chosen = next(sample for sample in winners if sample.label == label)
     answer = chosen.answer
-    spellings = Counter(sample.label or "" for sample in voters).most_common()
     is_shared = status == "ok" and len(samples) > 1
+    shares = _share(voters, votes, {elected: label}) if is_shared else {}
     usages = [sample.answer.usage or Usage() for sample in samples]
     return LabelRow(
         id=example.id,
@@ -59,8 +59,8 @@ def make_label(example: Example, replies: Sequence[Reply], task: Task) -> LabelR
         finish_reason=answer.finish_reason,
         agreement=len(winners) / len(samples) if status == "ok" else None,
         samples=len(samples),
-        labels=[name for name, _ in spellings] if is_shared else None,
-        shares=[count / len(voters) for _, count in spellings] if is_shared else None,
+        labels=list(shares) or None,
+        shares=list(shares.values()) or None,
         prompt_tokens=sum(usage.prompt_tokens for usage in usages),
         cached_tokens=sum(usage.cached_tokens for usage in usages),
         completion_tokens=sum(usage.completion_tokens for usage in usages),
@@ -69,6 +69,17 @@ def make_label(example: Example, replies: Sequence[Reply], task: Task) -> LabelR
         seconds=max(reply.seconds for reply in replies),
         **(vars(answer.logprobs) if answer.logprobs else {}),
     )
+
+
+def _share(
+    voters: Sequence["_Sample"], votes: Sequence[str], spelled: dict[str | None, str | None]
+) -> dict[str, float]:
+    """The share of each vote, by its most frequent spelling unless it is `spelled`."""
+    shares = {}
+    for vote, count in Counter(votes).most_common():
+        labels = [s.label for s, own in zip(voters, votes, strict=True) if own == vote]
+        shares[spelled.get(vote) or _find_commonest(labels) or ""] = count / len(voters)
+    return shares
 
 
 def is_final(row: LabelRow) -> bool:

@@ -94,7 +94,8 @@ def list_curve_facts(manifests: Manifests) -> Facts:
     if curve is None:
         return []
     summary: CurveSummary = curve.summary
-    points = summary["points"]
+    if not (points := summary["points"]):
+        return []
     seen = ", ".join(f"{share:.1%} with {count:,}" for count, share in points)
     facts = [("Agreement by labels", seen)]
     if gain := predict_gain(points, summary["held_out"], _MORE):

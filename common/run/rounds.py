@@ -4,7 +4,9 @@ The first round's texts are chosen by hash, each later one's by the student of t
 """
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
+from common.errors import InputError
 from common.run.storage import RunStorage
 
 FOLDER = "rounds"
@@ -15,13 +17,15 @@ class Round:
     """A finished round.
 
     Attributes:
+        made_from: what all rounds of the run have in common.
         examples: what the labels' fingerprint says of them.
         labels: how many labels the student learned from.
-        held_out: how many it was measured on; they are of the first round, so the same in all.
+        held_out: how many it was measured on, the same in all rounds.
         agreement: the share of these that it gave exactly, None if there are none.
-        chosen: the ids of the texts to label next; none after the last round.
+        chosen: the ids of the texts to label next.
     """
 
+    made_from: dict[str, Any]
     examples: str
     labels: int
     held_out: int
@@ -30,10 +34,14 @@ class Round:
 
 
 def read_rounds(storage: RunStorage) -> list[Round]:
-    """The finished rounds, in their order."""
+    """The finished rounds, in their order. Raises an InputError if one is damaged."""
     rounds: list[Round] = []
     while storage.exists(name := _name(len(rounds) + 1)):
-        rounds.append(Round(**storage.read_json(name)))
+        try:
+            rounds.append(Round(**storage.read_json(name)))
+        except TypeError as error:
+            place = f"{storage.url}/{FOLDER}"
+            raise InputError(f"{storage.url}/{name} is damaged ({error}); delete {place}") from None
     return rounds
 
 

@@ -9,26 +9,30 @@ from common.settings import Settings, TrainSettings
 from common.student.lora import quicken
 from common.student.source import read_config
 
-_FULL_RATE, _WIDTH, _POWER = 5e-5, 2000, 0.781
-"""The rate of full fine-tuning at a width, and how it falls; fitted to Llamas."""
+_FULL_RATE, _WIDTH = 5e-5, 2000
+"""The rate of full fine-tuning at a width."""
+_LLAMA_POWER, _QWEN_POWER = 0.781, 0.0775
 
 
 def settle_rate(settings: Settings, rate: float | None = None) -> Settings:
     """The settings with a learning rate: theirs, the given one, or that of the student's width."""
     if settings.train.learning_rate is not None:
         return settings
-    width = getattr(read_config(settings).get_text_config(), "hidden_size", _WIDTH)
-    train = settings.train.model_copy(update={"learning_rate": rate or choose_rate(width)})
+    config = read_config(settings).get_text_config()
+    usual = choose_rate(getattr(config, "hidden_size", _WIDTH), config.model_type)
+    train = settings.train.model_copy(update={"learning_rate": rate or usual})
     return settings.model_copy(update={"train": train})
 
 
-def choose_rate(width: int) -> float:
-    """The learning rate for a student whose hidden states have this width.
+def choose_rate(width: int, kind: str = "llama") -> float:
+    """The learning rate for a student of a kind whose hidden states have this width.
 
     Source: J. Schulman, LoRA Without Regret (Thinking Machines Lab, 2025), and the lab's cookbook:
-    ten times the rate of full fine-tuning, for an alpha of 32 and any rank, falling with the width.
+    ten times the rate of full fine-tuning, for an alpha of 32 and any rank, falling with the width;
+    the power is fitted to Llamas and, apart, to Qwens. Others get that of Llamas.
     """
-    return float(f"{10 * _FULL_RATE * (_WIDTH / width) ** _POWER:.2g}")
+    power = _QWEN_POWER if kind.startswith("qwen") else _LLAMA_POWER
+    return float(f"{10 * _FULL_RATE * (_WIDTH / width) ** power:.2g}")
 
 
 def make_lora(train: TrainSettings) -> LoraConfig:

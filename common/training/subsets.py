@@ -4,6 +4,7 @@ What they measure is kept on storage at once, so that a rerun goes on with the n
 """
 
 import gc
+import json
 import logging
 import tempfile
 from collections.abc import Callable
@@ -14,10 +15,12 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from common.run.manifest import Fingerprint, require_manifest, write_manifest
+from common.run.manifest import Fingerprint, write_manifest
 from common.run.run import Run
-from common.run.steps import ADAPTER, CURVE
+from common.run.steps import CURVE
+from common.run.storage import RunStorage
 from common.settings import Settings
+from common.student.adapter import HISTORY_FILE
 from common.training.agreement import make_measure
 from common.training.objectives.objective import Objective
 from common.training.train_set import TrainSet
@@ -54,16 +57,15 @@ class Subsets:
     def draw_curve(self) -> None:
         """Trains on an eighth, a quarter and a half of the labels, and writes <root>/<run>/curve.
 
-        The agreement is that of the last update.
+        The agreement is that of the last update, also of the whole training.
         """
         storage, labels = self.run.storage, self.data.counts["labels"]
         points = []
         for part in _CURVE_PARTS if self.data.held_out else ():
             if labels // part >= _LEAST:
-                found = self._measure(f"{CURVE.folder}/{part}.json", self.run.settings, part)
+                found = self._measure(f"{CURVE.folder}/{part}.json", part)
                 points.append((labels // part, found["agreement"]))
-        whole = require_manifest(storage, ADAPTER).summary.get("agreement")
-        points += [] if whole is None else [(labels, whole)]
+        points += [(labels, whole) for whole in _read_agreements(storage)[-1:]]
         write_manifest(
             storage,
             CURVE,
@@ -78,18 +80,15 @@ class Subsets:
 
         Without held-out labels, or with too few labels, it is that of the settings.
         """
-        train = self.run.settings.train
-        usual = train.learning_rate
+        usual = self.run.settings.train.learning_rate
         assert usual is not None
         if not self.data.held_out or self.data.counts["labels"] // _TRIAL_PART < _LEAST:
             log.warning("train: too few labels to try learning rates on; taking %g", usual)
             return usual
         found: dict[float, tuple[float, float]] = {}
         for rate in (float(f"{usual * factor:.2g}") for factor in _RATES):
-            changes = {"learning_rate": rate, "epochs": train.epochs * _TRIAL_EPOCHS}
-            own = {"train": train.model_copy(update=changes)}
-            settings = self.run.settings.model_copy(update=own)
-            result = self._measure(f"{_TRIALS}/{rate:g}.json", settings, _TRIAL_PART)
+            name = f"{_TRIALS}/{rate:g}.json"
+            result = self._measure(name, _TRIAL_PART, _TRIAL_EPOCHS, learning_rate=rate)
             found[rate] = result["agreement"], -result["loss"]
             log.info("train: learning rate %g: agreement %.3f, loss %.3f", rate, *result.values())
         best = max(found, key=found.__getitem__)
@@ -97,13 +96,27 @@ class Subsets:
         self.run.storage.write_json(_CHOSEN, content)
         return best
 
-    def _measure(self, name: str, settings: Settings, part: int) -> dict[str, float]:
-        """Agreement and loss after a training on one `part`-th of the labels; kept in a file."""
+    def _measure(
+        self, name: str, part: int, epochs: float = 1.0, **changes: Any
+    ) -> dict[str, float]:
+        """Agreement and loss after a training on one `part`-th of the labels; kept in a file.
+
+        `epochs` is a share of the setting. The warm-up is as long a share of the updates as in the
+        whole training: otherwise a short one would not reach its learning rate.
+        """
         storage = self.run.storage
         found = storage.read_json(name) if storage.exists(name) else {}
         if found.get("fingerprint") != self.fingerprint:
             labels = self.data.labels.select(range(len(self.data.labels) // part))
             log.info("train: a training on %d of %d rows", len(labels), len(self.data.labels))
+            train = self.run.settings.train
+            changes |= {
+                "epochs": train.epochs * epochs,
+                "warmup_steps": round(train.warmup_steps * epochs / part),
+                "report_to": [],
+            }
+            own = {"train": train.model_copy(update=changes)}
+            settings = self.run.settings.model_copy(update=own)
             found = {"fingerprint": self.fingerprint} | self._train(settings, labels)
             storage.write_json(name, found)
         return {key: float(found[key]) for key in ("agreement", "loss")}
@@ -130,6 +143,13 @@ class _Checks(TrainerCallback):
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """May raise, which ends the training."""
         self._check()
+
+
+def _read_agreements(storage: RunStorage) -> list[float]:
+    """What the whole training has measured, in its order."""
+    lines = storage.read_bytes(HISTORY_FILE).splitlines() if storage.exists(HISTORY_FILE) else []
+    entries = [json.loads(line) for line in lines]
+    return [entry["eval_agreement"] for entry in entries if "eval_agreement" in entry]
 
 
 def read_rate(run: Run, fingerprint: Fingerprint) -> float | None:

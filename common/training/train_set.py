@@ -3,6 +3,7 @@
 Neither the labels nor what they are encoded to is held in memory.
 """
 
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,13 +16,15 @@ import pyarrow as pa
 from datasets import Dataset
 
 from common.data.examples import pack_ids
-from common.errors import InputError
+from common.errors import InputError, SettingsError
 from common.records import LabelRow, hash_content, hash_text
 from common.run.manifest import Manifest
+from common.run.rounds import read_rounds
 from common.run.storage import RunStorage
 from common.settings import Settings, find_default
 from common.student.source import count_positions, read_config
 from common.training.objectives.objective import Encoded, Objective
+from common.training.objectives.targets import is_told
 
 Labels = list[LabelRow]
 """Rows with status ok."""
@@ -31,6 +34,8 @@ _FIRST_SETTINGS = (*(f"teacher.{name}" for name in _TEACHER_SETTINGS), "label.sa
 _MAX_HELD_OUT = 0.1
 """The largest share of the labels that is held out."""
 _GROUP = 10_000
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ def load_train_set(
 
     Raises:
         InputError: no label is usable.
+        SettingsError: the targets need what no label tells.
     """
     positions, most = count_positions(read_config(settings)), settings.train.held_out
     limit = min(settings.student.max_tokens, positions)
@@ -61,12 +67,13 @@ def load_train_set(
 
     def encode() -> Iterator[Encoded]:
         for row in iterate_labels(storage, files):
-            targets = objective.encode_targets(row)
-            if max(len(target["input_ids"]) for target in targets) > limit:
+            targets = [t for t in objective.encode_targets(row) if len(t["input_ids"]) <= limit]
+            if not targets:
                 counts["dropped_too_long"] += 1
                 continue
             id = hash_text(row.text)
             counts["texts"] += 1
+            counts["told"] += is_told(row)
             ids.extend([id] * len(targets))
             lowest[id] = row
             if len(lowest) > 2 * most + _GROUP:
@@ -74,24 +81,42 @@ def load_train_set(
             yield from targets
 
     data = store_rows(encode())
-    if not ids:
-        raise InputError(
-            f"all {counts['dropped_too_long']} labels are longer than {limit} tokens, of "
-            f"DISTILL_STUDENT__MAX_TOKENS={settings.student.max_tokens} and the student's "
-            f"{positions} positions; raise it, or choose another student"
-        )
-    _keep_lowest(lowest, min(most, int(counts["texts"] * _MAX_HELD_OUT)))
-    packed = pack_ids(ids)
+    _check(settings, counts, limit)
+    # of the first round's labels, which are of the lowest ids, so that all rounds hold out the same
+    first = counts["texts"] / (1 + len(read_rounds(storage)))
+    _keep_lowest(lowest, min(most, int(first * _MAX_HELD_OUT)))
     # By id: workers write labels in any order, and the order of the rows is that of the training.
-    order = [int(i) for i in np.argsort(packed, kind="stable") if ids[i] not in lowest]
+    order = np.argsort(pack_ids(ids), kind="stable")
+    chosen = [int(i) for i in order if ids[i] not in lowest]
     numbers = {
         "labels": counts["texts"] - len(lowest),
         "held_out": len(lowest),
         "dropped_too_long": counts["dropped_too_long"],
     }
-    if len(order) != numbers["labels"]:
-        numbers["targets"] = len(order)
-    return TrainSet(data.select(order), [lowest[id] for id in sorted(lowest)], numbers)
+    if len(chosen) != numbers["labels"]:
+        numbers["targets"] = len(chosen)
+    return TrainSet(data.select(chosen), [lowest[id] for id in sorted(lowest)], numbers)
+
+
+def _check(settings: Settings, counts: Counter[str], limit: int) -> None:
+    """Raises an InputError without texts, a SettingsError if the targets need what none tells."""
+    texts, told = counts["texts"], counts["told"]
+    if not texts:
+        raise InputError(
+            f"all {counts['dropped_too_long']} labels are longer than {limit} tokens, of "
+            f"DISTILL_STUDENT__MAX_TOKENS={settings.student.max_tokens} and the student's "
+            "positions; raise it, or choose another student"
+        )
+    if settings.train.targets == "label" or told == texts:
+        return
+    name = f"DISTILL_TRAIN__TARGETS={settings.train.targets!r}"
+    if not told:
+        raise SettingsError(
+            f"{name} needs labels with several samples or with log-probabilities, and these have "
+            "neither: set DISTILL_LABEL__SAMPLES or DISTILL_TEACHER__LOGPROBS and label again, or "
+            "set DISTILL_TRAIN__TARGETS=label"
+        )
+    log.warning("train: %d of %d labels do not tell shares, for %s", texts - told, texts, name)
 
 
 def _keep_lowest(rows: dict[str, LabelRow], count: int) -> None:

@@ -35,6 +35,10 @@ from common.training.objectives.objective import Objective
 LOG_UPDATES = 10
 """Updates between two log entries."""
 
+_TENSORBOARD_FOLDER = "TENSORBOARD_LOGGING_DIR"
+_own_folders = [""]
+"""What the last training of this process has set it to."""
+
 Measure = Callable[[Any], dict[str, float]]
 """From a model to its `agreement` with the teacher and its `loss`."""
 
@@ -162,8 +166,8 @@ def make_trainer(
     lengths = [len(ids) for ids in dataset["input_ids"]]
     model = add_adapter(settings, load_weights(settings))
     objective.prepare(model)
-    if TENSORBOARD in train.report_to:
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(folder / TENSORBOARD))
+    if TENSORBOARD in train.report_to and not _is_users_folder():
+        os.environ[_TENSORBOARD_FOLDER] = _own_folders[0] = str(folder / TENSORBOARD)
     try:
         trainer = LabelTrainer(
             objective,
@@ -189,6 +193,11 @@ def make_trainer(
         parameter.data = parameter.data.float()
     trainer.model.peft_config["default"].base_model_name_or_path = _portable_name(settings)
     return trainer
+
+
+def _is_users_folder() -> bool:
+    """Whether the user says where TensorBoard's files go, rather than an earlier training."""
+    return os.environ.get(_TENSORBOARD_FOLDER) not in (None, *_own_folders)
 
 
 def _sum_weights(dataset: Dataset) -> float:

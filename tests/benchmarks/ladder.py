@@ -173,11 +173,7 @@ def pick(
     """The texts of which the student is least sure, as `common.training.choice` picks them."""
     responses = make_student(settings, model, ladder).answer([row.text for row in candidates])
     sure = [response.least_logprob or 0.0 for response in responses]
-    examples = [Example(str(place), row.text) for place, row in enumerate(candidates)]
-    return [
-        candidates[int(example.id)]
-        for example in pick_unsure(examples, sure, count, settings.train.seed)
-    ]
+    return pick_unsure(candidates, sure, count, settings.train.seed)
 
 
 def make_student(settings: Settings, model: Any, ladder: LadderTask) -> Student:

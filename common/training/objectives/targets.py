@@ -31,6 +31,11 @@ def list_targets(row: LabelRow, allowed: Sequence[str], kind: TargetKind) -> lis
     return [(label, 1.0 if kind == "shares" else _measure_confidence(row))]
 
 
+def is_told(row: LabelRow) -> bool:
+    """Whether a row tells how sure the teacher is: it has several samples or log-probabilities."""
+    return bool(row.shares or row.token_logprobs)
+
+
 def _list_shares(row: LabelRow, allowed: Sequence[str]) -> list[Target]:
     """The shares of the labels that a row tells; none if it has one label alone."""
     if row.labels and row.shares and row.samples > 1:
@@ -45,15 +50,14 @@ def _read_first_token(
 ) -> list[Target]:
     """The probability of each allowed label by the token that it begins with.
 
-    None if labels share a token, or if tokens of other answers are more likely.
+    Tokens that begin several labels tell nothing. No labels are told if the others together are
+    less likely than tokens of other answers.
     """
     found: Counter[str] = Counter()
     for token, logprob in zip(tokens, logprobs, strict=True):
         start = token.strip().casefold()
         fitting = [label for label in allowed if label.casefold().startswith(start)]
-        if start and len(fitting) > 1:
-            return []
-        if start and fitting:
+        if start and len(fitting) == 1:
             found[fitting[0]] += math.exp(logprob)  # type: ignore[assignment]
     mass = sum(found.values())
     if mass < _MIN_MASS:

@@ -8,6 +8,7 @@ its likeliest tokens. Source: G. Hinton et al., Distilling the Knowledge in a Ne
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -25,42 +26,55 @@ class TopTokens(Supervised):
     """See `Objective`. A label whose tokens are not the student's is learned as it is."""
 
     @cached_property
+    def _texts(self) -> list[str]:
+        """The text of each of the student's tokens, with the space before it."""
+        vocabulary = self._tokenizer.get_vocab()
+        texts = [""] * (max(vocabulary.values()) + 1)
+        is_of_bytes = any(token.startswith("\u0120") for token in vocabulary)
+        for token, id in vocabulary.items():
+            spelled = token.replace("\u2581", " ")
+            if is_of_bytes:
+                spelled = self._tokenizer.convert_tokens_to_string([token])
+            texts[id] = spelled
+        return texts
+
+    @cached_property
     def _ids(self) -> Mapping[str, int]:
-        """The student's tokens by their text, with the space before them."""
-        return {_spell(token): id for token, id in self._tokenizer.get_vocab().items()}
+        return {text: id for id, text in enumerate(self._texts)}
 
     def encode_targets(self, row: LabelRow) -> list[Encoded]:
         """The label, with the teacher's likeliest tokens where they are known."""
         encoded = self.encode(row)
         learned = [token for token in encoded["labels"] if token != IGNORED]
-        likely = self._find_likely(row, learned[:-1])
-        encoded["likely"] = [
-            list(found) or [token] for token, found in zip(learned, likely, strict=True)
-        ]
+        likely = [*self._find_likely(row, learned[:-1]), {}]
+        pairs = list(zip(learned, likely, strict=True))
+        encoded["likely"] = [list(found) or [token] for token, found in pairs]
         encoded["shares"] = [list(found.values()) or [1.0] for found in likely]
         return [encoded]
 
     def _find_likely(self, row: LabelRow, learned: list[int]) -> list[dict[int, float]]:
-        """The probabilities of the likeliest tokens at each place, with an empty one for the end.
+        """The probabilities of the likeliest tokens at each place of the label.
 
-        All are empty unless the student splits the label as the teacher did.
+        All are empty unless the student splits the label as the teacher did, but for the space
+        before the first token, which servers write or leave out.
         """
-        nothing: list[dict[int, float]] = [{} for _ in range(len(learned) + 1)]
-        tokens = [_spell(token) for token in row.tokens or ()]
-        own = [_spell(token) for token in self._tokenizer.convert_ids_to_tokens(learned)]
-        if not row.top_tokens or not row.top_logprobs or not _are_same(tokens[: len(own)], own):
-            return nothing
-        for place, (names, logprobs) in enumerate(
-            zip(row.top_tokens[: len(own)], row.top_logprobs, strict=False)
-        ):
-            found = {
-                self._ids[name]: math.exp(logprob)
-                for name, logprob in zip(map(_spell, names), logprobs, strict=True)
-                if name in self._ids
-            }
+        own, tokens = [self._texts[id] for id in learned], row.tokens or []
+        first, rest = ([text.lstrip(" ") for text in tokens[:1]], tokens[1 : len(own)])
+        is_same = first == [text.lstrip(" ") for text in own[:1]] and rest == own[1:]
+        if not (own and is_same and row.top_tokens and row.top_logprobs):
+            return [{} for _ in own]
+        missing = len(own[0]) - len(tokens[0])  # spaces, fewer than none if they are too many
+        likely = []
+        places = zip(row.top_tokens, row.top_logprobs, strict=True)
+        for place, (names, logprobs) in enumerate(islice(places, len(own))):
+            found: dict[int, float] = {}
+            for name, logprob in zip(names, logprobs, strict=True):
+                spelled = _shift(name, missing) if place == 0 else name
+                if (id := self._ids.get(spelled)) is not None:
+                    found[id] = found.get(id, 0.0) + math.exp(logprob)
             total = sum(found.values())
-            nothing[place] = {id: share / total for id, share in found.items()} if total else {}
-        return nothing
+            likely.append({id: share / total for id, share in found.items()} if total else {})
+        return likely
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
         """As `Supervised`, with `likely` and `shares`: (learned tokens, most likely tokens)."""
@@ -83,11 +97,6 @@ class TopTokens(Supervised):
         return (1 - _SHARE) * hard + _SHARE * soft
 
 
-def _spell(token: str) -> str:
-    """A token's text: tokenizers write its space as \u2581 or \u0120."""
-    return token.replace("\u2581", " ").replace("\u0120", " ")
-
-
-def _are_same(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether tokens are the same, but for a space before the first one."""
-    return [t.lstrip() for t in one[:1]] == [t.lstrip() for t in other[:1]] and one[1:] == other[1:]
+def _shift(name: str, spaces: int) -> str:
+    """A token with so many more spaces before it, or fewer."""
+    return " " * spaces + name if spaces >= 0 else name.removeprefix(" " * -spaces)
