@@ -469,7 +469,8 @@ def test_trackers_of_the_trainer_get_the_curves(tiny, settings):
 @pytest.mark.parametrize("is_training", [True, False])
 def test_a_layer_gives_what_pefts_does(settings, monkeypatch, quantization, is_native, is_training):
     monkeypatch.setattr("common.student.weights.has_bf16", lambda: is_native)
-    own = settings(STUDENT__MODEL="builtin", STUDENT__QUANTIZATION=quantization)
+    student = {"STUDENT__MODEL": "builtin", "STUDENT__QUANTIZATION": quantization}
+    own = settings(**student, TRAIN__LORA_RANK="8")
     model = add_adapter(own, load_weights(own))
     layer = model.base_model.model.model.layers[0].mlp.up_proj.train(is_training)
     for weight in layer.parameters():
