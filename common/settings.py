@@ -72,7 +72,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # For the built-in student: 2 M parameters take a far higher learning rate than 1 B.
     "builtin": {
         "learning_rate": 3e-3,
-        "epochs": 3,
+        "epochs": 4,
         "batch_size": 16,
         "lora_rank": 32,
         "edit_weight": 3,
