@@ -234,6 +234,14 @@ def test_batches_hold_every_row_once_the_longest_first():
     assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= 100 for b in batches)
 
 
+def test_a_large_batch_has_rows_of_similar_length():
+    lengths = [100] * 30 + [30] * 20
+    order = sort_by_length(lengths)
+    assert len(take_batch(order, lengths, batch_tokens=16_384)) == 30
+    assert len(take_batch(order[25:], lengths, batch_tokens=16_384)) == 16  # too few to be split
+    assert len(take_batch(order[30:], lengths, batch_tokens=16_384)) == 20
+
+
 @pytest.mark.parametrize("name", ["./no-such-folder", "no/such-model"])
 def test_a_student_that_is_not_there_is_named(settings, name):
     with pytest.raises(InputError, match=r"DISTILL_STUDENT__MODEL='.*no"):

@@ -23,6 +23,8 @@ from common.student.prompt import count_shared
 from common.student.source import count_positions
 
 _LOG_SECONDS = 10.0
+_FEW_ROWS, _SIMILAR = 16, 0.8
+"""More rows than these few are in a batch if they have that share of the longest one's length."""
 _LEAST_SHARED = 8
 """Fewer shared tokens are not worth it."""
 
@@ -179,8 +181,14 @@ def sort_by_length(lengths: Sequence[int]) -> list[int]:
 
 
 def take_batch(order: list[int], lengths: Sequence[int], batch_tokens: int) -> list[int]:
-    """The first indices, whose number times the first length is within `batch_tokens`."""
-    return order[: max(1, batch_tokens // lengths[order[0]])]
+    """The first indices, whose number times the first length is within `batch_tokens`.
+
+    A batch of many rows ends before those that would be padded much.
+    """
+    longest = lengths[order[0]]
+    batch = order[: max(1, batch_tokens // longest)]
+    rest = enumerate(batch[_FEW_ROWS:], _FEW_ROWS)
+    return batch[: next((n for n, i in rest if lengths[i] < _SIMILAR * longest), len(batch))]
 
 
 def _end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
