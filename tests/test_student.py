@@ -235,11 +235,11 @@ def test_batches_hold_every_row_once_the_longest_first():
 
 
 def test_a_large_batch_has_rows_of_similar_length():
-    lengths = [100] * 30 + [30] * 20
+    lengths = [100] * 50 + [30] * 40
     order = sort_by_length(lengths)
-    assert len(take_batch(order, lengths, batch_tokens=16_384)) == 30
-    assert len(take_batch(order[25:], lengths, batch_tokens=16_384)) == 16  # too few to be split
-    assert len(take_batch(order[30:], lengths, batch_tokens=16_384)) == 20
+    assert len(take_batch(order, lengths, batch_tokens=16_384)) == 50
+    assert len(take_batch(order[40:], lengths, batch_tokens=16_384)) == 32  # too few to be split
+    assert len(take_batch(order[50:], lengths, batch_tokens=16_384)) == 40
 
 
 @pytest.mark.parametrize("name", ["./no-such-folder", "no/such-model"])

@@ -23,7 +23,7 @@ from common.student.prompt import count_shared
 from common.student.source import count_positions
 
 _LOG_SECONDS = 10.0
-_FEW_ROWS, _SIMILAR = 16, 0.8
+_FEW_ROWS, _SIMILAR = 32, 0.8
 """More rows than these few are in a batch if they have that share of the longest one's length."""
 _LEAST_SHARED = 8
 """Fewer shared tokens are not worth it."""
