@@ -16,7 +16,7 @@ from common.data.testset import load_test_rows
 from common.errors import SettingsError
 from common.evaluation.scores import METRICS_FILE, Metrics
 from common.labels.copies import copy_labels
-from common.labels.rounds import load_choice
+from common.labels.rounds import load_pool
 from common.report.sweep import make_sweep_table
 from common.report.text import render_table
 from common.run.manifest import read_manifest
@@ -54,21 +54,19 @@ def sweep(settings: Settings) -> None:
     The others have runs named after them, with a copy of the labels.
     """
     found: dict[str, Metrics] = {}
-    first: RunStorage | None = None
     runs = list_sweep(settings)
+    first = RunStorage(runs[0])
     for own in runs:  # before anything is paid for
         check_student(own, load_task(own.task))
     for own in runs:
         log.info("==== student %s, run %s", own.student.model, own.run)
         storage = RunStorage(own)
-        if first is None:
-            first = storage
+        if own is runs[0]:
             distil(own)
         else:
             copy_labels(first, storage)
             run_jobs(own, train, evaluate, report)
         found[own.student.model] = storage.read_json(METRICS_FILE)
-    assert first is not None
     text = render_table(make_sweep_table(found))
     first.write_bytes(SWEEP_FILE, f"{text}\n".encode())
     print(f"\n{text}\n\nsweep: {first.url}/{SWEEP_FILE}")
@@ -124,12 +122,12 @@ def run_rounds(run: Run) -> None:
         log.info("== round %d of %d", number, total)
         label.main(settings)
         train.main(settings)
-        choice = load_choice(run)
-        finished, more = finish_round(run, choice.made_from), choice.next_size
-        if not is_worth_it([*choice.rounds, finished], more, settings.label.stop_gain):
+        pool = load_pool(run)
+        finished, more = finish_round(run, pool.made_from), pool.next_size
+        if not is_worth_it([*pool.rounds, finished], more, settings.label.stop_gain):
             log.info("rounds: another one is not worth it")
             return  # without a trace: a rerun with another STOP_GAIN may go on
-        chosen = choose_texts(run, choice.others, more)
+        chosen = choose_texts(run, pool.others, more)
         write_round(run.storage, number, replace(finished, chosen=chosen))
 
 

@@ -5,7 +5,6 @@ no network, and report.md: the same figures for a terminal or a pull request. `-
 over HTTP until stopped.
 """
 
-import json
 import logging
 from contextlib import suppress
 from typing import Any, cast
@@ -23,7 +22,7 @@ from common.run.manifest import Manifest, read_manifest, require_manifest
 from common.run.steps import ADAPTER, CURVE, LABELS, PREDICTIONS
 from common.run.storage import RunStorage
 from common.settings import Settings
-from common.student.adapter import HISTORY_FILE
+from common.student.adapter import read_history
 
 SECTIONS = ("run", "storage", "report")
 REPORT_FILE, TEXT_FILE = "report.html", "report.md"
@@ -43,7 +42,7 @@ def main(settings: Settings) -> None:
         curve = None
     found = [labels, adapter, curve, evaluated]
     manifests: Manifests = {manifest.step: manifest for manifest in found if manifest}
-    history = _read_history(storage)
+    history = read_history(storage)
     html = render_report(settings.run, metrics, tables, manifests, history)
     storage.write_bytes(REPORT_FILE, html.encode())
     text = render_text(settings.run, metrics, manifests)
@@ -74,16 +73,6 @@ def _read_rows(
         place = f"{storage.url}/{PREDICTIONS.folder}/{system}.parquet"
         raise InputError(f"{place} is not what was scored; {_FIX}")
     return choose_rows(table)
-
-
-def _read_history(storage: RunStorage) -> list[dict[str, Any]]:
-    """The training's log, without lines that are not JSON."""
-    entries: list[dict[str, Any]] = []
-    lines = storage.read_bytes(HISTORY_FILE).splitlines() if storage.exists(HISTORY_FILE) else []
-    for line in lines:
-        with suppress(ValueError):
-            entries.append(json.loads(line))
-    return entries
 
 
 if __name__ == "__main__":

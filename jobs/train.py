@@ -29,6 +29,7 @@ from common.student.memory import advise_on_memory, explaining_memory
 from common.student.prompt import fingerprint_student, load_tokenizer
 from common.student.source import check_source
 from common.student.weights import check_device
+from common.tasks.task import Task
 from common.training.agreement import make_measure
 from common.training.checkpoints import Checkpoints
 from common.training.export import merge, push
@@ -102,7 +103,7 @@ def train(
     started = time.monotonic()
     settings, storage = run.settings, run.storage
     checkpoints = Checkpoints(storage, fingerprint)
-    objective = make_objective(run, tokenizer)
+    objective = make_objective(settings, run.task, tokenizer)
     data = load_train_set(settings, storage, labels.files, objective)
     log.info("train: %s", ", ".join(f"{n} {name}" for name, n in data.counts.items()))
     set_seed(settings.train.seed)
@@ -146,7 +147,7 @@ def on_subsets(
     measure: Callable[[Subsets], Result],
 ) -> Result:
     """What a method of `Subsets` finds out by trainings on parts of the labels."""
-    objective = make_objective(run, tokenizer)
+    objective = make_objective(run.settings, run.task, tokenizer)
     data = load_train_set(run.settings, run.storage, labels.files, objective)
     with deferring_signals() as signals, explaining_memory(advise_on_memory(run.settings)):
 
@@ -157,12 +158,14 @@ def on_subsets(
         return measure(Subsets(run, tokenizer, objective, data, fingerprint, check))
 
 
-def make_objective(run: Run, tokenizer: PreTrainedTokenizerBase) -> Supervised:
+def make_objective(
+    settings: Settings, task: Task, tokenizer: PreTrainedTokenizerBase
+) -> Supervised:
     """What the training minimises."""
-    train = run.settings.train
+    train = settings.train
     if train.targets == "tokens":
-        return TopTokens(run.task, tokenizer)
-    return Supervised(run.task, tokenizer, train.targets, train.edit_weight)
+        return TopTokens(task, tokenizer)
+    return Supervised(task, tokenizer, train.targets, train.edit_weight)
 
 
 def summarize(trainer: LabelTrainer, best: int) -> TrainSummary:

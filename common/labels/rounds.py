@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Choice:
+class Pool:
     """What all rounds choose from: the source's texts, and how many of them are labelled."""
 
     everything: Examples
@@ -54,18 +54,18 @@ def load_round(run: Run) -> Examples:
     """The examples to label: all within the limit, or those of the rounds up to the present one.
 
     Raises:
-        InputError: see `load_examples` and `load_choice`.
+        InputError: see `load_examples` and `load_pool`.
     """
     total = run.settings.label.rounds
     if total == 1:
         return load_examples(run.settings, run.task)
-    choice = load_choice(run)
-    if (number := len(choice.rounds) + 1) < total:
+    pool = load_pool(run)
+    if (number := len(pool.rounds) + 1) < total:
         log.info("labels: round %d of %d; python -m jobs.pipeline goes on", number, total)
-    return choice.everything.select(choice.mark)
+    return pool.everything.select(pool.mark)
 
 
-def load_choice(run: Run) -> Choice:
+def load_pool(run: Run) -> Pool:
     """What the rounds choose from.
 
     Raises:
@@ -90,7 +90,7 @@ def load_choice(run: Run) -> Choice:
     rounds = read_rounds(run.storage)
     for each in rounds:
         check_same(f"{run.storage.url}/{FOLDER}", each.made_from, made_from)
-    return Choice(everything, budget, rounds, made_from)
+    return Pool(everything, budget, rounds, made_from)
 
 
 def size_round(budget: int, rounds: int, number: int) -> int:

@@ -1,10 +1,12 @@
 """The files of an adapter: LoRA's weights, tokenizer, model card, history."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.run.steps import ADAPTER
+from common.run.storage import RunStorage
 
 if TYPE_CHECKING:  # the report reads the history, without torch
     from transformers import PreTrainedTokenizerBase
@@ -13,6 +15,16 @@ HISTORY_FILE = f"{ADAPTER.folder}/history.jsonl"
 """The trainer's log, an entry per line."""
 TENSORBOARD = "tensorboard"
 """The folder of TensorBoard's files, first in the training's folder, then in the adapter's."""
+
+
+def read_history(storage: RunStorage) -> list[dict[str, Any]]:
+    """The trainer's log, without lines that are not JSON."""
+    entries: list[dict[str, Any]] = []
+    lines = storage.read_bytes(HISTORY_FILE).splitlines() if storage.exists(HISTORY_FILE) else []
+    for line in lines:
+        with suppress(ValueError):
+            entries.append(json.loads(line))
+    return entries
 
 
 def write_adapter(

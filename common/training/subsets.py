@@ -4,7 +4,6 @@ What they measure is kept on storage at once, so that a rerun goes on with the n
 """
 
 import gc
-import json
 import logging
 import tempfile
 from collections.abc import Callable
@@ -18,9 +17,8 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 from common.run.manifest import Fingerprint, write_manifest
 from common.run.run import Run
 from common.run.steps import CURVE
-from common.run.storage import RunStorage
 from common.settings import Settings
-from common.student.adapter import HISTORY_FILE
+from common.student.adapter import read_history
 from common.training.agreement import make_measure
 from common.training.objectives.objective import Objective
 from common.training.train_set import TrainSet
@@ -65,7 +63,8 @@ class Subsets:
             if labels // part >= _LEAST:
                 found = self._measure(f"{CURVE.folder}/{part}.json", part)
                 points.append((labels // part, found["agreement"]))
-        points += [(labels, whole) for whole in _read_agreements(storage)[-1:]]
+        measured = [e["eval_agreement"] for e in read_history(storage) if "eval_agreement" in e]
+        points += [(labels, whole) for whole in measured[-1:]]
         write_manifest(
             storage,
             CURVE,
@@ -143,13 +142,6 @@ class _Checks(TrainerCallback):
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         """May raise, which ends the training."""
         self._check()
-
-
-def _read_agreements(storage: RunStorage) -> list[float]:
-    """What the whole training has measured, in its order."""
-    lines = storage.read_bytes(HISTORY_FILE).splitlines() if storage.exists(HISTORY_FILE) else []
-    entries = [json.loads(line) for line in lines]
-    return [entry["eval_agreement"] for entry in entries if "eval_agreement" in entry]
 
 
 def read_rate(run: Run, fingerprint: Fingerprint) -> float | None:

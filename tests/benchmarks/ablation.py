@@ -38,8 +38,8 @@ from common.student.generation import TransformersRuntime
 from common.student.prompt import encode_prompt, load_tokenizer
 from common.tasks.rules import apply_rules
 from common.tasks.task import load_task
-from common.training.objectives.supervised import Supervised
 from common.training.trainer import make_trainer
+from jobs.train import make_objective
 from tests.benchmarks.measure import BUILD, print_table
 
 _T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
@@ -77,10 +77,11 @@ CASES = [
     Case("reference, learning rate 3e-3", variables=REFERENCE),
     Case("reference, as published", variables=REFERENCE | {"TRAIN__LEARNING_RATE": "2e-4"}),
     *vary("targets", "TARGET_MODULES", "q_proj,v_proj", "q_proj,k_proj,v_proj,o_proj"),
-    *vary("rank", "LORA_RANK", "1", "2", "4", "16", "32"),
+    *vary("rank", "LORA_RANK", "1", "2", "4", "8", "16"),
     *vary("alpha", "LORA_ALPHA", "16"),
     *vary("dropout", "LORA_DROPOUT", "0.05", "0.1"),
     *vary("learning rate", "LEARNING_RATE", "1e-3", "2e-3", "5e-3"),
+    *vary("edit weight", "EDIT_WEIGHT", "1"),
     *vary("batch", "BATCH_SIZE", "8", "32"),
     *(Case(f"labels {n}", labels=n) for n in (500, 2_000, 5_000)),
     Case("unfiltered labels", are_filtered=False),
@@ -96,10 +97,11 @@ def measure(case: Case, seed: int, options: argparse.Namespace) -> dict[str, Any
         label, error = apply_rules(example.text, correct(example.text), task.label_rules)
         if error is None or not case.are_filtered:
             labels.append(LabelRow(example.id, example.text, "ok", label))
-    objective = Supervised(task, tokenizer)
-    dataset = Dataset.from_list([objective.encode(row) for row in labels[: case.labels]])
-    rows = load_test_rows(settings, task).rows
-    prompts = [encode_prompt(tokenizer, task, row.text) for row in rows]
+    objective = make_objective(settings, task, tokenizer)
+    rows = labels[: case.labels]
+    dataset = Dataset.from_list([t for row in rows for t in objective.encode_targets(row)])
+    test = load_test_rows(settings, task).rows
+    prompts = [encode_prompt(tokenizer, task, row.text) for row in test]
     set_seed(seed)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +113,7 @@ def measure(case: Case, seed: int, options: argparse.Namespace) -> dict[str, Any
     )
     hits = [
         exact_match(row.text, r.text, row.references)
-        for r, row in zip(responses, rows, strict=True)
+        for r, row in zip(responses, test, strict=True)
     ]
     return {"exact_match": statistics.mean(hits), "n": len(hits), "train_seconds": seconds}
 

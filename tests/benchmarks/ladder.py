@@ -42,8 +42,8 @@ from common.student.weights import load_weights
 from common.tasks.cleaning import clean
 from common.teacher.replies import Reply
 from common.training.choice import CANDIDATES, pick_unsure
-from common.training.objectives.supervised import Supervised
 from common.training.trainer import make_trainer
+from jobs.train import make_objective
 from tests.benchmarks.ladder_tasks import Asked, LadderTask, load_ladder_task
 from tests.benchmarks.measure import BUILD, print_table
 from tests.real.reviews import find_student
@@ -141,11 +141,11 @@ def measure(lever: Lever, budget: int, seed: int, ladder: LadderTask) -> dict[st
 
 def train_student(settings: Settings, ladder: LadderTask, rows: Sequence[LabelRow]) -> Any:
     """The student after the last update."""
-    tokenizer, train = load_tokenizer(settings), settings.train
-    objective = Supervised(ladder.task, tokenizer, train.targets, train.edit_weight)
+    tokenizer = load_tokenizer(settings)
+    objective = make_objective(settings, ladder.task, tokenizer)
     usable = (row for row in rows if row.status == "ok")
     dataset = Dataset.from_list([t for row in usable for t in objective.encode_targets(row)])
-    set_seed(train.seed)
+    set_seed(settings.train.seed)
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(settings, tokenizer, objective, dataset, Path(folder))
         trainer.train()
