@@ -13,7 +13,6 @@ elsewhere.) Results go to build/ablation.json as they come; a rerun does only th
 import argparse
 import fnmatch
 import json
-import math
 import os
 import statistics
 import tempfile
@@ -40,10 +39,7 @@ from common.tasks.rules import apply_rules
 from common.tasks.task import load_task
 from common.training.trainer import make_trainer
 from jobs.train import make_objective
-from tests.benchmarks.measure import BUILD, print_table
-
-_T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Student's t for a two-sided 95 % interval, by the number of seeds."""
+from tests.benchmarks.measure import BUILD, describe_spread, print_table
 
 
 @dataclass(frozen=True)
@@ -142,15 +138,11 @@ def show(cases: list[Case], results: dict[str, Any], options: argparse.Namespace
         scores, n = [r["exact_match"] for r in found], found[0]["n"]
         mean = statistics.mean(scores)
         low, high = wilson_interval(mean, n)
-        spread = ""
-        if len(scores) in _T_95:
-            half = _T_95[len(scores)] * statistics.stdev(scores) / math.sqrt(len(scores))
-            spread = f"± {100 * half:.1f}"
         rows.append(
             {
                 "setting": case.name,
                 "exact match %": f"{100 * mean:.1f}",
-                "over the seeds": spread,
+                "over the seeds": describe_spread(scores),
                 "over the rows": f"{100 * low:.1f} – {100 * high:.1f}",
                 "seconds": f"{statistics.mean(r['train_seconds'] for r in found):.0f}",
             }

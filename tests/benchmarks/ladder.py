@@ -45,11 +45,8 @@ from common.training.choice import CANDIDATES, pick_unsure
 from common.training.trainer import make_trainer
 from jobs.train import make_objective
 from tests.benchmarks.ladder_tasks import Asked, LadderTask, load_ladder_task
-from tests.benchmarks.measure import BUILD, print_table
+from tests.benchmarks.measure import BUILD, describe_spread, print_table
 from tests.real.reviews import find_student
-
-_T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Student's t for a two-sided 95 % interval, by the number of seeds."""
 
 BOTH = ("reviews", "grammar")
 _SURE = 0.8
@@ -260,13 +257,9 @@ def describe(found: Sequence[dict[str, Any]]) -> dict[str, str]:
     for name in (name for name in METRICS if name in found[0]):
         scores = [result[name] for result in found]
         mean = statistics.mean(scores)
-        spread = ""
-        if len(scores) in _T_95:
-            half = _T_95[len(scores)] * statistics.stdev(scores) / math.sqrt(len(scores))
-            spread = f" ± {100 * half:.1f}"
         low, high = wilson_interval(mean, n)
         rows = f" ({100 * low:.1f} – {100 * high:.1f})" if METRICS[name].is_share else ""
-        cells[name] = f"{100 * mean:.1f}{spread}{rows}"
+        cells[name] = f"{100 * mean:.1f} {describe_spread(scores)}{rows}"
     seconds = [result["seconds"] for result in found if "seconds" in result]
     return cells | {"seconds": f"{statistics.mean(seconds):.0f}" if seconds else ""}
 

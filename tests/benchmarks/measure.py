@@ -1,6 +1,7 @@
 """What the benchmarks share: the server, commands with their memory, figures and tables."""
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -23,6 +24,10 @@ _MARK = "BENCHMARK_MARK"
 _SAMPLE_SECONDS = 0.2
 _PSS_EVERY = 10
 """The proportional set size is dear to read: one sample in so many has it."""
+
+
+_T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""Student's t for a two-sided 95 % interval, by the number of seeds."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,14 @@ def describe_spread(values: Sequence[float], digits: int = 0) -> str:
     if len(values) == 1:
         return text
     return f"{text} ({min(values):.{digits}f} – {max(values):.{digits}f})"
+
+
+def describe_spread(shares: Sequence[float]) -> str:
+    """Half the 95 % interval of a mean over the seeds, in points; empty of one seed."""
+    if len(shares) not in _T_95:
+        return ""
+    half = _T_95[len(shares)] * statistics.stdev(shares) / math.sqrt(len(shares))
+    return f"± {100 * half:.1f}"
 
 
 def print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
