@@ -39,7 +39,7 @@ from common.tasks.rules import apply_rules
 from common.tasks.task import load_task
 from common.training.trainer import make_trainer
 from jobs.train import make_objective
-from tests.benchmarks.measure import BUILD, describe_spread, print_table
+from tests.benchmarks.measure import BUILD, describe_seeds, print_table
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def show(cases: list[Case], results: dict[str, Any], options: argparse.Namespace
             {
                 "setting": case.name,
                 "exact match %": f"{100 * mean:.1f}",
-                "over the seeds": describe_spread(scores),
+                "over the seeds": describe_seeds(scores),
                 "over the rows": f"{100 * low:.1f} – {100 * high:.1f}",
                 "seconds": f"{statistics.mean(r['train_seconds'] for r in found):.0f}",
             }

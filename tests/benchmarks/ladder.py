@@ -45,7 +45,7 @@ from common.training.choice import CANDIDATES, pick_unsure
 from common.training.trainer import make_trainer
 from jobs.train import make_objective
 from tests.benchmarks.ladder_tasks import Asked, LadderTask, load_ladder_task
-from tests.benchmarks.measure import BUILD, describe_spread, print_table
+from tests.benchmarks.measure import BUILD, describe_seeds, print_table
 from tests.real.reviews import find_student
 
 BOTH = ("reviews", "grammar")
@@ -259,7 +259,7 @@ def describe(found: Sequence[dict[str, Any]]) -> dict[str, str]:
         mean = statistics.mean(scores)
         low, high = wilson_interval(mean, n)
         rows = f" ({100 * low:.1f} – {100 * high:.1f})" if METRICS[name].is_share else ""
-        cells[name] = f"{100 * mean:.1f} {describe_spread(scores)}{rows}"
+        cells[name] = f"{100 * mean:.1f} {describe_seeds(scores)}{rows}"
     seconds = [result["seconds"] for result in found if "seconds" in result]
     return cells | {"seconds": f"{statistics.mean(seconds):.0f}" if seconds else ""}
 

@@ -183,7 +183,7 @@ def describe_spread(values: Sequence[float], digits: int = 0) -> str:
     return f"{text} ({min(values):.{digits}f} – {max(values):.{digits}f})"
 
 
-def describe_spread(shares: Sequence[float]) -> str:
+def describe_seeds(shares: Sequence[float]) -> str:
     """Half the 95 % interval of a mean over the seeds, in points; empty of one seed."""
     if len(shares) not in _T_95:
         return ""

@@ -38,7 +38,7 @@ def is_told(row: LabelRow) -> bool:
 
 def _list_shares(row: LabelRow, allowed: Sequence[str]) -> list[Target]:
     """The shares of the labels that a row tells; none if it has one label alone."""
-    if row.labels and row.shares and row.samples > 1:
+    if row.labels and row.shares:
         return list(zip(row.labels, row.shares, strict=True))
     if allowed and row.top_tokens and row.top_logprobs:
         return _read_first_token(row.top_tokens[0], row.top_logprobs[0], allowed)
