@@ -17,7 +17,8 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from common.errors import SettingsError
-from common.settings import PREFIX, SECRETS, Section, Settings
+from common.sections import SECRETS, Section
+from common.settings import PREFIX, Settings
 
 _FOREIGN = ("OPENAI_", "AWS_", "HF_", "RAY_ADDRESS", "RAY_AUTH_")
 _SECRETS_DIR = "DISTILL_SECRETS_DIR"
@@ -96,6 +97,8 @@ def _explain(error: Any) -> str:
     has_secret = any(secret.upper() in name for secret in SECRETS) or "@" in str(error["input"])
     value = "" if has_secret else f"={error['input']!r}"
     reason = error["msg"].removeprefix("Value error, ")
+    if isinstance(error["input"], dict):  # of a whole section: the reason names the fields
+        return reason
     return f"{name}{value}: {reason[0].lower()}{reason[1:]}"
 
 

@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from common.command import run_job
+from common.errors import SettingsError
 from common.run.lock import RunLock, hold_run
 from common.run.manifest import Fingerprint, Manifest, is_done, require_manifest, write_manifest
 from common.run.run import Run, open_run
@@ -161,9 +162,14 @@ def on_subsets(
 def make_objective(
     settings: Settings, task: Task, tokenizer: PreTrainedTokenizerBase
 ) -> Supervised:
-    """What the training minimises."""
+    """What the training minimises. Raises a SettingsError if the task does not go with it."""
     train = settings.train
     if train.targets == "tokens":
+        if task.student.rationale:
+            raise SettingsError(
+                "DISTILL_TRAIN__TARGETS=tokens cannot be learned beside a rationale; choose other "
+                f"targets, or take student.rationale out of the task {task.name!r}"
+            )
         return TopTokens(task, tokenizer)
     return Supervised(task, tokenizer, train.targets, train.edit_weight)
 

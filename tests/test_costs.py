@@ -5,7 +5,7 @@ import json
 import pytest
 
 from common.prices.prices import find_price
-from common.settings import TeacherSettings
+from common.sections import TeacherSettings
 from common.teacher.costs import bound_rates, find_cost
 from common.teacher.replies import Reply, read_answer
 

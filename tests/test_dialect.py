@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import SettingsError
-from common.settings import TeacherSettings
+from common.sections import TeacherSettings
 from common.teacher.api_errors import ApiError
 from common.teacher.dialect import adapt, describe, learn
 

@@ -12,7 +12,7 @@ import yaml
 
 from common import errors
 from common.environment import list_settings
-from common.settings import LabelSettings
+from common.sections import LabelSettings
 from support.manifests import (
     COMPONENTS,
     JOBS,

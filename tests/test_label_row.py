@@ -9,7 +9,7 @@ from common.labels.label_row import make_label
 from common.records import Example, hash_text, make_label_table
 from common.run.run import Run
 from common.run.storage import RunStorage
-from common.settings import TeacherSettings
+from common.sections import TeacherSettings
 from common.tasks.task import Task, load_task
 from common.teacher.replies import Reply
 from common.teacher.requests import make_key, make_request

@@ -13,7 +13,8 @@ from common.errors import InputError
 from common.run.manifest import read_manifest
 from common.run.steps import ADAPTER, LABELS, PREDICTIONS
 from common.run.storage import RunStorage
-from common.settings import TrainSettings, find_default
+from common.sections import TrainSettings
+from common.settings import find_default
 from jobs import evaluate, label, pipeline, train
 
 MADE = Path(__file__).parent / "support" / "run_of_version_0_1"

@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import InputError, SettingsError
 from common.prices.prices import Price, find_price, require_price
-from common.settings import TeacherSettings
+from common.sections import TeacherSettings
 from common.tasks.task import load_task
 from common.teacher.requests import bound_prompt_tokens
 

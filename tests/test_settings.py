@@ -6,7 +6,7 @@ import pytest
 
 from common.environment import load_settings
 from common.errors import SettingsError
-from common.settings import PRESETS
+from common.sections import PRESETS
 from support.settings_page import make_table
 
 SETTINGS_PAGE = Path(__file__).parents[1] / "docs/settings.md"

@@ -6,7 +6,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 
 from common.errors import InputError, SettingsError
-from common.settings import EvaluateSettings
+from common.sections import EvaluateSettings
 from common.student.generation import TransformersRuntime, sort_by_length, take_batch
 from common.student.prompt import (
     encode_example,

@@ -8,7 +8,7 @@ import torch
 from common.errors import SettingsError
 from common.records import LabelRow, hash_text, make_label_table
 from common.run.storage import RunStorage
-from common.student.prompt import IGNORED, load_tokenizer
+from common.student.prompt import IGNORED, fingerprint_student, load_tokenizer
 from common.student.weights import load_weights
 from common.tasks.task import Task, load_task
 from common.training.lora import choose_rate, settle_rate
@@ -16,6 +16,7 @@ from common.training.objectives.supervised import Supervised, compute_logits
 from common.training.objectives.targets import list_targets
 from common.training.objectives.top_tokens import TopTokens
 from common.training.train_set import load_train_set
+from jobs.train import make_objective
 
 MOODS = ("positive", "neutral", "negative")
 ROW = LabelRow(hash_text("a"), "a", "ok", "positive", agreement=0.6, samples=5)
@@ -105,6 +106,29 @@ def test_edits_weigh_more_and_so_does_what_closes_a_gap(settings):
     same = make_row(text="The old man.", label="The old man.")
     (encoded,) = objective.encode_targets(same)
     assert set(encoded["weights"]) == {1.0}
+
+
+def test_the_reasoning_is_a_second_target_that_weighs_as_much(settings, caplog):
+    own = settings(STUDENT__MODEL="builtin", TRAIN__HELD_OUT=0)
+    storage, tokenizer = RunStorage(own), load_tokenizer(own)
+    task = Task(name="mood", student={"prompt": "Mood: {text}", "rationale": "Why: {text}"})
+    objective = Supervised(task, tokenizer)
+    row = make_row(reasoning="It praises the actors, and the end. ")
+    label, reason = objective.encode_targets(row)
+    assert tokenizer.decode(label["input_ids"]).endswith("Mood: a<|assistant|>positive</s>")
+    assert "Why: a<|assistant|>It praises the actors, and the end.</s>" in tokenizer.decode(
+        reason["input_ids"]
+    )
+    assert sum(reason["weights"]) == pytest.approx(sum(label["weights"]))
+    (alone,) = objective.encode_targets(ROW)
+    assert alone == label
+    storage.write_table("labels/part-0.parquet", make_label_table([row, make_row(id="b")]))
+    found = load_train_set(own, storage, ["labels/part-0.parquet"], objective)
+    assert found.counts["targets"] == 3
+    assert "1 of 2 labels have no reasoning" in caplog.text
+    assert "student.rationale" in fingerprint_student(own, task, tokenizer)
+    with pytest.raises(SettingsError, match=r"student\.rationale"):
+        make_objective(settings(TRAIN__TARGETS="tokens", TRAIN__EDIT_WEIGHT="1"), task, tokenizer)
 
 
 def test_the_teachers_likeliest_tokens_are_learned_where_they_are_the_students(settings):

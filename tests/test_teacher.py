@@ -12,7 +12,7 @@ from common.prices.prices import find_price
 from common.quota.leases import Leases, reach_quota
 from common.quota.protocol import Headers
 from common.quota.quota import Quota
-from common.settings import TeacherSettings
+from common.sections import TeacherSettings
 from common.tasks.task import Task
 from common.teacher import client as teacher_module
 from common.teacher.client import Teacher

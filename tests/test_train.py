@@ -20,7 +20,7 @@ from common.run.manifest import read_manifest, write_manifest
 from common.run.run import open_run
 from common.run.steps import ADAPTER, LABELS, MERGED
 from common.run.storage import RunStorage
-from common.settings import PRESETS
+from common.sections import PRESETS
 from common.student.adapter import HISTORY_FILE
 from common.student.generation import TransformersRuntime
 from common.student.prompt import encode_example, encode_prompt, load_tokenizer

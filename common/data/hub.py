@@ -8,7 +8,7 @@ import pyarrow as pa
 from common.data.formats import Part
 from common.data.place import Place
 from common.errors import DistillError, InputError
-from common.settings import DataSettings
+from common.sections import DataSettings
 
 _ROWS = 10_000
 

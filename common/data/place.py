@@ -6,7 +6,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 
 from common.errors import InputError
-from common.settings import DataSettings
+from common.sections import DataSettings
 
 
 @dataclass(frozen=True)

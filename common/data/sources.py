@@ -12,7 +12,8 @@ from common.data.formats import Part, read_file
 from common.data.hub import load_from_hub
 from common.data.place import find_place
 from common.errors import InputError
-from common.settings import BUILTIN, Settings
+from common.sections import BUILTIN
+from common.settings import Settings
 
 
 @dataclass(frozen=True)

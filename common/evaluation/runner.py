@@ -26,7 +26,7 @@ from common.run.lock import hold_run
 from common.run.manifest import Manifest
 from common.run.run import Run
 from common.run.steps import ADAPTER, MERGED, LabelSummary
-from common.settings import StudentSettings
+from common.sections import StudentSettings
 from common.student.memory import explaining_memory
 from common.student.student import Student, open_student
 from common.student.weights import describe_weights

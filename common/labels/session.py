@@ -29,7 +29,8 @@ from common.records import make_label_table
 from common.run.lock import RunLock
 from common.run.run import Run
 from common.run.steps import LabelSummary
-from common.settings import BUILTIN, Settings
+from common.sections import BUILTIN
+from common.settings import Settings
 from common.signals import deferring_signals
 from common.teacher.connection import Connection
 from common.teacher.dialect import describe

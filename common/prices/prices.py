@@ -19,7 +19,7 @@ import fsspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import InputError, SettingsError
-from common.settings import TeacherSettings
+from common.sections import TeacherSettings
 
 BATCH = "batch"
 """The price of the batch lane, as a service tier."""

@@ -10,7 +10,7 @@ from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import ModelInfo, ModelPrice, TieredPrices
 
 from common.prices.prices import BATCH, Price
-from common.settings import TeacherSettings
+from common.sections import TeacherSettings
 
 _VARIANTS = {
     "flex": {"service_tier": "flex"},

@@ -83,8 +83,10 @@ def fingerprint_student(
 ) -> dict[str, Any]:
     """What a trained adapter depends on: the prompt and the base student."""
     without_effect = ["models", "require_gpu", "trust_remote_code", "allow_pickle"]
+    rationale = {"student.rationale": task.student.rationale} if task.student.rationale else {}
     return {
         "student.prompt": task.student.prompt,
+        **rationale,
         "student.frame": describe_frame(tokenizer),
         **settings.fingerprint("student", exclude=without_effect),
     }

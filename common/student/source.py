@@ -9,7 +9,8 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from common.errors import DistillError, InputError, SettingsError
 from common.hub import is_transient
-from common.settings import BUILTIN, Settings
+from common.sections import BUILTIN
+from common.settings import Settings
 from common.student.gguf import unpack_gguf
 
 _BUILTIN_FOLDER = Path(__file__).parents[1] / "builtin" / "student"

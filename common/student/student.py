@@ -8,7 +8,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from common.records import Response
-from common.settings import EvaluateSettings, Settings
+from common.sections import EvaluateSettings
+from common.settings import Settings
 from common.student.generation import TransformersRuntime
 from common.student.prompt import encode_few_shot_prompt, encode_prompt, load_tokenizer
 from common.student.source import check_source

@@ -89,11 +89,13 @@ class StudentPrompt(_Part):
     """The student's prompt, in training and in evaluation."""
 
     prompt: TextTemplate = "{text}"
+    rationale: TextTemplate | None = None
+    """A second prompt, for which the student learns the teacher's reasoning."""
 
-    @field_validator("prompt")
+    @field_validator("prompt", "rationale")
     @classmethod
-    def _check_prompt(cls, prompt: str) -> str:
-        if prompt.endswith(" "):
+    def _check_prompt(cls, prompt: str | None) -> str | None:
+        if prompt and prompt.endswith(" "):
             raise ValueError("ends in a space, which tokenizers join to the label's first word")
         return prompt
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from common.errors import InputError
-from common.settings import BUILTIN, TeacherSettings
+from common.sections import BUILTIN, TeacherSettings
 
 SHORTEST_IN_ANSWER = 12
 """A shorter secret may be a word: to redact it would change labels."""

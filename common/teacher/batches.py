@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 import openai
 
 from common.errors import DistillError, InputError
-from common.settings import TeacherSettings
+from common.sections import TeacherSettings
 from common.teacher.address import Secrets, find_certificates, is_local, make_headers
 from common.teacher.api_errors import WRONG_SHAPE, read_error
 from common.teacher.statuses import explain, match_rule

@@ -13,7 +13,7 @@ from common.prices.prices import Price, require_price
 from common.quota.calls import Call, Outcome
 from common.quota.leases import Leases
 from common.quota.protocol import Blame, Fault, Refusal, Totals
-from common.settings import TeacherSettings
+from common.sections import TeacherSettings
 from common.teacher.connection import Connection, Response
 from common.teacher.costs import bound_rates, find_cost, find_told_cost
 from common.teacher.dialect import REFUSED_PARAMETER, Adaptations, adapt, is_explicit, learn

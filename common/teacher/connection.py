@@ -13,7 +13,7 @@ import openai
 
 from common.errors import InputError
 from common.quota.protocol import Headers
-from common.settings import TeacherSettings
+from common.sections import TeacherSettings
 from common.teacher.address import (
     SHORTEST_IN_ANSWER,
     Secrets,

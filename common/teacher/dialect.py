@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from common.errors import SettingsError
-from common.settings import TeacherSettings
+from common.sections import TeacherSettings
 from common.teacher.api_errors import ApiError
 
 Adaptations = frozenset[str]

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import SettingsError
-from common.settings import Settings, TeacherSettings
+from common.sections import TeacherSettings
+from common.settings import Settings
 from common.tasks.task import Task
 
 _MESSAGE_TOKENS = 16

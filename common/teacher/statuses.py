@@ -11,7 +11,7 @@ from enum import Enum
 
 from common.errors import DistillError, InputError, TeacherRefusedError
 from common.quota.protocol import Blame, Refusal
-from common.settings import TeacherSettings
+from common.sections import TeacherSettings
 from common.teacher.api_errors import NO_ERROR, ApiError, read_error
 
 TRANSIENT_ERRORS = ("timeout", "connection", "server_error", "rate_limit", "bad_response")

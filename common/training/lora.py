@@ -5,7 +5,8 @@ from typing import Any
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from common.errors import SettingsError
-from common.settings import Settings, TrainSettings
+from common.sections import TrainSettings
+from common.settings import Settings
 from common.student.lora import quicken
 from common.student.source import read_config
 

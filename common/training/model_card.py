@@ -6,7 +6,7 @@ from pathlib import Path
 from common.run.manifest import Manifest, code_version
 from common.run.run import Run
 from common.run.steps import LabelSummary, TrainSummary
-from common.settings import BUILTIN
+from common.sections import BUILTIN
 
 _CARD = """---
 {base}library_name: peft

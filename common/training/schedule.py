@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState
 
-from common.settings import TrainSettings
+from common.sections import TrainSettings
 from common.signals import DeferredSignals
 from common.training.checkpoints import Checkpoints
 from common.training.trainer import LOG_UPDATES, LabelTrainer

@@ -74,6 +74,7 @@ def load_train_set(
             id = hash_text(row.text)
             counts["texts"] += 1
             counts["told"] += is_told(row)
+            counts["reasoned"] += bool(row.reasoning)
             ids.extend([id] * len(targets))
             lowest[id] = row
             if len(lowest) > 2 * most + _GROUP:
@@ -81,7 +82,7 @@ def load_train_set(
             yield from targets
 
     data = store_rows(encode())
-    _check(settings, counts, limit)
+    _check(settings, counts, limit, objective.is_reasoned)
     # of the first round's labels, which are of the lowest ids, so that all rounds hold out the same
     first = counts["texts"] / (1 + len(read_rounds(storage)))
     _keep_lowest(lowest, min(most, int(first * _MAX_HELD_OUT)))
@@ -98,14 +99,18 @@ def load_train_set(
     return TrainSet(data.select(chosen), [lowest[id] for id in sorted(lowest)], numbers)
 
 
-def _check(settings: Settings, counts: Counter[str], limit: int) -> None:
+def _check(settings: Settings, counts: Counter[str], limit: int, is_reasoned: bool) -> None:
     """Raises an InputError without texts, a SettingsError if the targets need what none tells."""
-    texts, told = counts["texts"], counts["told"]
+    texts, told, bare = counts["texts"], counts["told"], counts["texts"] - counts["reasoned"]
     if not texts:
         raise InputError(
             f"all {counts['dropped_too_long']} labels are longer than {limit} tokens, of "
             f"DISTILL_STUDENT__MAX_TOKENS={settings.student.max_tokens} and the student's "
             "positions; raise it, or choose another student"
+        )
+    if is_reasoned and bare:
+        log.warning(
+            "train: %d of %d labels have no reasoning for the task's student.rationale", bare, texts
         )
     if settings.train.targets == "label" or told == texts:
         return

@@ -23,7 +23,8 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from trl import SFTConfig, SFTTrainer
 
 from common.errors import SettingsError
-from common.settings import Settings, TrainSettings
+from common.sections import TrainSettings
+from common.settings import Settings
 from common.student.adapter import TENSORBOARD
 from common.student.prompt import IGNORED
 from common.student.source import find_student

@@ -14,7 +14,9 @@ Batch = dict[str, torch.Tensor]
 
 
 class Objective(Protocol):
-    """What training minimises."""
+    """What training minimises; `is_reasoned` if it learns the teacher's reasoning, too."""
+
+    is_reasoned: bool
 
     def prepare(self, model: Any) -> None:
         """Sees the model before the first batch."""

@@ -11,7 +11,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from common.records import LabelRow
 from common.student.prompt import IGNORED, encode_example
-from common.tasks.task import Task
+from common.tasks.task import StudentPrompt, Task
 from common.training.objectives.objective import Batch, Encoded
 from common.training.objectives.packing import can_pack, pack
 from common.training.objectives.targets import TargetKind, list_targets
@@ -30,6 +30,12 @@ class Supervised:
         """`targets` and `edit_weight` are the train job's settings."""
         self._task, self._tokenizer = task, tokenizer
         self._targets, self._edit_weight = targets, edit_weight
+        rationale = task.student.rationale
+        self.is_reasoned = bool(rationale)
+        self._rationale = rationale and task.model_copy(
+            update={"student": StudentPrompt(prompt=rationale)}
+        )
+        self._has_weights = bool(targets != "label" or edit_weight != 1 or rationale)
         self._pad = DataCollatorForLanguageModeling(tokenizer.pad_token_id)
         self._can_pack = False
 
@@ -42,17 +48,31 @@ class Supervised:
         return encode_example(self._tokenizer, self._task, row.text, row.label or "")
 
     def encode_targets(self, row: LabelRow) -> list[Encoded]:
-        """The same for each target of the row, with weights if the settings ask for some."""
+        """The same for each target of the row, with weights if the settings or the task ask so."""
         found = []
         for label, weight in list_targets(row, self._task.label_rules.allowed, self._targets):
             encoded: Encoded = encode_example(self._tokenizer, self._task, row.text, label)
-            if self._targets != "label" or self._edit_weight != 1:
-                learned = sum(token != IGNORED for token in encoded["labels"])
-                encoded["weights"] = [weight] * learned
+            if self._has_weights:
+                encoded["weights"] = [weight] * _count_learned(encoded)
             if self._edit_weight != 1:
                 self._weigh_edits(encoded, row.text)
             found.append(encoded)
-        return found
+        return found + self._encode_rationale(row)
+
+    def _encode_rationale(self, row: LabelRow) -> list[Encoded]:
+        """The teacher's reasoning, if the task wants it; it weighs as much as the label.
+
+        Source: C.-Y. Hsieh et al., Distilling Step-by-Step! (ACL Findings 2023), with a weight of 1
+        for the rationale's loss.
+        """
+        if not (self._rationale and row.reasoning):
+            return []
+        encoded: Encoded = encode_example(
+            self._tokenizer, self._rationale, row.text, row.reasoning.strip()
+        )
+        count = _count_learned(encoded)
+        weight = min(1.0, _count_learned(self.encode(row)) / count)
+        return [encoded | {"weights": [weight] * count}]
 
     def _weigh_edits(self, encoded: Encoded, text: str) -> None:
         """Gives the label's tokens that differ from the text's their weight.
@@ -100,6 +120,10 @@ class Supervised:
             return cross_entropy(logits, batch["labels"], reduction="sum")
         losses = cross_entropy(logits, batch["labels"], reduction="none")
         return (losses * batch["weights"]).sum()
+
+
+def _count_learned(encoded: Encoded) -> int:
+    return sum(token != IGNORED for token in encoded["labels"])
 
 
 def compute_logits(model: Any, batch: Batch) -> torch.Tensor:

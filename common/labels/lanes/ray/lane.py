@@ -19,7 +19,7 @@ from common.labels.lanes.ray.cluster import check_ray, end_ray, start_ray
 from common.labels.lanes.ray.keeper import QuotaKeeper
 from common.quota.protocol import Snapshot
 from common.quota.quota import Quota
-from common.settings import SECRETS
+from common.sections import SECRETS
 
 _POLL_SECONDS = 0.25
 _QUOTA_SECONDS = 30.0
