@@ -61,7 +61,7 @@ class LabelRow:
 class Response:
     """A system's answer; `tokens` counts its tokens, `seconds` is its share of its batch.
 
-    `mean_logprob` and `least_logprob` are of a student's tokens, with the one that ends the answer.
+    The last three are a student's, see `common.student.certainty`.
     """
 
     text: str
@@ -70,6 +70,7 @@ class Response:
     error: str | None = None
     mean_logprob: float | None = None
     least_logprob: float | None = None
+    margin: float | None = None
 
 
 def make_schema(row_type: type) -> pa.Schema:
@@ -103,10 +104,13 @@ PREDICTION_SCHEMA = pa.schema(
         "error": pa.string(),
         "tokens": pa.int64(),
         "seconds": pa.float64(),
+        "mean_logprob": pa.float32(),
+        "least_logprob": pa.float32(),
+        "margin": pa.float32(),
     }
 )
 """`edits`: tokens `start` to `end` of the text became `tokens`, see `common.metrics.edits`. The
-columns `tokens` and `seconds` are the `Response`'s. The task's group columns follow."""
+columns from `tokens` on are the `Response`'s. The task's group columns follow."""
 
 
 def hash_text(text: str) -> str:

@@ -368,6 +368,15 @@ class EvaluateSettings(Section):
 
     batch_tokens: int = Field(16_384, ge=64, description="Prompt and response tokens per batch.")
     max_new_tokens: int = Field(256, ge=1, description="Length limit of a student's response.")
+    margin: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="How much lower than the teacher's the main metric of a cascade may be.",
+    )
+    usd_per_hour: float = Field(
+        0, ge=0, description="Price of the machine that trains the student and runs it."
+    )
 
 
 class ReportSettings(Section):

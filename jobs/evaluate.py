@@ -10,6 +10,8 @@ import logging
 
 from common.command import run_job
 from common.data.testset import TestRows, load_test_rows
+from common.evaluation.confidence import SIGNALS, read_signals
+from common.evaluation.decision import Savings, count_savings
 from common.evaluation.lm_eval import write_results
 from common.evaluation.predictions import read_predictions, write_predictions
 from common.evaluation.runner import SystemRunner, describe_system
@@ -58,7 +60,7 @@ def main(settings: Settings) -> None:
     test = load_test_rows(settings, run.task)
     fingerprint = make_fingerprint(run, test, adapter)
     systems = list_systems(run.task, has_merged=merged is not None)
-    scored = {"systems": [system.key for system in systems], "metrics": run.task.metrics}
+    scored = describe_scores(settings, systems, run.task.metrics)
     if is_scored(run, fingerprint, scored):
         log.info("evaluate: already done, see %s/%s", storage.url, METRICS_FILE)
         return
@@ -72,7 +74,7 @@ def main(settings: Settings) -> None:
         if read_predictions(storage, system.key, fingerprint, ["id"]) is None:
             responses = runner.ask(system, test.rows)
             write_predictions(storage, system.key, fingerprint, test.rows, responses)
-    metrics = score(run, systems, test, fingerprint, labels)
+    metrics = score(run, systems, test, fingerprint, labels, adapter)
     described, counts = settings.describe(SECTIONS), metrics["rows"]
     write_manifest(
         storage, PREDICTIONS, fingerprint, counts=counts, scored=scored, settings=described
@@ -94,6 +96,15 @@ def check_inputs(run: Run, labels: Manifest[LabelSummary], adapter: Manifest[Tra
     check_same(place, labels.fingerprint, teacher, ignoring=("examples",))
 
 
+def describe_scores(
+    settings: Settings, systems: list[System], metrics: list[str]
+) -> dict[str, list[str]]:
+    """What metrics.json depends on beside the predictions, by kind."""
+    evaluate = settings.evaluate
+    kept = [f"margin {evaluate.margin:g}", f"usd_per_hour {evaluate.usd_per_hour:g}"]
+    return {"systems": sorted(s.key for s in systems), "metrics": metrics, "settings": kept}
+
+
 def is_scored(run: Run, fingerprint: Fingerprint, scored: dict[str, list[str]]) -> bool:
     """Whether metrics.json has these systems and metrics; removes one without a manifest.
 
@@ -106,9 +117,7 @@ def is_scored(run: Run, fingerprint: Fingerprint, scored: dict[str, list[str]]) 
         return False
     place = f"{run.storage.url}/{PREDICTIONS.folder}"
     check_same(place, done.fingerprint, fingerprint)
-    has_systems = set(done.scored.get("systems", [])) == set(scored["systems"])
-    is_same = has_systems and done.scored.get("metrics") == scored["metrics"]
-    return is_same and run.storage.exists(METRICS_FILE)
+    return done.scored == scored and run.storage.exists(METRICS_FILE)
 
 
 def score(
@@ -117,20 +126,43 @@ def score(
     test: TestRows,
     fingerprint: Fingerprint,
     labels: Manifest[LabelSummary],
+    adapter: Manifest[TrainSummary],
 ) -> Metrics:
     """Scores the predictions on storage; writes metrics.json and the harness's files."""
-    columns = ["prediction", "error", "tokens", "seconds"]
+    columns = ["prediction", "error", "seconds", *SIGNALS]
     found = {s.key: read_predictions(run.storage, s.key, fingerprint, columns) for s in systems}
     tables = {key: table for key, table in found.items() if table is not None}
     predictions = {key: table["prediction"].to_pylist() for key, table in tables.items()}
     log.info("evaluate: scoring %d systems", len(tables))
-    metrics = score_systems(run.task, test, predictions)
+    signals, margin = read_signals(tables["distilled"]), run.settings.evaluate.margin
+    metrics = score_systems(run.task, test, predictions, signals, margin)
     for system in systems:
         metrics["systems"][system.key] |= describe_system(run, system, tables[system.key], labels)
+    if "cascade" in metrics:
+        metrics["savings"] = describe_savings(run, metrics, labels, adapter)
     run.storage.write_json(METRICS_FILE, metrics)
     described = run.settings.describe(SECTIONS)
     write_results(run.storage, run.task, metrics, test.rows, predictions, described)
     return metrics
+
+
+def describe_savings(
+    run: Run,
+    metrics: Metrics,
+    labels: Manifest[LabelSummary],
+    adapter: Manifest[TrainSummary],
+) -> Savings:
+    """What the chosen cascade saves, and what the run has cost."""
+    usd_per_hour, systems = run.settings.evaluate.usd_per_hour, metrics["systems"]
+    trained = adapter.summary.get("seconds", 0.0) / 3600 * usd_per_hour
+    chosen = metrics["cascade"]["chosen"]
+    return count_savings(
+        chosen["share"] if chosen else 0.0,
+        systems["teacher"].get("cost_usd_per_1000"),
+        systems["distilled"]["rows_per_second"],
+        usd_per_hour,
+        (labels.summary.get("run_cost_usd") or 0.0) + trained,
+    )
 
 
 def make_fingerprint(run: Run, test: TestRows, adapter: Manifest[TrainSummary]) -> Fingerprint:
@@ -142,7 +174,7 @@ def make_fingerprint(run: Run, test: TestRows, adapter: Manifest[TrainSummary]) 
         "test_rows": f"{len(test.rows)}, {hash_content(rows)}",
         "few_shot": hash_content([shot.model_dump() for shot in run.task.few_shot]),
         **fingerprint_teacher(run.settings, run.task),
-        **run.settings.fingerprint("evaluate", exclude=["batch_tokens"]),
+        **run.settings.fingerprint("evaluate", ["max_new_tokens"]),
     }
 
 

@@ -70,15 +70,17 @@ def test_an_answer_has_the_log_probabilities_of_its_tokens_and_its_end():
     torch.manual_seed(0)
     model = MODELS["llama"]().eval()
     (first, *_), _ = decode(model, read_shared(model, SHARED), REST[1:2], 9, [])[0]
-    ((tokens, logprobs),) = decode(model, read_shared(model, SHARED), REST[1:2], 9, [first])
-    assert (tokens, len(logprobs)) == ([], 1)
-    ((tokens, logprobs),) = decode(model, read_shared(model, SHARED), REST[1:2], 9, [])
+    ((tokens, steps),) = decode(model, read_shared(model, SHARED), REST[1:2], 9, [first])
+    assert (tokens, len(steps)) == ([], 1)
+    ((tokens, steps),) = decode(model, read_shared(model, SHARED), REST[1:2], 9, [])
     ids = torch.tensor([SHARED + REST[1] + tokens])
     with torch.inference_mode():
         expected = model(input_ids=ids).logits[0].log_softmax(-1)
     places = range(ids.shape[1] - len(tokens) - 1, ids.shape[1] - 1)
     known = [float(expected[p, t]) for p, t in zip(places, tokens, strict=True)]
-    assert logprobs == pytest.approx(known, abs=1e-4)
+    assert [step.logprob for step in steps] == pytest.approx(known, abs=1e-4)
+    margins = [float(expected[place].topk(2).values.exp().diff().abs()) for place in places]
+    assert [step.margin for step in steps] == pytest.approx(margins, abs=1e-6)
 
 
 def test_llamas_can_share_and_others_are_left_to_transformers():

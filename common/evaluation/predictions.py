@@ -39,11 +39,11 @@ def read_predictions(
     fingerprint: Fingerprint,
     columns: Sequence[str] | None = None,
 ) -> pa.Table | None:
-    """A system's table, or some of its columns; None if it is missing or of other inputs."""
+    """A system's table, or some of the columns that it has; None if it is of other inputs."""
     name = _name(system)
     if not storage.exists(name):
         return None
-    table = storage.read_columns(name, list(columns)) if columns else storage.read_table(name)
+    table = storage.read_columns(name, columns) if columns else storage.read_table(name)
     found = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
     is_same = isinstance(found, dict) and not list_changes(found, fingerprint)
     return table if is_same else None
@@ -61,6 +61,9 @@ def make_prediction_table(rows: Sequence[TestRow], responses: Sequence[Response]
             "tokens": response.tokens,
             "seconds": response.seconds,
             "error": response.error,
+            "mean_logprob": response.mean_logprob,
+            "least_logprob": response.least_logprob,
+            "margin": response.margin,
         }
         for row, response in zip(rows, responses, strict=True)
     )

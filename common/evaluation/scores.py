@@ -7,6 +7,9 @@ from typing import Any, Required, TypedDict
 import numpy as np
 
 from common.data.testset import TestRow, TestRows
+from common.evaluation.cascade import CascadeFacts
+from common.evaluation.confidence import ConfidenceFacts
+from common.evaluation.decision import Savings, decide
 from common.evaluation.systems import SYSTEMS
 from common.metrics.metrics import METRICS, Metric
 from common.metrics.statistics import (
@@ -76,6 +79,7 @@ class Metrics(TypedDict, total=False):
     `systems` has by key each metric's `Figure`, `groups` (by group, value and metric), and the
     runner's `SystemFacts`. `agreement` is the share of rows on which a system agrees with the
     teacher. Of the main metric, `gain` is distilled - base, `retention` distilled / teacher.
+    `confidence` and `cascade` lack where too few test rows tell them.
     """
 
     task: Required[str]
@@ -88,16 +92,32 @@ class Metrics(TypedDict, total=False):
     gain: float
     retention: float | None
     retention_interval: tuple[float, float] | None
+    confidence: ConfidenceFacts
+    cascade: CascadeFacts
+    savings: Savings
 
 
-def score_systems(task: Task, test: TestRows, predictions: dict[str, list[str]]) -> Metrics:
-    """Scores the predictions of each system."""
+def score_systems(
+    task: Task,
+    test: TestRows,
+    predictions: dict[str, list[str]],
+    signals: Array | None = None,
+    margin: float = 0.0,
+) -> Metrics:
+    """Scores the predictions of each system.
+
+    `signals` are the distilled student's, see `common.evaluation.confidence`, and `margin` is that
+    of `common.evaluation.cascade`.
+    """
     rows, names = test.rows, [name for name in SYSTEMS if name in predictions]
     measured = {name: _measure(task.metrics, rows, predictions[name]) for name in names}
     main = task.metrics[0]
     values = {name: _compute(METRICS[main], found[main]) for name, found in measured.items()}
     retention = values["distilled"] / values["teacher"] if values["teacher"] else None
-    student, teacher = (METRICS[main].thin(measured[n][main]) for n in ("distilled", "teacher"))
+    statistics = measured["distilled"][main], measured["teacher"][main]
+    student, teacher = map(METRICS[main].thin, statistics)
+    judge = find_judge(main)
+    is_right = _measure([judge], rows, predictions["distilled"])[judge][:, 0] > 0
     return {
         "task": task.name,
         "main_metric": main,
@@ -125,7 +145,13 @@ def score_systems(task: Task, test: TestRows, predictions: dict[str, list[str]])
         "retention_interval": ratio_interval(student, teacher, METRICS[main].combine)
         if retention
         else None,
+        **decide(rows, main, signals, is_right, statistics, margin),
     }
+
+
+def find_judge(main: str) -> str:
+    """The metric that says of a row whether it is right: the main one if it is a share."""
+    return main if METRICS[main].is_share else "exact_match"
 
 
 def _measure(names: Sequence[str], rows: Sequence[TestRow], texts: Sequence[str]) -> Statistics:
@@ -220,7 +246,7 @@ def _measure_agreement(
     answered = [TestRow(rows[i].id, rows[i].text, [predictions["teacher"][i]], {}) for i in kept]
     if not kept:
         return {}
-    judge = main if METRICS[main].is_share else "exact_match"
+    judge = find_judge(main)
     return {
         name: _summarize_all(_measure([judge], answered, [texts[i] for i in kept]))[judge]
         for name, texts in predictions.items()

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -196,12 +196,13 @@ class RunStorage:
         except (pa.ArrowException, FileNotFoundError) as error:
             raise self._damaged(name, error) from None
 
-    def read_columns(self, name: str, columns: list[str]) -> pa.Table:
-        """Some columns of a Parquet file, without reading the others. Raises as `read_table`."""
+    def read_columns(self, name: str, columns: Sequence[str]) -> pa.Table:
+        """Those of some columns that a Parquet file has. Raises as `read_table`."""
 
         def read(path: str) -> pa.Table:
-            with self._store.open(path) as file:
-                return pq.read_table(file, columns=columns)
+            with self._store.open(path) as file, pq.ParquetFile(file) as parquet:
+                known = parquet.schema_arrow.names
+                return parquet.read(columns=[column for column in columns if column in known])
 
         try:
             return self._try("read", name, read)

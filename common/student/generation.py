@@ -1,7 +1,6 @@
 """Batched greedy decoding."""
 
 import logging
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,6 +16,7 @@ from transformers import (
 )
 
 from common.records import Response
+from common.student.certainty import Step, measure_certainty, measure_steps
 from common.student.greedy import Decoded, KeyValues, can_share, decode, read_shared
 from common.student.memory import is_memory_error
 from common.student.prompt import count_shared
@@ -124,14 +124,8 @@ class TransformersRuntime:
         seconds = (time.monotonic() - started) / len(prompts)
         texts = tokenizer.batch_decode([ids for ids, _ in answers], skip_special_tokens=True)
         return [
-            Response(
-                text.strip(),
-                len(ids),
-                seconds,
-                mean_logprob=statistics.fmean(logprobs),
-                least_logprob=min(logprobs),
-            )
-            for text, (ids, logprobs) in zip(texts, answers, strict=True)
+            Response(text.strip(), len(ids), seconds, **measure_certainty(steps)._asdict())
+            for text, (ids, steps) in zip(texts, answers, strict=True)
         ]
 
     def _generate(
@@ -152,21 +146,21 @@ class TransformersRuntime:
             )
         rows = output[:, padded["input_ids"].shape[1] :].tolist()
         answers = [list(takewhile(lambda token: token not in ends, row)) for row in rows]
-        steps = torch.stack(listener.logprobs, 1).tolist()
+        by_row = zip(*listener.steps, strict=True)
         return [
-            (answer, logprobs[: len(answer) + 1])
-            for answer, logprobs in zip(answers, steps, strict=True)
+            (answer, list(steps[: len(answer) + 1]))
+            for answer, steps in zip(answers, by_row, strict=True)
         ]
 
 
 class _Listener(LogitsProcessor):
-    """Keeps the log-probability of the likeliest token at each step."""
+    """Keeps the rows' steps."""
 
     def __init__(self) -> None:
-        self.logprobs: list[torch.Tensor] = []
+        self.steps: list[list[Step]] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.logprobs.append(scores.max(-1).values - scores.logsumexp(-1))
+        self.steps.append(measure_steps(scores.float()))
         return scores
 
 

@@ -15,8 +15,10 @@ from torch import nn
 from transformers import AttentionInterface, Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-Decoded = tuple[list[int], list[float]]
-"""An answer's tokens, without the one that ends it, and the log-probabilities of all."""
+from common.student.certainty import Step, measure_steps
+
+Decoded = tuple[list[int], list[Step]]
+"""An answer's tokens, without the one that ends it, and the steps of all."""
 ATTENTION = "shared_prefix"
 _GROWTH = 32
 """Tokens by which the memory of keys and values grows."""
@@ -210,12 +212,11 @@ def decode(
                 .logits[:, -1]
                 .float()
             )
-            highest, chosen = logits.max(-1)
-            logprobs = (highest - logits.logsumexp(-1)).tolist()
+            chosen, steps = logits.argmax(-1), measure_steps(logits)
             for place, token in enumerate(chosen.tolist()):
                 if (row := batch.rows[place]) is None:
                     continue
-                answers[row][1].append(logprobs[place])
+                answers[row][1].append(steps[place])
                 if not (is_end := token in end_tokens):
                     answers[row][0].append(token)
                 if is_end or len(answers[row][0]) == max_new_tokens:
