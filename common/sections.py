@@ -379,6 +379,44 @@ class EvaluateSettings(Section):
     )
 
 
+class PredictSettings(Section):
+    """The predict job."""
+
+    source: Location = Field(
+        "", description="The texts to answer: as DISTILL_DATA__SOURCE; of a folder, all files."
+    )
+    split: str = Field("", description="Split of a hub data set; empty: train.")
+    name: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="Name of the outputs: a folder of the run; empty: by the source.",
+    )
+    keep: Annotated[list[str], NoDecode] = Field(
+        [], description="Columns of the source to keep, by comma; `id:key` renames one."
+    )
+    actors: int = Field(
+        0, ge=0, description="Students at work; 0: one per GPU, or per node of a cluster without."
+    )
+    part_rows: int = Field(2000, ge=1, description="Rows of a part, which is written at once.")
+    cascade: str = Field(
+        "off",
+        description="Whom to leave to the teacher: `off`; `auto`: as evaluate has chosen; or the "
+        "confidence, such as 0.8, below which it answers.",
+    )
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _split_columns(cls, names: str | list[str]) -> list[str]:
+        return split_names(names)
+
+    @field_validator("cascade")
+    @classmethod
+    def _check_cascade(cls, cascade: str) -> str:
+        if cascade not in ("off", "auto") and not re.fullmatch(r"0?\.\d+|0|1(\.0*)?", cascade):
+            raise ValueError("should be off, auto, or a number from 0 to 1")
+        return cascade
+
+
 class ReportSettings(Section):
     """The report job."""
 

@@ -16,6 +16,7 @@ from common.sections import (
     DataSettings,
     EvaluateSettings,
     LabelSettings,
+    PredictSettings,
     ReportSettings,
     Section,
     StorageSettings,
@@ -51,6 +52,7 @@ class Settings(BaseSettings):
     student: StudentSettings = Field(default_factory=StudentSettings)
     train: TrainSettings = Field(default_factory=TrainSettings)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    predict: PredictSettings = Field(default_factory=PredictSettings)
     report: ReportSettings = Field(default_factory=ReportSettings)
 
     def describe(self, sections: Sequence[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"jobs"},
-    {"report"},
+    {"report", "outputs"},
     {"evaluation"},
     {"labels", "training"},
     {"teacher", "student"},
@@ -21,7 +21,7 @@ FLOORS = [
     {"tasks"},
     {"metrics", "prices", "builtin"},
     {"command"},
-    {"environment", "signals", "records", "hub", "torch_environment"},
+    {"arrivals", "environment", "signals", "records", "hub", "torch_environment"},
     {"settings"},
     {"sections"},
     {"errors", "urls"},

@@ -171,7 +171,7 @@ def load_examples(settings: Settings, task: Task) -> Examples:
     shards = list_shards(settings, "train")
     counts = [scan.add(_read_texts(settings, task, shard)) for shard in shards]
     if not sum(counts):
-        raise find_place(settings.data, "train").refuse("has no rows")
+        raise find_place(settings, "train").refuse("has no rows")
     return scan.choose(TextSource(settings, task, shards, counts), settings.data.train_limit)
 
 

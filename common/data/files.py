@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from common.data.place import Place
+from common.data.place import INPUTS, Place
 
 TABLES = {
     ".parquet": "parquet",
@@ -65,7 +65,7 @@ class DataFile:
 
 
 def find_files(place: Place, split: str) -> list[DataFile] | None:
-    """The files of a split; None if there is no such file or folder.
+    """The files of a split, or all `INPUTS`; None if there is no such file or folder.
 
     The names of folders, else those of files, say what belongs to which split. Where none does, all
     files are train, or those of a source for the test rows alone.
@@ -83,6 +83,8 @@ def find_files(place: Place, split: str) -> list[DataFile] | None:
     except Exception as error:  # each storage raises its own types
         raise place.refuse(f"cannot be read: {type(error).__name__}: {error}") from None
     files = list(_choose_data(fs, paths, place, is_named=is_file))
+    if split == INPUTS:
+        return files
     named = {} if is_file else _name_splits(files, path, place)
     chosen = [file for file in files if named.get(file.path) == split]
     if not named:

@@ -7,6 +7,10 @@ from fsspec.core import url_to_fs
 
 from common.errors import InputError
 from common.sections import DataSettings
+from common.settings import Settings
+
+INPUTS = "inputs"
+"""What the predict job reads, in place of a split: all files, if they are not of the hub."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,12 @@ class Place:
         return InputError(f"{self.variable}: {self.url!r} {reason}")
 
 
-def find_place(data: DataSettings, split: str) -> Place:
-    """The source of a split."""
-    if split == "test" and data.test_source is not None:
+def find_place(settings: Settings, split: str) -> Place:
+    """The source of a split, or of the predict job's `INPUTS`."""
+    data = settings.data
+    if split == INPUTS:
+        name, url, is_for_test = "DISTILL_PREDICT__SOURCE", settings.predict.source, False
+    elif split == "test" and data.test_source is not None:
         name, url, is_for_test = "DISTILL_DATA__TEST_SOURCE", data.test_source, True
     else:
         name, url, is_for_test = "DISTILL_DATA__SOURCE", data.source, False

@@ -10,7 +10,7 @@ from common.builtin.mistakes import make_rows
 from common.data.files import DataFile, find_files, is_data_name
 from common.data.formats import Part, read_file
 from common.data.hub import load_from_hub
-from common.data.place import find_place
+from common.data.place import INPUTS, find_place
 from common.errors import InputError
 from common.sections import BUILTIN
 from common.settings import Settings
@@ -48,12 +48,12 @@ def read_tables(
             is_empty = False
             yield table
     if is_empty:
-        raise find_place(settings.data, split).refuse("has no rows")
+        raise find_place(settings, split).refuse("has no rows")
 
 
 def list_shards(settings: Settings, split: str) -> list[Shard]:
     """What a split consists of. Raises an InputError if the source is missing or unreadable."""
-    place = find_place(settings.data, split)
+    place = find_place(settings, split)
     if place.url == BUILTIN:
         return [Shard(f"built-in {split} split", split)]
     if (files := find_files(place, split)) is not None:
@@ -64,26 +64,41 @@ def list_shards(settings: Settings, split: str) -> list[Shard]:
 
 
 def read_shard(
-    settings: Settings, shard: Shard, required: Sequence[str], optional: Sequence[str]
+    settings: Settings,
+    shard: Shard,
+    required: Sequence[str],
+    optional: Sequence[str],
+    kept: Sequence[str] = (),
 ) -> Iterator[pa.Table]:
-    """The rows of a shard as tables. Raises an InputError, see `read_tables`."""
-    wanted = list(dict.fromkeys([*required, *optional]))  # a group may be the reference's column
+    """The rows of a shard as tables; the `kept` columns are of any type, and required, too.
+
+    Raises an InputError, see `read_tables`.
+    """
+    # a group may be the reference's column
+    wanted = list(dict.fromkeys([*required, *optional, *kept]))
+    converted = {*required, *optional}
     for names, table in _read_parts(settings, shard, wanted):
-        for column in required:
+        for column in (*required, *kept):
             if column not in table.column_names:
                 raise _explain_missing(shard.name, names, column)
-        yield pa.table({name: _convert(shard.name, table, name) for name in table.column_names})
+        yield pa.table(
+            {
+                name: _convert(shard.name, table, name) if name in converted else table[name]
+                for name in table.column_names
+            }
+        )
 
 
 def _read_parts(settings: Settings, shard: Shard, wanted: Sequence[str]) -> Iterator[Part]:
-    place = find_place(settings.data, shard.split)
+    place = find_place(settings, shard.split)
+    split = (settings.predict.split or "train") if shard.split == INPUTS else shard.split
     if shard.file is not None:
         yield from read_file(replace(shard.file, place=place), wanted)
     elif place.url == BUILTIN:
-        table = pa.Table.from_pylist(list(make_rows(shard.split)))
+        table = pa.Table.from_pylist(list(make_rows(split)))
         yield table.column_names, table.select([n for n in wanted if n in table.column_names])
     else:
-        yield from load_from_hub(place, settings.data, shard.split, wanted)
+        yield from load_from_hub(place, settings.data, split, wanted)
 
 
 def _is_hub_name(source: str) -> bool:

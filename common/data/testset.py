@@ -85,7 +85,7 @@ def load_test_rows(settings: Settings, task: Task) -> TestRows:
     leaked = _find_leaked(settings, task, list(rows.values()))
     kept = {id: row for id, row in rows.items() if id not in leaked}
     if not kept:
-        place = find_place(settings.data, "test")
+        place = find_place(settings, "test")
         raise place.refuse(f"has {len(rows)} test rows, all of which are also in train")
     chosen = set(sorted(kept)[: settings.data.test_limit or None])
     chosen_rows = [row for id, row in kept.items() if id in chosen]

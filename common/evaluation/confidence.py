@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from common.metrics.statistics import Array
+from common.records import Response
 
 SIGNALS = ("mean_logprob", "least_logprob", "margin", "tokens")
 """The columns of predictions that tell how sure a student is."""
@@ -71,6 +72,18 @@ def read_signals(table: pa.Table) -> Array | None:
         return None
     signals = np.stack([table[name].to_numpy().astype(np.float64) for name in SIGNALS], 1)
     return None if np.isnan(signals[:, 0]).all() else signals
+
+
+def gather_signals(responses: Sequence[Response]) -> Array:
+    """The signals of responses, (responses, signals), NaN where there is no answer."""
+    rows = [[r.mean_logprob, r.least_logprob, r.margin, r.tokens] for r in responses]
+    return np.array(rows, np.float64).reshape(-1, len(SIGNALS))
+
+
+def multiply_probabilities(signals: Array) -> Array:
+    """The probability that the student gives its whole answer, 0 where there is none."""
+    whole = np.exp(signals[:, 0] * (signals[:, 3] + 1))
+    return np.nan_to_num(whole, nan=0.0)
 
 
 def split_halves(ids: Sequence[str]) -> Mask:

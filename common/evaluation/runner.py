@@ -17,10 +17,9 @@ from common.data.examples import Examples
 from common.data.testset import TestRow
 from common.errors import DistillError
 from common.evaluation.systems import System
+from common.labels.asking import ask_teacher
 from common.labels.label_row import Outcome
-from common.labels.lanes.local import LocalLane
-from common.labels.resume import read_known, resume
-from common.labels.session import Session
+from common.labels.resume import read_known
 from common.records import Example, LabelRow, Response
 from common.run.lock import hold_run
 from common.run.manifest import Manifest
@@ -83,11 +82,7 @@ class SystemRunner:
 
         if len(read_known(run, examples, keep).missing):
             with hold_run(run.storage, "evaluate") as lock:
-                answers.clear()
-                session = Session(run, lock, resume(run, examples, keep))
-                tables, _ = session.ask(LocalLane, "teacher")
-            new = [LabelRow(**row) for table in tables for row in table.to_pylist()]
-            answers |= {row.id: row for row in new}
+                answers = ask_teacher(run, lock, examples)
         ordered = [answers[row.id] for row in rows]
         _check_gaps(run, ordered)
         return [

@@ -1,6 +1,5 @@
 """What a lane is; `lanes/` has them."""
 
-import queue
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from threading import Thread
 
 import pyarrow as pa
 
+from common.arrivals import Arrivals
 from common.data.examples import Examples
 from common.errors import DistillError
 from common.labels.parts import Parts
@@ -50,7 +50,7 @@ class Lane(ABC):
     refusal_drain_seconds: float | None = None
 
     def __init__(self) -> None:
-        self._arrived: queue.Queue[pa.Table | BaseException | None] = queue.Queue()
+        self._arrived: Arrivals[pa.Table] = Arrivals()
 
     @abstractmethod
     def open(self) -> None:
@@ -77,22 +77,8 @@ class Lane(ABC):
 
         Raises queue.Empty on a timeout.
         """
-        arrived = self._arrived.get(timeout=seconds)
-        if isinstance(arrived, BaseException):
-            raise arrived
-        return arrived
+        return self._arrived.take(seconds)
 
     def deliver(self, tables: Callable[[], Iterable[pa.Table]]) -> Thread:
-        """Produces tables for `take` in a thread, so that signals reach the main one at once."""
-
-        def work() -> None:
-            try:
-                for table in tables():
-                    self._arrived.put(table)
-                self._arrived.put(None)
-            except BaseException as error:
-                self._arrived.put(error)
-
-        thread = Thread(target=work, daemon=True)
-        thread.start()
-        return thread
+        """Produces tables for `take` in a thread."""
+        return self._arrived.produce(tables)

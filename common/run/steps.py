@@ -1,7 +1,8 @@
 """The steps of a run: their folders, their commands and the summaries in their manifests."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 Summary = TypeVar("Summary", covariant=True)
 
@@ -64,6 +65,23 @@ class MergeSummary(TypedDict, total=False):
     equal_answers: int
 
 
+class PredictSummary(TypedDict, total=False):
+    """The predict job's figures: rows in all, by who answered, and by error; and the drift.
+
+    `threshold` is the confidence below which the teacher answers; None without a cascade.
+
+    """
+
+    rows: int
+    student: int
+    teacher: int
+    errors: dict[str, int]
+    threshold: float | None
+    mean_confidence: float | None
+    drift: Mapping[str, Any]
+    seconds: float
+
+
 class NoSummary(TypedDict):
     """The summary of a step without figures."""
 
@@ -81,6 +99,11 @@ ADAPTER: Step[TrainSummary] = Step("adapter", "python -m jobs.train")
 CURVE: Step[CurveSummary] = Step("curve", "python -m jobs.train")
 MERGED: Step[MergeSummary] = Step("merged", "python -m jobs.train")
 PREDICTIONS: Step[NoSummary] = Step("predictions", "python -m jobs.evaluate")
+
+
+def name_outputs(folder: str) -> Step[PredictSummary]:
+    """The outputs in a folder as a step."""
+    return Step(folder, "python -m jobs.predict")
 
 
 def name_checkpoint(update: int) -> Step[NoSummary]:

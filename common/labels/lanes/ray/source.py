@@ -54,7 +54,7 @@ class ExampleSource(Datasource):  # type: ignore[misc]
         super().__init__()
         source, size = examples.source, int(examples.sizes.sum())
         assert source is not None
-        self._is_remote = find_place(source.settings.data, "train").is_remote
+        self._is_remote = find_place(source.settings, "train").is_remote
         self._bytes, self._tasks = size, []
         for shard, chosen in source.split(examples.rows):
             count, bits = int(chosen.sum()), np.packbits(chosen)

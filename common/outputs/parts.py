@@ -1,0 +1,70 @@
+"""The parts of the outputs: <root>/<run>/outputs/<name>/part-<shard>-<number>.parquet.
+
+A part is written at once, with the student's answers. Rows whose text an earlier part has are left
+open, and filled in at the end, as are those that the teacher answers. A part's metadata has the
+fingerprint of the outputs.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import pyarrow as pa
+
+from common.run.storage import RunStorage
+
+REPEATED = "repeated"
+"""The error of a row that is still open, as an earlier part has its text."""
+_KEY = b"distill.fingerprint"
+_THREADS = 8
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class OutputParts:
+    """The parts in a folder of the run; `fingerprint` is a hash of what answers depend on."""
+
+    storage: RunStorage
+    folder: str
+    fingerprint: str
+
+    def locate(self, name: str) -> str:
+        """A part's file."""
+        return f"{self.folder}/{name}.parquet"
+
+    def find_done(self, names: Iterable[str]) -> set[str]:
+        """Which parts are written."""
+        existing = set(self.storage.list_files(self.folder))
+        found = [name for name in names if self.locate(name) in existing]
+
+        def is_own(name: str) -> bool:
+            metadata = self.read(name, ["id"]).schema.metadata or {}
+            return bool(metadata.get(_KEY) == self.fingerprint.encode())
+
+        return {name for name, own in zip(found, run_all(is_own, found), strict=True) if own}
+
+    def write(self, name: str, table: pa.Table) -> None:
+        """Writes a part, of `OUTPUT_SCHEMA` and the kept columns."""
+        metadata = {_KEY: self.fingerprint}
+        self.storage.write_table(self.locate(name), table.replace_schema_metadata(metadata))
+
+    def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A part, or some of its columns."""
+        if columns is None:
+            return self.storage.read_table(self.locate(name))
+        return self.storage.read_columns(self.locate(name), columns)
+
+    def read_all(self, names: Sequence[str], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Some columns of parts, one after the other."""
+        yield from run_all(partial(self.read, columns=columns), names)
+
+
+def run_all(function: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """The results for all items, in their order, by a few threads, not far ahead."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(items), 4 * _THREADS):
+            yield from pool.map(function, items[start : start + 4 * _THREADS])
