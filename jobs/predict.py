@@ -19,7 +19,7 @@ from common.errors import InputError
 from common.evaluation.confidence import Calibration
 from common.evaluation.decision import read_calibration
 from common.evaluation.scores import METRICS_FILE, Metrics
-from common.labels.asking import ask_teacher
+from common.labels.lanes.asking import ask_teacher
 from common.outputs.drift import Drift, describe_drift, measure_drift
 from common.outputs.fill import fill, find_unsure
 from common.outputs.inputs import Inputs, find_folder, load_inputs

@@ -17,8 +17,8 @@ from common.data.examples import Examples
 from common.data.testset import TestRow
 from common.errors import DistillError
 from common.evaluation.systems import System
-from common.labels.asking import ask_teacher
 from common.labels.label_row import Outcome
+from common.labels.lanes.asking import ask_teacher
 from common.labels.resume import read_known
 from common.records import Example, LabelRow, Response
 from common.run.lock import hold_run
