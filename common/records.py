@@ -61,7 +61,8 @@ class LabelRow:
 class Response:
     """A system's answer; `tokens` counts its tokens, `seconds` is its share of its batch.
 
-    The last three are a student's, see `common.student.certainty`.
+    The last four are a student's: see `common.student.certainty`, and the share of the sampled
+    responses that are the same, None if there are none.
     """
 
     text: str
@@ -71,6 +72,7 @@ class Response:
     mean_logprob: float | None = None
     least_logprob: float | None = None
     margin: float | None = None
+    agreement: float | None = None
 
 
 def make_schema(row_type: type) -> pa.Schema:
@@ -107,6 +109,7 @@ PREDICTION_SCHEMA = pa.schema(
         "mean_logprob": pa.float32(),
         "least_logprob": pa.float32(),
         "margin": pa.float32(),
+        "agreement": pa.float32(),
     }
 )
 """`edits`: tokens `start` to `end` of the text became `tokens`, see `common.metrics.edits`. The

@@ -368,6 +368,9 @@ class EvaluateSettings(Section):
 
     batch_tokens: int = Field(16_384, ge=64, description="Prompt and response tokens per batch.")
     max_new_tokens: int = Field(256, ge=1, description="Length limit of a student's response.")
+    samples: int = Field(
+        0, ge=0, description="Sampled answers a text, whose agreement tells how sure a student is."
+    )
     margin: float = Field(
         0.02,
         ge=0,

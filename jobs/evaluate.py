@@ -174,7 +174,7 @@ def make_fingerprint(run: Run, test: TestRows, adapter: Manifest[TrainSummary]) 
         "test_rows": f"{len(test.rows)}, {hash_content(rows)}",
         "few_shot": hash_content([shot.model_dump() for shot in run.task.few_shot]),
         **fingerprint_teacher(run.settings, run.task),
-        **run.settings.fingerprint("evaluate", ["max_new_tokens"]),
+        **run.settings.fingerprint("evaluate", ["max_new_tokens", "samples"]),
     }
 
 

@@ -141,7 +141,7 @@ def make_fingerprints(
         "inputs": f"{len(inputs)}, {inputs.digest}",
         "label_rules": hash_content(run.task.label_rules.model_dump(mode="json")),
         "calibration": hash_content(calibration and vars(calibration)),
-        **run.settings.fingerprint("evaluate", ["max_new_tokens"]),
+        **run.settings.fingerprint("evaluate", ["max_new_tokens", "samples"]),
         **run.settings.fingerprint("predict", ["keep", "part_rows"]),
     }
     if decided.threshold is None:

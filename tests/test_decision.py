@@ -26,7 +26,8 @@ def simulate(rows, seed=0, student_at_least=0.3, teacher=0.86):
     sure = random.uniform(student_at_least, 1.0, rows)
     tokens = random.integers(1, 6, rows)
     mean = np.log(sure) / (tokens + 1)
-    signals = np.stack([mean, 1.5 * mean, 2 * np.exp(1.5 * mean) - 1, tokens], 1)
+    margin = 2 * np.exp(1.5 * mean) - 1
+    signals = np.stack([mean, 1.5 * mean, margin, tokens, np.zeros(rows)], 1)
     is_right = random.uniform(size=rows) < sure
     return signals, is_right, random.uniform(size=rows) < teacher
 
@@ -44,7 +45,13 @@ def test_the_confidence_is_the_share_that_is_right():
     assert sum(rows for _, _, rows in facts["bins"]) == facts["rows"] == 2000
     assert [sure for sure, _, _ in facts["bins"]] == sorted(sure for sure, _, _ in facts["bins"])
     assert read_calibration(facts) == calibration
-    overconfident = signals * [0.1, 0.1, 1, 1]  # half the rows with another meaning of the signals
+    overconfident = signals * [
+        0.1,
+        0.1,
+        1,
+        1,
+        1,
+    ]  # half the rows with another meaning of the signals
     assert check_calibration(calibration, overconfident, is_right[:4000])["error"] > 0.1
 
 

@@ -123,7 +123,7 @@ def test_the_teacher_answers_where_the_student_is_not_sure(run):
     texts = [f"the {i} cat sleep" for i in range(60)]
     write_inputs([*texts, *texts[:10]])
     assert "CASCADE='0.5' needs the student's confidence" in do(3, PREDICT__CASCADE="0.5")
-    calibration = Calibration([0.0] * 4, [1.0] * 4, [1.0, 0.0, 0.0, 0.0, 0.0])
+    calibration = Calibration([0.0] * 5, [1.0] * 5, [1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     point = {"threshold": 0.4}
     metrics = {
         "confidence": {"calibration": vars(calibration), "bins": [(0.9, 0.9, 20)], "rows": 20},

@@ -121,6 +121,24 @@ def test_an_answer_is_as_sure_by_transformers_as_by_our_decoding(builtin, monkey
         assert one.mean_logprob == pytest.approx(other.mean_logprob, abs=1e-3)
 
 
+@pytest.mark.usefixtures("in_fp32")
+@pytest.mark.parametrize("shares", [True, False])
+def test_samples_tell_how_often_the_student_says_the_same(builtin, monkeypatch, shares):
+    if not shares:
+        monkeypatch.setattr("common.student.generation.can_share", lambda model: False)
+    student = open_student(builtin, TASK)
+    texts = ["Le chat dort.", "the old man", "Heute"]
+    greedy = student.answer(texts, max_new_tokens=6)
+    sampled = student.answer(texts, max_new_tokens=6, samples=8)
+    assert [r.text for r in sampled] == [r.text for r in greedy]
+    assert {r.agreement for r in greedy} == {None}
+    assert all(0 <= r.agreement <= 1 for r in sampled)
+    assert sum(r.agreement for r in sampled) < 3  # an untrained student is not sure
+    assert sampled[0].seconds > greedy[0].seconds
+    again = student.answer(texts, max_new_tokens=6, samples=8)
+    assert [r.agreement for r in again] == [r.agreement for r in sampled]
+
+
 def test_greedy_decoding_knows_no_penalty(settings, builtin, tmp_path):
     """Some models bring one in generation_config.json, which would keep a student from copying."""
     folder = tmp_path / "student"

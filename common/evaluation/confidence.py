@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from common.metrics.statistics import Array
 from common.records import Response
 
-SIGNALS = ("mean_logprob", "least_logprob", "margin", "tokens")
+SIGNALS = ("mean_logprob", "least_logprob", "margin", "tokens", "agreement")
 """The columns of predictions that tell how sure a student is."""
 _FEWEST = 40
 """Rows of a half, and right or wrong ones of it together, that a calibration needs."""
@@ -71,12 +71,15 @@ def read_signals(table: pa.Table) -> Array | None:
     if not set(SIGNALS) <= set(table.column_names):
         return None
     signals = np.stack([table[name].to_numpy().astype(np.float64) for name in SIGNALS], 1)
+    signals[:, -1] = np.nan_to_num(signals[:, -1])  # nothing was sampled
     return None if np.isnan(signals[:, 0]).all() else signals
 
 
 def gather_signals(responses: Sequence[Response]) -> Array:
     """The signals of responses, (responses, signals), NaN where there is no answer."""
-    rows = [[r.mean_logprob, r.least_logprob, r.margin, r.tokens] for r in responses]
+    rows = [
+        [r.mean_logprob, r.least_logprob, r.margin, r.tokens, r.agreement or 0.0] for r in responses
+    ]
     return np.array(rows, np.float64).reshape(-1, len(SIGNALS))
 
 
@@ -150,12 +153,12 @@ def _measure_auroc(confidence: Array, is_right: Mask) -> float | None:
 
 
 def _make_features(signals: Array) -> Array:
-    """(answers, features): logits of the answer's, the mean and the least probability; margin."""
-    mean, least, margin, tokens = np.nan_to_num(signals, nan=0.0).T
+    """(answers, features): logits of the answer's, the mean and the least probability; the rest."""
+    mean, least, margin, tokens, agreement = np.nan_to_num(signals, nan=0.0).T
     whole = mean * (tokens + 1)
     logs = np.clip(np.stack([whole, mean, least], 1), _LOWEST, _HIGHEST)
     logits = logs - np.log(-np.expm1(logs))
-    return np.concatenate([logits, margin[:, None]], 1)
+    return np.concatenate([logits, margin[:, None], agreement[:, None]], 1)
 
 
 def _add_constant(inputs: Array) -> Array:

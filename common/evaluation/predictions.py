@@ -64,6 +64,7 @@ def make_prediction_table(rows: Sequence[TestRow], responses: Sequence[Response]
             "mean_logprob": response.mean_logprob,
             "least_logprob": response.least_logprob,
             "margin": response.margin,
+            "agreement": response.agreement,
         }
         for row, response in zip(rows, responses, strict=True)
     )

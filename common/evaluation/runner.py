@@ -96,7 +96,8 @@ class SystemRunner:
         with explaining_memory(_ADVICE):
             self._student = self._student or self._load_student()
             texts = [row.text for row in rows]
-            return self._student.answer(texts, with_adapter, with_few_shot)
+            samples = self._run.settings.evaluate.samples if with_adapter else 0
+            return self._student.answer(texts, with_adapter, with_few_shot, samples=samples)
 
     def _load_student(self) -> Student:
         with tempfile.TemporaryDirectory() as folder:

@@ -4,6 +4,7 @@ import os
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from socket import gethostname
 from typing import Any
@@ -73,7 +74,8 @@ class StudentActor:
         started = time.monotonic()
         rules = self._packed.task.label_rules
         with explaining_memory(_ADVICE):
-            ask = self._student.answer
+            samples = self._packed.settings.evaluate.samples
+            ask = partial(self._student.answer, samples=samples)
             table = answer_block(*unpack(rows, is_new), ask, rules, self._calibration)
         self._parts.write(part, table)
         left_open = table["error"].to_pylist().count(REPEATED)

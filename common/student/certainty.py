@@ -33,6 +33,13 @@ def measure_steps(logits: torch.Tensor) -> list[Step]:
     return [Step(*pair) for pair in zip(first.tolist(), margins.tolist(), strict=True)]
 
 
+def choose_tokens(logits: torch.Tensor, sampler: torch.Generator | None) -> torch.Tensor:
+    """The next token of each row, (rows): the likeliest, or drawn by its probability."""
+    if sampler is None:
+        return logits.argmax(-1)
+    return torch.multinomial(logits.softmax(-1), 1, generator=sampler)[:, 0]
+
+
 def measure_certainty(steps: Sequence[Step]) -> Certainty:
     """The certainty of an answer by its steps, at least one."""
     logprobs = [step.logprob for step in steps]

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from common.records import Response
-from common.student.certainty import Step, measure_certainty, measure_steps
+from common.student.certainty import Step, choose_tokens, measure_certainty, measure_steps
 from common.student.greedy import Decoded, KeyValues, can_share, decode, read_shared
 from common.student.memory import is_memory_error
 from common.student.prompt import count_shared
@@ -48,8 +48,9 @@ class TransformersRuntime:
         max_new_tokens: int,
         batch_tokens: int,
         check: Callable[[], None] = lambda: None,
+        seed: int | None = None,
     ) -> list[Response]:
-        """Greedy responses, in the order of the prompts.
+        """Greedy responses, or sampled ones with a `seed`, in the order of the prompts.
 
         What all prompts begin with is computed once, if the model allows it (see
         `common.student.greedy`). Prompts are batched by length, the longest first, so that a batch
@@ -60,6 +61,9 @@ class TransformersRuntime:
         batch, and may raise.
         """
         self._model.eval()
+        sampler = None
+        if seed is not None:
+            sampler = torch.Generator(self._model.device).manual_seed(seed)
         positions = count_positions(self._model.config)
         too_long = [i for i, prompt in enumerate(prompts) if len(prompt) >= positions]
         responses = dict.fromkeys(too_long, Response("", 0, 0.0, error="too_long"))
@@ -77,7 +81,7 @@ class TransformersRuntime:
             if longest + max_new_tokens > positions:
                 batch = [i for i in batch if len(prompts[i]) == longest]
             limit = min(max_new_tokens, positions - longest)
-            answers = self._try([prompts[i] for i in batch], limit, shared)
+            answers = self._try([prompts[i] for i in batch], limit, shared, sampler)
             if answers is None:
                 batch_tokens = len(batch) * lengths[batch[0]] // 2
                 log.warning("evaluate: too little memory, batches now hold %d tokens", batch_tokens)
@@ -90,11 +94,15 @@ class TransformersRuntime:
         return [responses[i] for i in range(len(prompts))]
 
     def _try(
-        self, prompts: list[list[int]], max_new_tokens: int, shared: KeyValues | None
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        shared: KeyValues | None,
+        sampler: torch.Generator | None,
     ) -> list[Response] | None:
         """The answers; None if several prompts take too much memory."""
         try:
-            return self._answer(prompts, max_new_tokens, shared)
+            return self._answer(prompts, max_new_tokens, shared, sampler)
         except (MemoryError, RuntimeError) as error:
             if len(prompts) == 1 or not is_memory_error(error):
                 raise
@@ -111,16 +119,20 @@ class TransformersRuntime:
         return read_shared(self._model, prompts[0][:count])
 
     def _answer(
-        self, prompts: list[list[int]], max_new_tokens: int, shared: KeyValues | None
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        shared: KeyValues | None,
+        sampler: torch.Generator | None,
     ) -> list[Response]:
         model, tokenizer = self._model, self._tokenizer
         started = time.monotonic()
         ends = _end_tokens(model, tokenizer)
         if shared is not None:
             rest = [prompt[shared.length :] for prompt in prompts]
-            answers = decode(model, shared, rest, max_new_tokens, ends)
+            answers = decode(model, shared, rest, max_new_tokens, ends, sampler)
         else:
-            answers = self._generate(prompts, max_new_tokens, ends)
+            answers = self._generate(prompts, max_new_tokens, ends, sampler)
         seconds = (time.monotonic() - started) / len(prompts)
         texts = tokenizer.batch_decode([ids for ids, _ in answers], skip_special_tokens=True)
         return [
@@ -129,7 +141,11 @@ class TransformersRuntime:
         ]
 
     def _generate(
-        self, prompts: list[list[int]], max_new_tokens: int, ends: list[int]
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        ends: list[int],
+        sampler: torch.Generator | None,
     ) -> list[Decoded]:
         """As `decode`, by transformers."""
         pad = self._tokenizer.pad_token_id
@@ -137,7 +153,7 @@ class TransformersRuntime:
         config = GenerationConfig(
             do_sample=False, max_new_tokens=max_new_tokens, pad_token_id=pad, eos_token_id=ends
         )
-        listener = _Listener()
+        listener = _Listener(sampler)
         with torch.inference_mode():
             output = self._model.generate(
                 **padded.to(self._model.device),
@@ -154,14 +170,18 @@ class TransformersRuntime:
 
 
 class _Listener(LogitsProcessor):
-    """Keeps the rows' steps."""
+    """Keeps the rows' steps, and leaves only the sampled tokens if there is a `sampler`."""
 
-    def __init__(self) -> None:
+    def __init__(self, sampler: torch.Generator | None) -> None:
         self.steps: list[list[Step]] = []
+        self._sampler = sampler
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         self.steps.append(measure_steps(scores.float()))
-        return scores
+        if self._sampler is None:
+            return scores
+        chosen = choose_tokens(scores.float(), self._sampler)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
 
 
 def _log_progress(done: int, rows: int, seconds: float) -> None:

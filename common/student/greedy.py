@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AttentionInterface, Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-from common.student.certainty import Step, measure_steps
+from common.student.certainty import Step, choose_tokens, measure_steps
 
 Decoded = tuple[list[int], list[Step]]
 """An answer's tokens, without the one that ends it, and the steps of all."""
@@ -193,8 +193,9 @@ def decode(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     end_tokens: Sequence[int],
+    sampler: torch.Generator | None = None,
 ) -> list[Decoded]:
-    """Greedy answers.
+    """Greedy answers, or sampled ones with a `sampler`.
 
     Args:
         model: a causal model that `can_share`.
@@ -202,6 +203,7 @@ def decode(
         prompts: the rest of each prompt, at least one token.
         max_new_tokens: length limit of an answer.
         end_tokens: any of them ends an answer.
+        sampler: draws the tokens of sampled answers.
     """
     answers: list[Decoded] = [([], []) for _ in prompts]
     own, batch = KeyValues(shared), _Batch(prompts, shared.length, model.device)
@@ -212,7 +214,7 @@ def decode(
                 .logits[:, -1]
                 .float()
             )
-            chosen, steps = logits.argmax(-1), measure_steps(logits)
+            chosen, steps = choose_tokens(logits, sampler), measure_steps(logits)
             for place, token in enumerate(chosen.tolist()):
                 if (row := batch.rows[place]) is None:
                     continue

@@ -1,5 +1,6 @@
 """The student: answers texts of a task, with or without its adapter."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -37,6 +38,7 @@ class Student:
         with_few_shot: bool = False,
         max_new_tokens: int | None = None,
         check: Callable[[], None] = lambda: None,
+        samples: int = 0,
     ) -> list[Response]:
         """Greedy responses, in the order of the texts.
 
@@ -46,16 +48,31 @@ class Student:
             with_few_shot: whether the prompt begins with the task's few-shot examples.
             max_new_tokens: replaces the setting.
             check: called before each batch; may raise.
+            samples: of sampled responses, whose agreement with the greedy one is measured.
         """
         encode = encode_few_shot_prompt if with_few_shot else encode_prompt
         prompts = [encode(self._tokenizer, self._task, text) for text in texts]
         limit = max_new_tokens or self._limits.max_new_tokens
+        size = self._limits.batch_tokens
         with nullcontext() if with_adapter else self._runtime.without_adapter():
-            responses = self._runtime.generate(prompts, limit, self._limits.batch_tokens, check)
+            responses = self._runtime.generate(prompts, limit, size, check)
+            sampled = [
+                self._runtime.generate(prompts, limit, size, check, seed) for seed in range(samples)
+            ]
+        if samples:
+            pairs = zip(responses, zip(*sampled, strict=True), strict=True)
+            responses = [_note_agreement(response, others) for response, others in pairs]
         if with_few_shot and not self._tokenizer.chat_template:
             # without a template the student continues with another example
             responses = [replace(r, text=r.text.split("\n\n")[0].strip()) for r in responses]
         return responses
+
+
+def _note_agreement(response: Response, sampled: Sequence[Response]) -> Response:
+    """The response with the share of sampled ones that are the same, and their time."""
+    agreement = statistics.fmean(other.text == response.text for other in sampled)
+    seconds = response.seconds + sum(other.seconds for other in sampled)
+    return replace(response, agreement=agreement, seconds=seconds)
 
 
 def open_student(
