@@ -1,16 +1,18 @@
 """Compares teacher, base and distilled student, and copying: `python -m jobs.evaluate`.
 
 All systems answer the same test rows, the students with the same prompt, precision and greedy
-decoding; the base student with few-shot examples is one more system. Writes predictions/,
-metrics.json and result files as lm-evaluation-harness names them to <root>/<run>. A rerun keeps the
-predictions that match.
+decoding; the base student with few-shot examples is one more system, and so is each endpoint that
+the settings name. Writes predictions/, metrics.json and result files as lm-evaluation-harness names
+them to <root>/<run>. A rerun keeps the predictions that match.
 """
 
+import json
 import logging
 
 from common.command import run_job
 from common.data.testset import TestRows, load_test_rows
 from common.evaluation.lm_eval import write_results
+from common.evaluation.online import check_endpoints
 from common.evaluation.predictions import read_predictions, write_predictions
 from common.evaluation.runner import SystemRunner, describe_system
 from common.evaluation.scores import METRICS_FILE, Metrics, score_systems
@@ -44,9 +46,10 @@ def main(settings: Settings) -> None:
     Raises:
         InputError: the adapter or the test rows are missing.
         SettingsError: no GPU can be used, or memory is too small.
-        TeacherRefusedError: see `common.errors`.
+        TeacherRefusedError, CostCapError: see `common.errors`.
     """
     check_device(settings)
+    check_endpoints(settings)
     run = open_run(settings)
     storage = run.storage
     adapter = require_manifest(storage, ADAPTER)
@@ -57,8 +60,8 @@ def main(settings: Settings) -> None:
         check_same(f"{storage.url}/{MERGED.folder}", merged.fingerprint, adapter.fingerprint)
     test = load_test_rows(settings, run.task)
     fingerprint = make_fingerprint(run, test, adapter)
-    systems = list_systems(run.task, has_merged=merged is not None)
-    scored = {"systems": [system.key for system in systems], "metrics": run.task.metrics}
+    systems = list_systems(run.task, merged is not None, settings.evaluate.endpoints)
+    scored = describe_scored(run, systems)
     if is_scored(run, fingerprint, scored):
         log.info("evaluate: already done, see %s/%s", storage.url, METRICS_FILE)
         return
@@ -69,9 +72,10 @@ def main(settings: Settings) -> None:
     )
     runner = SystemRunner(run, adapter, merged)
     for system in systems:
-        if read_predictions(storage, system.key, fingerprint, ["id"]) is None:
+        own = {**fingerprint, **system.fingerprint}
+        if read_predictions(storage, system.key, own, ["id"]) is None:
             responses = runner.ask(system, test.rows)
-            write_predictions(storage, system.key, fingerprint, test.rows, responses)
+            write_predictions(storage, system.key, own, test.rows, responses)
     metrics = score(run, systems, test, fingerprint, labels)
     described, counts = settings.describe(SECTIONS), metrics["rows"]
     write_manifest(
@@ -94,6 +98,14 @@ def check_inputs(run: Run, labels: Manifest[LabelSummary], adapter: Manifest[Tra
     check_same(place, labels.fingerprint, teacher, ignoring=("examples",))
 
 
+def describe_scored(run: Run, systems: list[System]) -> dict[str, list[str]]:
+    """What metrics.json holds: the systems, with the endpoints' settings, and the metrics."""
+    found = {"systems": [system.key for system in systems], "metrics": run.task.metrics}
+    endpoints = {s.key: json.dumps(s.fingerprint, sort_keys=True) for s in systems if s.endpoint}
+    lines = [f"{key} {described}" for key, described in endpoints.items()]
+    return found | ({"endpoints": lines} if lines else {})
+
+
 def is_scored(run: Run, fingerprint: Fingerprint, scored: dict[str, list[str]]) -> bool:
     """Whether metrics.json has these systems and metrics; removes one without a manifest.
 
@@ -106,8 +118,8 @@ def is_scored(run: Run, fingerprint: Fingerprint, scored: dict[str, list[str]]) 
         return False
     place = f"{run.storage.url}/{PREDICTIONS.folder}"
     check_same(place, done.fingerprint, fingerprint)
-    has_systems = set(done.scored.get("systems", [])) == set(scored["systems"])
-    is_same = has_systems and done.scored.get("metrics") == scored["metrics"]
+    before, now = ({key: set(found) for key, found in s.items()} for s in (done.scored, scored))
+    is_same = before == now and done.scored["metrics"] == scored["metrics"]
     return is_same and run.storage.exists(METRICS_FILE)
 
 
@@ -120,7 +132,10 @@ def score(
 ) -> Metrics:
     """Scores the predictions on storage; writes metrics.json and the harness's files."""
     columns = ["prediction", "error", "tokens", "seconds"]
-    found = {s.key: read_predictions(run.storage, s.key, fingerprint, columns) for s in systems}
+    found = {
+        s.key: read_predictions(run.storage, s.key, {**fingerprint, **s.fingerprint}, columns)
+        for s in systems
+    }
     tables = {key: table for key, table in found.items() if table is not None}
     predictions = {key: table["prediction"].to_pylist() for key, table in tables.items()}
     log.info("evaluate: scoring %d systems", len(tables))
@@ -142,7 +157,7 @@ def make_fingerprint(run: Run, test: TestRows, adapter: Manifest[TrainSummary]) 
         "test_rows": f"{len(test.rows)}, {hash_content(rows)}",
         "few_shot": hash_content([shot.model_dump() for shot in run.task.few_shot]),
         **fingerprint_teacher(run.settings, run.task),
-        **run.settings.fingerprint("evaluate", exclude=["batch_tokens"]),
+        **run.settings.fingerprint("evaluate", exclude=["batch_tokens", "endpoints"]),
     }
 
 

@@ -14,6 +14,7 @@ from common.command import run_job
 from common.data.examples import load_examples
 from common.data.testset import load_test_rows
 from common.errors import SettingsError
+from common.evaluation.online import check_endpoints
 from common.evaluation.scores import METRICS_FILE, Metrics
 from common.labels.copies import copy_labels
 from common.labels.rounds import load_pool
@@ -105,7 +106,11 @@ def run_jobs(settings: Settings, *jobs: Any) -> None:
 
 
 def check_inputs(run: Run) -> None:
-    """Raises an InputError if the test split, the reference column or the student is missing."""
+    """Raises an InputError if the test split, the reference column or the student is missing.
+
+    A SettingsError if an endpoint cannot be asked.
+    """
+    check_endpoints(run.settings)
     examples = load_examples(run.settings, run.task)
     test = load_test_rows(run.settings, run.task)
     check_student(run.settings, run.task)

@@ -7,7 +7,7 @@ from typing import Any, Required, TypedDict
 import numpy as np
 
 from common.data.testset import TestRow, TestRows
-from common.evaluation.systems import SYSTEMS
+from common.evaluation.systems import list_baselines, order_systems
 from common.metrics.metrics import METRICS, Metric
 from common.metrics.statistics import (
     Array,
@@ -92,7 +92,7 @@ class Metrics(TypedDict, total=False):
 
 def score_systems(task: Task, test: TestRows, predictions: dict[str, list[str]]) -> Metrics:
     """Scores the predictions of each system."""
-    rows, names = test.rows, [name for name in SYSTEMS if name in predictions]
+    rows, names = test.rows, order_systems(predictions)
     measured = {name: _measure(task.metrics, rows, predictions[name]) for name in names}
     main = task.metrics[0]
     values = {name: _compute(METRICS[main], found[main]) for name, found in measured.items()}
@@ -115,7 +115,7 @@ def score_systems(task: Task, test: TestRows, predictions: dict[str, list[str]])
         "comparisons": [
             _compare(metric, name, other, measured[name][metric], measured[other][metric])
             for name in names
-            for other in SYSTEMS[name].baselines
+            for other in list_baselines(name, names)
             if other in measured
             for metric in task.metrics
         ],
