@@ -424,6 +424,9 @@ class EvaluateSettings(Section):
         {},
         description='Served models to compare, as JSON: {"served": "http://localhost:8000/v1"}.',
     )
+    min_retention: float = Field(
+        0.0, ge=0, description="Share of the teacher's score to keep, else exit code 6; 0: any."
+    )
 
     _parse = field_validator("endpoints", mode="before")(_parse_json)
 

@@ -3,7 +3,9 @@
 All systems answer the same test rows, the students with the same prompt, precision and greedy
 decoding; the base student with few-shot examples is one more system, and so is each endpoint that
 the settings name. Writes predictions/, metrics.json and result files as lm-evaluation-harness names
-them to <root>/<run>. A rerun keeps the predictions that match.
+them to <root>/<run>. A rerun keeps the predictions that match. The last lines say where the student
+is no better than without training; if it keeps too little of the teacher's score, the exit code is
+6.
 """
 
 import json
@@ -17,6 +19,7 @@ from common.evaluation.predictions import read_predictions, write_predictions
 from common.evaluation.runner import SystemRunner, describe_system
 from common.evaluation.scores import METRICS_FILE, Metrics, score_systems
 from common.evaluation.systems import System, list_systems
+from common.evaluation.verdict import check_retention, list_weaknesses
 from common.records import hash_content
 from common.run.lock import wait_for_release
 from common.run.manifest import (
@@ -47,6 +50,7 @@ def main(settings: Settings) -> None:
         InputError: the adapter or the test rows are missing.
         SettingsError: no GPU can be used, or memory is too small.
         TeacherRefusedError, CostCapError: see `common.errors`.
+        RetentionError: all is written, and the student keeps less than `evaluate.min_retention`.
     """
     check_device(settings)
     check_endpoints(settings)
@@ -64,6 +68,7 @@ def main(settings: Settings) -> None:
     scored = describe_scored(run, systems)
     if is_scored(run, fingerprint, scored):
         log.info("evaluate: already done, see %s/%s", storage.url, METRICS_FILE)
+        conclude(run, storage.read_json(METRICS_FILE))
         return
     log.info(
         "evaluate: %d test rows, %d dropped as seen in train (but for spaces)",
@@ -81,10 +86,22 @@ def main(settings: Settings) -> None:
     write_manifest(
         storage, PREDICTIONS, fingerprint, counts=counts, scored=scored, settings=described
     )
+    conclude(run, metrics)
+
+
+def conclude(run: Run, metrics: Metrics) -> None:
+    """Logs the scores, and where the student is no better than without training.
+
+    Raises a RetentionError if it keeps too little of the teacher's score.
+    """
     main_metric = metrics["main_metric"]
     values = {key: figures[main_metric]["value"] for key, figures in metrics["systems"].items()}
     scores = ", ".join(f"{key} {value:.3f}" for key, value in values.items())
     log.info("evaluate: %s: %s", main_metric, scores)
+    for weakness in list_weaknesses(metrics):
+        log.warning("evaluate: %s", weakness)
+    place = f"{run.storage.url}/{METRICS_FILE}"
+    check_retention(metrics, run.settings.evaluate.min_retention, place)
 
 
 def check_inputs(run: Run, labels: Manifest[LabelSummary], adapter: Manifest[TrainSummary]) -> None:
@@ -157,7 +174,9 @@ def make_fingerprint(run: Run, test: TestRows, adapter: Manifest[TrainSummary]) 
         "test_rows": f"{len(test.rows)}, {hash_content(rows)}",
         "few_shot": hash_content([shot.model_dump() for shot in run.task.few_shot]),
         **fingerprint_teacher(run.settings, run.task),
-        **run.settings.fingerprint("evaluate", exclude=["batch_tokens", "endpoints"]),
+        **run.settings.fingerprint(
+            "evaluate", exclude=["batch_tokens", "endpoints", "min_retention"]
+        ),
     }
 
 

@@ -89,6 +89,13 @@ def test_a_sweep_trains_several_students_on_labels_that_are_paid_for_once(tmp_pa
         again = run_job("pipeline", tmp_path, **variables)
         assert again.returncode == 0, again.stderr
         assert again.stderr.count("already done") == 3 + 2
+        reports = [tmp_path / f"runs/{name}/report.html" for name in ("both", "both.other")]
+        for path in (*reports, tmp_path / "runs/both/sweep.md"):
+            path.unlink()
+        refused = run_job("pipeline", tmp_path, **variables, EVALUATE__MIN_RETENTION=2)
+        assert refused.returncode == 6
+        assert "/both/metrics.json: " in refused.stderr.splitlines()[-1]  # the first student's
+        assert all(path.exists() for path in reports)
         assert len(teacher.bodies) == 40 + 2 * 15
     table = (tmp_path / "runs/both/sweep.md").read_text()
     assert table in done.stdout
