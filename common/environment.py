@@ -66,6 +66,17 @@ def read_data_secret() -> SecretStr:
     return _read_settings().data.s3_secret
 
 
+def read_key(variable: str) -> SecretStr:
+    """The key that a variable of the user's own holds. Raises a SettingsError if it is not set."""
+    load_environment()
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise SettingsError(f"the variable {variable} is not set; it should hold the API's key")
+    if not (key.isascii() and key.isprintable()):
+        raise SettingsError(f"the variable {variable} should hold one line of ASCII characters")
+    return SecretStr(key)
+
+
 def _read_settings() -> Settings:
     load_environment()
     try:
@@ -94,11 +105,15 @@ def _read_secret_files() -> dict[str, str]:
 def _explain(error: Any) -> str:
     place = [str(part) for part in error["loc"] if isinstance(part, str)]
     name = PREFIX + "__".join(place[:2]).upper() + "".join(f" {part!r}" for part in place[2:])
-    has_secret = any(secret.upper() in name for secret in SECRETS) or "@" in str(error["input"])
-    value = "" if has_secret else f"={error['input']!r}"
-    reason: str = error["msg"].removeprefix("Value error, ")
-    if isinstance(error["input"], dict):  # of a whole section: the reason names the fields
+    given = str(error["input"])
+    has_secret = any(secret.upper() in name.upper() for secret in SECRETS) or "@" in given
+    if error["type"] == "extra_forbidden" or "api_key" in given:
+        has_secret = True  # what is unknown, or cannot be parsed, may be a key
+    reason = str(error["msg"]).removeprefix("Value error, ")
+    is_group = isinstance(error["input"], dict)
+    if is_group and len(place) < 3:  # the reason names the fields
         return reason
+    value = "" if has_secret or is_group else f"={error['input']!r}"
     return f"{name}{value}: {reason[0].lower()}{reason[1:]}"
 
 

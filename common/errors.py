@@ -5,6 +5,7 @@ DistillError               1    a retry may help
 ├── InputError             3    missing or bad input: data, labels, a model, storage
 ├── TeacherRefusedError    4    the teacher refuses every call: key, permission, model, credit
 ├── CostCapError           5    label.max_cost_usd is reached
+├── RetentionError         6    the student keeps less than evaluate.min_retention
 └── StorageError           1    the disk or the object store fails
 
 StoppedError             143    SIGTERM (130: Ctrl-C); a BaseException, as KeyboardInterrupt is
@@ -41,6 +42,12 @@ class CostCapError(DistillError):
     """The next call could cost more than `label.max_cost_usd` leaves."""
 
     exit_code = 5
+
+
+class RetentionError(DistillError):
+    """The distilled student keeps less of the teacher's score than `evaluate.min_retention`."""
+
+    exit_code = 6
 
 
 class StorageError(DistillError):

@@ -86,6 +86,25 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
 
+def _parse_json(given: Any) -> Any:
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given)
+    except ValueError as error:
+        raise ValueError(f"should be a JSON object: {error}") from None
+
+
+def _check_url(url: str, place_of_key: str) -> str:
+    """An API's URL without its last slash."""
+    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
+        raise ValueError("should be an http(s) URL such as http://localhost:8000/v1")
+    parts = urlsplit(url)
+    if "@" in parts.netloc or _SECRET_PARAMETER.search(parts.query):
+        raise ValueError(f"should hold no user, password or key; {place_of_key}")
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/"), fragment=""))
+
+
 class StorageSettings(Section):
     """Where runs are kept."""
 
@@ -175,25 +194,10 @@ class TeacherSettings(Section):
 
     @field_validator("base_url")
     @classmethod
-    def _check_url(cls, url: str) -> str:
-        if url != BUILTIN and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
-            raise ValueError("should be an http(s) URL such as http://localhost:8000/v1")
-        parts = urlsplit(url)
-        if "@" in parts.netloc or _SECRET_PARAMETER.search(parts.query):
-            raise ValueError(
-                "should hold no user, password or key; the key is DISTILL_TEACHER__API_KEY"
-            )
-        return urlunsplit(parts._replace(path=parts.path.rstrip("/"), fragment=""))
+    def _check_address(cls, url: str) -> str:
+        return url if url == BUILTIN else _check_url(url, "the key is DISTILL_TEACHER__API_KEY")
 
-    @field_validator("extra_body", "extra_headers", mode="before")
-    @classmethod
-    def _parse_json(cls, given: Any) -> Any:
-        if not isinstance(given, str):
-            return given
-        try:
-            return json.loads(given)
-        except ValueError as error:
-            raise ValueError(f"should be a JSON object: {error}") from None
+    _parse = field_validator("extra_body", "extra_headers", mode="before")(_parse_json)
 
     @field_validator("extra_body")
     @classmethod
@@ -363,6 +367,52 @@ class TrainSettings(Section):
         return split_names(names)
 
 
+class Endpoint(Section):
+    """A served model that the evaluation compares.
+
+    Attributes:
+        base_url: its OpenAI-compatible API.
+        model: its name there; empty: the only one that the API lists.
+        prompt: the task's prompt for the student, the text alone, or the teacher's prompt.
+        api_key_variable: the environment variable with its key.
+        max_tokens: the length limit of its answers; None: the student's, or the teacher's.
+        requests_per_minute: its quota.
+        extra_body: more parameters of each request.
+    """
+
+    base_url: str
+    model: str = ""
+    prompt: Literal["student", "text", "teacher"] = "student"
+    # not the key itself, which mostly has lower-case letters
+    api_key_variable: str = Field("", pattern=r"^([A-Z][A-Z0-9_]*)?$")
+    max_tokens: int | None = Field(None, ge=1)
+    requests_per_minute: int | None = Field(None, ge=1)
+    extra_body: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_url(cls, given: Any) -> Any:
+        return {"base_url": given} if isinstance(given, str) else given
+
+    @field_validator("base_url")
+    @classmethod
+    def _check_address(cls, url: str) -> str:
+        return _check_url(url, "api_key_variable names the variable with the key")
+
+    @field_validator("extra_body")
+    @classmethod
+    def _check_body(cls, body: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(set(body) & set(_OWN_PARAMETERS)):
+            raise ValueError(f"{taken[0]!r} is set by the job")
+        return body
+
+    def describe(self) -> dict[str, Any]:
+        """What its answers depend on."""
+        return self.model_dump(
+            mode="json", exclude={"api_key_variable", "requests_per_minute"}, exclude_defaults=True
+        )
+
+
 class EvaluateSettings(Section):
     """The evaluate job."""
 
@@ -380,6 +430,18 @@ class EvaluateSettings(Section):
     usd_per_hour: float = Field(
         0, ge=0, description="Price of the machine that trains the student and runs it."
     )
+
+    endpoints: Annotated[
+        dict[Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]+$")], Endpoint], NoDecode
+    ] = Field(
+        {},
+        description='Served models to compare, as JSON: {"served": "http://localhost:8000/v1"}.',
+    )
+    min_retention: float = Field(
+        0.0, ge=0, description="Share of the teacher's score to keep, else exit code 6; 0: any."
+    )
+
+    _parse = field_validator("endpoints", mode="before")(_parse_json)
 
 
 class PredictSettings(Section):

@@ -1,11 +1,14 @@
 """Compares teacher, base and distilled student, and copying: `python -m jobs.evaluate`.
 
 All systems answer the same test rows, the students with the same prompt, precision and greedy
-decoding; the base student with few-shot examples is one more system. Writes predictions/,
-metrics.json and result files as lm-evaluation-harness names them to <root>/<run>. A rerun keeps the
-predictions that match.
+decoding; the base student with few-shot examples is one more system, and so is each endpoint that
+the settings name. Writes predictions/, metrics.json and result files as lm-evaluation-harness names
+them to <root>/<run>. A rerun keeps the predictions that match. The last lines say where the student
+is no better than without training; if it keeps too little of the teacher's score, the exit code is
+6.
 """
 
+import json
 import logging
 
 from common.command import run_job
@@ -13,10 +16,12 @@ from common.data.testset import TestRows, load_test_rows
 from common.evaluation.confidence import SIGNALS, read_signals
 from common.evaluation.decision import Savings, count_savings
 from common.evaluation.lm_eval import write_results
+from common.evaluation.online import check_endpoints
 from common.evaluation.predictions import read_predictions, write_predictions
 from common.evaluation.runner import SystemRunner, describe_system
 from common.evaluation.scores import METRICS_FILE, Metrics, score_systems
 from common.evaluation.systems import System, list_systems
+from common.evaluation.verdict import check_retention, list_weaknesses
 from common.records import hash_content
 from common.run.lock import wait_for_release
 from common.run.manifest import (
@@ -46,9 +51,11 @@ def main(settings: Settings) -> None:
     Raises:
         InputError: the adapter or the test rows are missing.
         SettingsError: no GPU can be used, or memory is too small.
-        TeacherRefusedError: see `common.errors`.
+        TeacherRefusedError, CostCapError: see `common.errors`.
+        RetentionError: all is written, and the student keeps less than `evaluate.min_retention`.
     """
     check_device(settings)
+    check_endpoints(settings)
     run = open_run(settings)
     storage = run.storage
     adapter = require_manifest(storage, ADAPTER)
@@ -59,10 +66,11 @@ def main(settings: Settings) -> None:
         check_same(f"{storage.url}/{MERGED.folder}", merged.fingerprint, adapter.fingerprint)
     test = load_test_rows(settings, run.task)
     fingerprint = make_fingerprint(run, test, adapter)
-    systems = list_systems(run.task, has_merged=merged is not None)
-    scored = describe_scores(settings, systems, run.task.metrics)
+    systems = list_systems(run.task, merged is not None, settings.evaluate.endpoints)
+    scored = describe_scored(run, systems)
     if is_scored(run, fingerprint, scored):
         log.info("evaluate: already done, see %s/%s", storage.url, METRICS_FILE)
+        conclude(run, storage.read_json(METRICS_FILE))
         return
     log.info(
         "evaluate: %d test rows, %d dropped as seen in train (but for spaces)",
@@ -71,18 +79,31 @@ def main(settings: Settings) -> None:
     )
     runner = SystemRunner(run, adapter, merged)
     for system in systems:
-        if read_predictions(storage, system.key, fingerprint, ["id"]) is None:
+        own = {**fingerprint, **system.fingerprint}
+        if read_predictions(storage, system.key, own, ["id"]) is None:
             responses = runner.ask(system, test.rows)
-            write_predictions(storage, system.key, fingerprint, test.rows, responses)
+            write_predictions(storage, system.key, own, test.rows, responses)
     metrics = score(run, systems, test, fingerprint, labels, adapter)
     described, counts = settings.describe(SECTIONS), metrics["rows"]
     write_manifest(
         storage, PREDICTIONS, fingerprint, counts=counts, scored=scored, settings=described
     )
+    conclude(run, metrics)
+
+
+def conclude(run: Run, metrics: Metrics) -> None:
+    """Logs the scores, and where the student is no better than without training.
+
+    Raises a RetentionError if it keeps too little of the teacher's score.
+    """
     main_metric = metrics["main_metric"]
     values = {key: figures[main_metric]["value"] for key, figures in metrics["systems"].items()}
     scores = ", ".join(f"{key} {value:.3f}" for key, value in values.items())
     log.info("evaluate: %s: %s", main_metric, scores)
+    for weakness in list_weaknesses(metrics):
+        log.warning("evaluate: %s", weakness)
+    place = f"{run.storage.url}/{METRICS_FILE}"
+    check_retention(metrics, run.settings.evaluate.min_retention, place)
 
 
 def check_inputs(run: Run, labels: Manifest[LabelSummary], adapter: Manifest[TrainSummary]) -> None:
@@ -96,13 +117,17 @@ def check_inputs(run: Run, labels: Manifest[LabelSummary], adapter: Manifest[Tra
     check_same(place, labels.fingerprint, teacher, ignoring=("examples",))
 
 
-def describe_scores(
-    settings: Settings, systems: list[System], metrics: list[str]
-) -> dict[str, list[str]]:
-    """What metrics.json depends on beside the predictions, by kind."""
-    evaluate = settings.evaluate
-    kept = [f"margin {evaluate.margin:g}", f"usd_per_hour {evaluate.usd_per_hour:g}"]
-    return {"systems": sorted(s.key for s in systems), "metrics": metrics, "settings": kept}
+def describe_scored(run: Run, systems: list[System]) -> dict[str, list[str]]:
+    """What metrics.json holds: systems, the endpoints' settings, metrics, and the scores' own."""
+    evaluate = run.settings.evaluate
+    found = {
+        "systems": [system.key for system in systems],
+        "metrics": run.task.metrics,
+        "settings": [f"margin {evaluate.margin:g}", f"usd_per_hour {evaluate.usd_per_hour:g}"],
+    }
+    endpoints = {s.key: json.dumps(s.fingerprint, sort_keys=True) for s in systems if s.endpoint}
+    lines = [f"{key} {described}" for key, described in endpoints.items()]
+    return found | ({"endpoints": lines} if lines else {})
 
 
 def is_scored(run: Run, fingerprint: Fingerprint, scored: dict[str, list[str]]) -> bool:
@@ -117,7 +142,9 @@ def is_scored(run: Run, fingerprint: Fingerprint, scored: dict[str, list[str]]) 
         return False
     place = f"{run.storage.url}/{PREDICTIONS.folder}"
     check_same(place, done.fingerprint, fingerprint)
-    return done.scored == scored and run.storage.exists(METRICS_FILE)
+    before, now = ({key: set(found) for key, found in s.items()} for s in (done.scored, scored))
+    is_same = before == now and done.scored["metrics"] == scored["metrics"]
+    return is_same and run.storage.exists(METRICS_FILE)
 
 
 def score(
@@ -130,7 +157,10 @@ def score(
 ) -> Metrics:
     """Scores the predictions on storage; writes metrics.json and the harness's files."""
     columns = ["prediction", "error", "seconds", *SIGNALS]
-    found = {s.key: read_predictions(run.storage, s.key, fingerprint, columns) for s in systems}
+    found = {
+        s.key: read_predictions(run.storage, s.key, {**fingerprint, **s.fingerprint}, columns)
+        for s in systems
+    }
     tables = {key: table for key, table in found.items() if table is not None}
     predictions = {key: table["prediction"].to_pylist() for key, table in tables.items()}
     log.info("evaluate: scoring %d systems", len(tables))

@@ -13,7 +13,8 @@ from typing import Any
 from common.command import run_job
 from common.data.examples import load_examples
 from common.data.testset import load_test_rows
-from common.errors import SettingsError
+from common.errors import RetentionError, SettingsError
+from common.evaluation.online import check_endpoints
 from common.evaluation.scores import METRICS_FILE, Metrics
 from common.labels.copies import copy_labels
 from common.labels.rounds import load_pool
@@ -51,8 +52,10 @@ def main(settings: Settings) -> None:
 def sweep(settings: Settings) -> None:
     """Distils into each student, from the same labels: the first one in the run itself.
 
-    The others have runs named after them, with a copy of the labels.
+    The others have runs named after them, with a copy of the labels. A student that keeps too
+    little of the teacher's score stops none of the others.
     """
+    refusal: RetentionError | None = None
     found: dict[str, Metrics] = {}
     runs = list_sweep(settings)
     first = RunStorage(runs[0])
@@ -61,15 +64,20 @@ def sweep(settings: Settings) -> None:
     for own in runs:
         log.info("==== student %s, run %s", own.student.model, own.run)
         storage = RunStorage(own)
-        if own is runs[0]:
-            distil(own)
-        else:
-            copy_labels(first, storage)
-            run_jobs(own, train, evaluate, report)
+        try:
+            if own is runs[0]:
+                distil(own)
+            else:
+                copy_labels(first, storage)
+                run_jobs(own, train, evaluate, report)
+        except RetentionError as error:
+            refusal = refusal or error
         found[own.student.model] = storage.read_json(METRICS_FILE)
     text = render_table(make_sweep_table(found))
     first.write_bytes(SWEEP_FILE, f"{text}\n".encode())
     print(f"\n{text}\n\nsweep: {first.url}/{SWEEP_FILE}")
+    if refusal:
+        raise refusal
 
 
 def list_sweep(settings: Settings) -> list[Settings]:
@@ -98,14 +106,24 @@ def distil(settings: Settings) -> None:
 
 
 def run_jobs(settings: Settings, *jobs: Any) -> None:
-    """Runs jobs in their order."""
+    """Runs jobs in their order; the evaluation's gate ends them after the report."""
+    refusal: RetentionError | None = None
     for job in jobs:
         log.info("== %s", job.__name__.removeprefix("jobs."))
-        job.main(settings)
+        try:
+            job.main(settings)
+        except RetentionError as error:
+            refusal = error
+    if refusal:
+        raise refusal
 
 
 def check_inputs(run: Run) -> None:
-    """Raises an InputError if the test split, the reference column or the student is missing."""
+    """Raises an InputError if the test split, the reference column or the student is missing.
+
+    A SettingsError if an endpoint cannot be asked.
+    """
+    check_endpoints(run.settings)
     examples = load_examples(run.settings, run.task)
     test = load_test_rows(run.settings, run.task)
     check_student(run.settings, run.task)

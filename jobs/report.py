@@ -68,7 +68,9 @@ def _read_rows(
     storage: RunStorage, system: str, evaluated: Manifest[Any], metrics: Metrics
 ) -> list[dict[str, Any]]:
     """Some of the scored predictions of a system, the same rows of each, in their order."""
-    table = read_predictions(storage, system, evaluated.fingerprint)
+    found = metrics["systems"][system].get("endpoint")
+    own = {"endpoint": found} if found else {}
+    table = read_predictions(storage, system, {**evaluated.fingerprint, **own})
     if table is None or len(table) != metrics["rows"]["test"]:
         place = f"{storage.url}/{PREDICTIONS.folder}/{system}.parquet"
         raise InputError(f"{place} is not what was scored; {_FIX}")

@@ -12,14 +12,10 @@ from common.errors import InputError
 from common.evaluation.runner import SystemRunner
 from common.evaluation.scores import score_systems
 from common.metrics.metrics import METRICS
-from common.records import LabelRow, hash_text, make_label_table
 from common.run.lock import RunLock
-from common.run.manifest import write_manifest
-from common.run.steps import LABELS
-from common.run.storage import RunStorage
-from common.tasks.task import Task, load_task
-from common.teacher.requests import fingerprint_teacher
-from jobs import evaluate, train
+from common.tasks.task import Task
+from jobs import evaluate
+from support.trained_run import make_trained_run
 
 ROWS = TestRows(
     [
@@ -114,27 +110,7 @@ def test_a_column_of_many_values_is_no_group(caplog):
 @pytest.fixture
 def run(settings, tmp_path):
     """Settings and storage of a trained run; its examples are in files."""
-    pairs = [(f"the {i} dog sleep", f"The {i} dogs sleep.") for i in range(60)]
-    data = tmp_path / "data"
-    data.mkdir()
-    for split, chosen in (("train", pairs[:40]), ("test", pairs[40:])):
-        lines = [json.dumps({"modified": t, "sentence": r, "lang": "en"}) for t, r in chosen]
-        (data / f"{split}.jsonl").write_text("\n".join(lines))
-    own = settings(
-        DATA__SOURCE=data,
-        STUDENT__MODEL="builtin",
-        TEACHER__BASE_URL="builtin",
-        TRAIN__EPOCHS=2,
-        TRAIN__MERGE="true",
-        EVALUATE__MAX_NEW_TOKENS=24,
-    )
-    storage, task = RunStorage(own), load_task("gec")
-    rows = [LabelRow(hash_text(t), t, "ok", r) for t, r in pairs[:40]]
-    name = "labels/part-00000.parquet"
-    storage.write_table(name, make_label_table(rows))
-    write_manifest(storage, LABELS, fingerprint_teacher(own, task), files=[name], counts={})
-    train.main(own)
-    return own, storage
+    return make_trained_run(settings, tmp_path)
 
 
 def note_calls(monkeypatch):

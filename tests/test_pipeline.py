@@ -80,13 +80,23 @@ def test_a_sweep_trains_several_students_on_labels_that_are_paid_for_once(tmp_pa
         "RUN": "both",
     }
     with running_teacher(lambda text, call: text.capitalize()) as teacher:
-        done = run_job("pipeline", tmp_path, **variables, TEACHER__BASE_URL=teacher.url)
+        hosted = {"hosted": {"base_url": teacher.url, "prompt": "teacher", "max_tokens": 99}}
+        variables["TEACHER__BASE_URL"] = teacher.url
+        variables["EVALUATE__ENDPOINTS"] = json.dumps(hosted)
+        done = run_job("pipeline", tmp_path, **variables)
         assert done.returncode == 0, done.stderr
-        assert len(teacher.bodies) == 40 + 15
-        again = run_job("pipeline", tmp_path, **variables, TEACHER__BASE_URL=teacher.url)
+        assert len(teacher.bodies) == 40 + 2 * 15
+        again = run_job("pipeline", tmp_path, **variables)
         assert again.returncode == 0, again.stderr
         assert again.stderr.count("already done") == 3 + 2
-        assert len(teacher.bodies) == 40 + 15
+        reports = [tmp_path / f"runs/{name}/report.html" for name in ("both", "both.other")]
+        for path in (*reports, tmp_path / "runs/both/sweep.md"):
+            path.unlink()
+        refused = run_job("pipeline", tmp_path, **variables, EVALUATE__MIN_RETENTION=2)
+        assert refused.returncode == 6
+        assert "/both/metrics.json: " in refused.stderr.splitlines()[-1]  # the first student's
+        assert all(path.exists() for path in reports)
+        assert len(teacher.bodies) == 40 + 2 * 15
     table = (tmp_path / "runs/both/sweep.md").read_text()
     assert table in done.stdout
     assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == [

@@ -13,24 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from common.data.examples import Examples
 from common.data.testset import TestRow
-from common.errors import DistillError
+from common.evaluation.online import ask_endpoint, ask_online, make_response
 from common.evaluation.systems import System
-from common.labels.label_row import Outcome
-from common.labels.lanes.asking import ask_teacher
-from common.labels.resume import read_known
-from common.records import Example, LabelRow, Response
-from common.run.lock import hold_run
+from common.labels.endpoints import measure_cost
+from common.records import Response
 from common.run.manifest import Manifest
 from common.run.run import Run
 from common.run.steps import ADAPTER, MERGED, LabelSummary
-from common.sections import StudentSettings
+from common.sections import Endpoint, StudentSettings
 from common.student.memory import explaining_memory
 from common.student.student import Student, open_student
 from common.student.weights import describe_weights
 from common.tasks.cleaning import clean
-from common.teacher.statuses import TRANSIENT_ERRORS
 
 _ADVICE = "a batch of one row is too large; lower DISTILL_EVALUATE__MAX_NEW_TOKENS"
 _MERGED_ADVICE = "the merged student is not quantised; to leave it out, delete the run's merged/"
@@ -39,13 +34,14 @@ log = logging.getLogger(__name__)
 
 
 class SystemFacts(TypedDict, total=False):
-    """Unanswered rows by reason, cost, speed and precision of a system."""
+    """Unanswered rows by reason, cost, speed, precision and address of a system."""
 
     unanswered: dict[str, int]
     cost_usd_per_1000: float
     rows_per_second: float
     tokens_per_second: float
     precision: str
+    endpoint: dict[str, Any]
 
 
 class SystemRunner:
@@ -74,20 +70,13 @@ class SystemRunner:
 
     def ask_teacher(self, rows: Sequence[TestRow]) -> list[Response]:
         """The teacher's labels, empty where it gave none; the journal keeps paid replies."""
-        run, examples = self._run, Examples.of(Example(row.id, row.text) for row in rows)
-        answers: dict[str, LabelRow] = {}
+        return [make_response(answer) for answer in ask_online(self._run, rows)]
 
-        def keep(outcome: Outcome) -> None:
-            answers[outcome.row.id] = outcome.row
-
-        if len(read_known(run, examples, keep).missing):
-            with hold_run(run.storage, "evaluate") as lock:
-                answers = ask_teacher(run, lock, examples)
-        ordered = [answers[row.id] for row in rows]
-        _check_gaps(run, ordered)
-        return [
-            Response(a.label or "", a.completion_tokens, a.seconds, error=a.error) for a in ordered
-        ]
+    def ask_endpoint(
+        self, name: str, endpoint: Endpoint, rows: Sequence[TestRow]
+    ) -> list[Response]:
+        """The answers of a served model."""
+        return ask_endpoint(self._run, name, endpoint, rows)
 
     def ask_student(
         self, rows: Sequence[TestRow], with_adapter: bool = True, with_few_shot: bool = False
@@ -125,30 +114,19 @@ def _move(student: StudentSettings, folder: str) -> StudentSettings:
     )
 
 
-def _check_gaps(run: Run, answers: list[LabelRow]) -> None:
-    """Logs the rows without a label. Raises a DistillError if more failed than allowed."""
-    lost = [answer.error for answer in answers if answer.error in TRANSIENT_ERRORS]
-    allowed = run.settings.label.max_failure_rate
-    if len(lost) > allowed * len(answers):
-        raise DistillError(
-            f"{len(lost)} of {len(answers)} test rows have no answer of the teacher (first: "
-            f"{lost[0]}); run again to ask for them, or raise DISTILL_LABEL__MAX_FAILURE_RATE="
-            f"{allowed:g}"
-        )
-    gaps = Counter(f"{a.status} ({a.error})" for a in answers if a.status != "ok")
-    for kind, count in gaps.items():
-        log.warning("evaluate: %d teacher rows are %s and count as wrong", count, kind)
-
-
 def describe_system(
     run: Run, system: System, table: pa.Table, labels: Manifest[LabelSummary]
 ) -> SystemFacts:
-    """Unanswered rows, speed and precision of a system; the cost is that of the labels."""
+    """A system's facts; the teacher's cost is that of the labels."""
     errors = Counter(table["error"].drop_null().to_pylist())
     facts: SystemFacts = {"unanswered": dict(errors.most_common())}
     cost_usd = labels.summary.get("run_cost_usd")
     if system.key == "teacher" and cost_usd:
         facts["cost_usd_per_1000"] = 1000 * cost_usd / labels.summary["inputs"]
+    if system.endpoint:
+        facts["endpoint"] = system.endpoint.describe()
+        if cost_usd := measure_cost(run, system.key):
+            facts["cost_usd_per_1000"] = 1000 * cost_usd / len(table)
     if system.is_student:
         seconds = max(pc.sum(table["seconds"]).as_py(), 1e-9)
         facts["rows_per_second"] = len(table) / seconds

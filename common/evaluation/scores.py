@@ -10,7 +10,7 @@ from common.data.testset import TestRow, TestRows
 from common.evaluation.cascade import CascadeFacts
 from common.evaluation.confidence import ConfidenceFacts
 from common.evaluation.decision import Savings, decide
-from common.evaluation.systems import SYSTEMS
+from common.evaluation.systems import list_baselines, order_systems
 from common.metrics.metrics import METRICS, Metric
 from common.metrics.statistics import (
     Array,
@@ -109,7 +109,7 @@ def score_systems(
     `signals` are the distilled student's, see `common.evaluation.confidence`, and `margin` is that
     of `common.evaluation.cascade`.
     """
-    rows, names = test.rows, [name for name in SYSTEMS if name in predictions]
+    rows, names = test.rows, order_systems(predictions)
     measured = {name: _measure(task.metrics, rows, predictions[name]) for name in names}
     main = task.metrics[0]
     values = {name: _compute(METRICS[main], found[main]) for name, found in measured.items()}
@@ -135,7 +135,7 @@ def score_systems(
         "comparisons": [
             _compare(metric, name, other, measured[name][metric], measured[other][metric])
             for name in names
-            for other in SYSTEMS[name].baselines
+            for other in list_baselines(name, names)
             if other in measured
             for metric in task.metrics
         ],

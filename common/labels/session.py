@@ -17,6 +17,7 @@ import pyarrow as pa
 from common.builtin.teacher import running_stand_in
 from common.errors import DistillError, StoppedError
 from common.labels.crash_record import InFlightRecord
+from common.labels.endpoints import measure_costs
 from common.labels.label_row import make_label
 from common.labels.lane import Lane, Work
 from common.labels.parts import Parts
@@ -50,7 +51,9 @@ class Session:
     def __init__(self, run: Run, lock: RunLock, known: Known, parts: Parts | None = None) -> None:
         """A lane may write what is finished to `parts`."""
         self._run, self._lock, self._known, self._parts = run, lock, known, parts
-        self._quota = make_quota(run, known.cost_usd, known.has_answer)
+        is_capped = run.settings.label.max_cost_usd is not None
+        self._spent_usd = known.cost_usd + (measure_costs(run) if is_capped else 0.0)
+        self._quota = make_quota(run, self._spent_usd, known.has_answer)
         self._in_flight = InFlightRecord(run.storage)
         self._concurrency, self._lost = run.settings.teacher.max_concurrency, 0
         self._adaptations: frozenset[str] = frozenset()
@@ -80,7 +83,7 @@ class Session:
         with run.storage.removing_empty_folder(JOURNAL), open_teacher(run.settings) as url:
             check_teacher(run, url)
             known, quota = self._known, self._quota
-            work = Work(run, url, asked, known.replies, quota, known.cost_usd, self._parts)
+            work = Work(run, url, asked, known.replies, quota, self._spent_usd, self._parts)
             with deferring_signals() as signals, opening(make_lane()) as lane:
                 signals.check()
                 tables, snapshot = self._label(lane, work, signals.check, progress)

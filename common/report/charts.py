@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from common.evaluation.scores import Figure
-from common.evaluation.systems import SYSTEMS
-from common.report.tables import Scores, count_rows, is_small, name_system
+from common.evaluation.systems import SYSTEMS, name_system
+from common.report.tables import Scores, count_rows, is_small
 
 _MAX_SLICES = 40
 _MAX_POINTS = 300

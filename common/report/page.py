@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.evaluation.scores import Metrics
+from common.evaluation.systems import name_system
 from common.metrics.metrics import METRICS
 from common.records import PREDICTION_SCHEMA, get_rows
 from common.report.charts import draw_bars, draw_curves, draw_legend
@@ -36,7 +37,6 @@ from common.report.tables import (
     Table,
     make_comparisons,
     make_metrics_table,
-    name_system,
 )
 from common.run.manifest import Manifest
 from common.run.steps import ADAPTER, LABELS, PREDICTIONS, TrainSummary

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.evaluation.scores import FEW_ROWS, Figure, Metrics
-from common.evaluation.systems import SYSTEMS
+from common.evaluation.systems import name_system, order_systems
 
 DETECTABLE = "Detectable from: with these rows, a smaller difference could not be told from chance."
 _NOTHING = "–"
@@ -25,11 +25,6 @@ class Table:
 
     head: list[str]
     rows: list[list[Cell]]
-
-
-def name_system(system: str) -> str:
-    """The title of a system."""
-    return SYSTEMS[system].title if system in SYSTEMS else system
 
 
 def format_p(p: float) -> str:
@@ -54,8 +49,7 @@ class Scores:
         self.data = metrics
         self.main = str(metrics["main_metric"])
         self.by_system: dict[str, dict[str, Any]] = metrics["systems"]
-        known = [name for name in SYSTEMS if name in self.by_system]
-        self.systems = known + [name for name in self.by_system if name not in SYSTEMS]
+        self.systems = order_systems(self.by_system)
         described = metrics.get("metrics") or self._find_metrics()
         self.metrics = [self.main, *(name for name in described if name != self.main)]
 

@@ -9,6 +9,14 @@ from common.teacher.api_errors import WRONG_SHAPE
 _END = re.compile(r"(deprecat|expir|shut_?down|sunset|retire)", re.IGNORECASE)
 
 
+def list_models(listing: str) -> list[str]:
+    """The names of the models in a listing; none if it cannot be read."""
+    try:
+        return [str(entry["id"]) for entry in json.loads(listing)["data"]]
+    except WRONG_SHAPE:
+        return []
+
+
 def find_end(listing: str, model: str) -> str | None:
     """What a listing says of a model's end, as `field value`; None if it says nothing.
 

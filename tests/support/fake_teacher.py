@@ -25,6 +25,7 @@ class FakeTeacher:
         in_flight: calls that have not got their answer yet.
         seconds: how long a call takes, or a function of its text that says so.
         watch: is given every request.
+        models: the names that it lists.
     """
 
     def __init__(self, answer: Answer) -> None:
@@ -36,6 +37,7 @@ class FakeTeacher:
         self.in_flight = self.most_in_flight = 0
         self.seconds: float | Callable[[str], float] = 0.0
         self.watch: Callable[[web.Request], None] = lambda request: None
+        self.models = ["big"]
 
     @property
     def paid(self) -> Counter[str]:
@@ -95,7 +97,9 @@ def running_teacher(answer: Answer) -> Iterator[FakeTeacher]:
     loop = asyncio.new_event_loop()
 
     async def models(request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": "big"}]})
+        return web.json_response(
+            {"object": "list", "data": [{"id": name} for name in teacher.models]}
+        )
 
     async def forbid(request: web.Request) -> web.Response:
         return web.Response(status=403, text="<html>forbidden</html>", content_type="text/html")
