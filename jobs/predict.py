@@ -22,7 +22,7 @@ from common.evaluation.scores import METRICS_FILE, Metrics
 from common.labels.lanes.asking import ask_teacher
 from common.outputs.drift import Drift, describe_drift, measure_drift
 from common.outputs.fill import fill, find_unsure
-from common.outputs.inputs import Inputs, find_folder, load_inputs
+from common.outputs.inputs import Inputs, find_folder, load_inputs, open_outputs
 from common.outputs.parts import OutputParts
 from common.outputs.students import answer_blocks
 from common.records import hash_content
@@ -84,7 +84,7 @@ def main(settings: Settings) -> None:
     blocks = inputs.list_blocks(settings.predict.part_rows)
     names = [block.name for block in blocks]
     parts = OutputParts(storage, folder, hash_content(answers))
-    with hold_run(storage, "predict") as lock:
+    with hold_run(open_outputs(settings, folder), "predict") as lock:
         done = parts.find_done(names)
         if done:
             log.info("predict: %d of %d parts are there", len(done), len(blocks))
@@ -93,11 +93,9 @@ def main(settings: Settings) -> None:
             answer_blocks(run, inputs, left, parts, decided.calibration, lock)
         finish(run, lock, parts, names, decided.threshold)
         lock.check()
-        stale = set(storage.list_files(folder)) - {parts.locate(name) for name in names}
-        storage.remove(*stale)
+        files = parts.keep(names)
         summary = summarize(run, parts, names, decided)
         summary["seconds"] = round(time.monotonic() - started, 1)
-        files = [parts.locate(name) for name in names]
         described = settings.describe(SECTIONS)
         write_manifest(storage, step, whole, summary, files=files, settings=described)
     report(summary, url)
@@ -158,7 +156,8 @@ def finish(
     by_teacher: dict[str, str] = {}
     if unsure.texts:
         log.info("predict: the teacher answers %d texts", len(unsure.texts))
-        rows = ask_teacher(run, lock, Examples.of(unsure.texts.values()))
+        with hold_run(run.storage, "predict") as run_lock:
+            rows = ask_teacher(run, run_lock, Examples.of(unsure.texts.values()))
         by_teacher = {id: row.label or "" for id, row in rows.items() if row.status == "ok"}
         if left := len(unsure.texts) - len(by_teacher):
             log.warning("predict: it has none for %d, which keep the student's answers", left)

@@ -15,6 +15,7 @@ from common.environment import load_environment
 from common.errors import DistillError, InputError
 from common.evaluation.confidence import Calibration
 from common.outputs.answers import answer_block
+from common.outputs.inputs import open_outputs
 from common.outputs.parts import REPEATED, OutputParts
 from common.outputs.source import unpack
 from common.records import make_schema
@@ -88,7 +89,7 @@ class StudentActor:
         from common.student.student import open_student
 
         run = self._packed.open({})
-        if not is_locked(run.storage):
+        if not is_locked(open_outputs(run.settings, self._folder)):
             raise InputError(
                 f"DISTILL_STORAGE__ROOT: {run.storage.url} is not the job's folder on this node of "
                 "the Ray cluster; name a root that all nodes share, such as s3://bucket/prefix"

@@ -18,6 +18,7 @@ from common.data.place import INPUTS, find_place
 from common.data.sources import Shard, list_shards, read_shard
 from common.errors import SettingsError
 from common.records import hash_text
+from common.run.storage import RunStorage
 from common.settings import Settings
 from common.tasks.task import Task
 
@@ -160,6 +161,11 @@ def name_columns(settings: Settings) -> dict[str, str]:
                 f"yours, as in {old}:source_{old}"
             )
     return names
+
+
+def open_outputs(settings: Settings, folder: str) -> RunStorage:
+    """The outputs' folder as a storage with a lock of its own: other jobs may use the run."""
+    return RunStorage(settings.model_copy(update={"run": f"{settings.run}/{folder}"}))
 
 
 def find_folder(settings: Settings) -> str:

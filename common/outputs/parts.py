@@ -47,6 +47,13 @@ class OutputParts:
 
         return {name for name, own in zip(found, run_all(is_own, found), strict=True) if own}
 
+    def keep(self, names: Sequence[str]) -> list[str]:
+        """Removes other parts, of another size or source; returns the files of these."""
+        files = [self.locate(name) for name in names]
+        others = set(self.storage.list_files(self.folder)) - set(files)
+        self.storage.remove(*(name for name in others if name.endswith(".parquet")))
+        return files
+
     def write(self, name: str, table: pa.Table) -> None:
         """Writes a part, of `OUTPUT_SCHEMA` and the kept columns."""
         metadata = {_KEY: self.fingerprint}
