@@ -13,8 +13,9 @@ from common.command import run_job
 from common.errors import InputError, StoppedError
 from common.evaluation.predictions import read_predictions
 from common.evaluation.scores import METRICS_FILE, Metrics
+from common.report.answers import choose_rows
 from common.report.facts import Manifests
-from common.report.page import choose_rows, render_report
+from common.report.page import render_report
 from common.report.server import make_server
 from common.report.tables import Scores, make_main_table
 from common.report.text import render_summary, render_text

@@ -1,6 +1,6 @@
 """Tables and sentences of the scores, for HTML and Markdown."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,16 @@ class Table:
     rows: list[list[Cell]]
 
 
+def transpose(table: Table) -> Table:
+    """A table whose rows are the columns of another, for one that is too wide."""
+    corner, *names = table.head
+    head = [corner, *(first.text for first, *_ in table.rows)]
+    columns = zip(*(rest for _, *rest in table.rows), strict=True)
+    return Table(head, [[Cell(n), *cells] for n, cells in zip(names, columns, strict=True)])
+
+
 def name_system(system: str) -> str:
-    """The title of a system."""
+    """The title of a system; of an unknown one, such as an endpoint, its name."""
     return SYSTEMS[system].title if system in SYSTEMS else system
 
 
@@ -72,6 +80,10 @@ class Scores:
         """Whether a metric is a share from 0 to 1, shown in per cent."""
         return bool(self.data.get("metrics", {}).get(metric, {}).get("is_share", True))
 
+    def is_better_low(self, metric: str) -> bool:
+        """Whether a lower value of a metric is better."""
+        return bool(self.data.get("metrics", {}).get(metric, {}).get("is_better_low"))
+
     def format(self, value: float | None, metric: str | None = None) -> str:
         """A value of a metric, by default the main one."""
         if value is None:
@@ -92,6 +104,11 @@ class Scores:
         text = f"{100 * value:+.1f} points" if self.is_share(metric) else f"{value:+.3f}"
         return text.replace("-", "−")
 
+    def format_bounds(self, interval: Sequence[float] | None, metric: str) -> str:
+        """The interval of a difference: `+5.1 to +9.3`; empty if there is none."""
+        bounds = [self.format_difference(bound, metric) for bound in interval or []]
+        return " to ".join(bound.removesuffix(" points") for bound in bounds)
+
     def get(self, system: str, metric: str | None = None) -> Figure:
         """A system's figures of a metric, by default the main one."""
         found: Figure | None = self.by_system.get(system, {}).get(metric or self.main)
@@ -110,18 +127,6 @@ class Scores:
                 if self.main in scores:
                     slices.setdefault(str(value), {})[system] = scores[self.main]
         return slices
-
-    def headline(self) -> str:
-        """The result in one sentence."""
-        distilled, kept = self.get("distilled"), self.data.get("retention")
-        text = f"The distilled student scores {self.format(distilled['value'])}"
-        gain = self.data.get("gain")
-        if gain is not None:
-            amount = self.format_difference(abs(gain), self.main).removeprefix("+")
-            text += f", {amount} {'more' if gain >= 0 else 'less'} than the base student"
-        if kept is not None:
-            text += f", and keeps {kept:.0%} of the teacher's score"
-        return text + "."
 
     def list_unanswered(self) -> str:
         """The rows without an answer, by system and reason, in one sentence, if any."""
@@ -189,9 +194,10 @@ def make_comparisons(scores: Scores, of_main: bool) -> Table:
         metric = c["metric"]
         if (metric == scores.main) != of_main:
             continue
-        title = f"{name_system(c['system'])} – {name_system(c['than']).lower()}"
-        bounds = [scores.format_difference(b, metric) for b in c.get("interval") or []]
-        interval = " to ".join(bound.removesuffix(" points") for bound in bounds)
+        than = name_system(c["than"])
+        than = than.lower() if c["than"] in SYSTEMS else than
+        title = f"{name_system(c['system'])} – {than}"
+        interval = scores.format_bounds(c.get("interval"), metric)
         p = c.get("p_value")
         rows.append(
             [

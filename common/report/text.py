@@ -19,6 +19,7 @@ from common.report.tables import (
     make_group_table,
     make_metrics_table,
 )
+from common.report.verdict import decide
 from common.run.steps import ADAPTER, LABELS
 
 
@@ -47,8 +48,10 @@ def render_text(run: str, metrics: Metrics, manifests: Manifests) -> str:
 
 
 def render_summary(scores: Scores, table: Table) -> str:
-    """The headline, and a table of all systems' scores."""
-    lines = [scores.headline(), render_table(table)]
+    """The verdict, a table of all systems' scores, and what is behind it."""
+    verdict = decide(scores)
+    reasons = [f"- {s.title}: {escape(s.text)}" for s in verdict.statements]
+    lines = [escape(verdict.lead), render_table(table), "\n".join(reasons)]
     kept = scores.retention()
     kept_note = f"Kept of the teacher's score: {_format_cell(kept)}. " if kept.note else ""
     rows = list_row_facts(scores.data["rows"])
