@@ -277,7 +277,7 @@ def test_the_order_is_decision_systems_charts_answers_figures_method():
         "Method",
     ]
     assert page.index('class="lead"') < page.index("<h2>")
-    for text in ("Saved for a million inputs", "$900", "on 400 rows without a say", "1,000 more"):
+    for text in ("Saved for a million inputs", "$900", "on 400 unseen rows", "1,000 more"):
         assert text in page
     assert page.count("<svg") == 6
 

@@ -24,7 +24,7 @@ def draw_systems(scores: Scores) -> str:
     """A bar of the main metric for each system, with its name, value and interval."""
     found = {system: scores.get(system) for system in scores.systems}
     found = {s: figures for s, figures in found.items() if figures["value"] is not None}
-    top = 1.0 if scores.is_share(scores.main) else _find_top(list(found.values()))
+    top = 1.0 if scores.is_share(scores.main) else find_top(list(found.values()))
     rows = "".join(
         f'<div class="system"><h3>{html.escape(name_system(system))}</h3>'
         f"{_draw_bar(scores, system, figures, top)}"
@@ -38,14 +38,14 @@ def draw_bars(scores: Scores, group: str) -> str:
     """Bars of the main metric by value of a group."""
     slices = list(scores.list_slices(group).items())
     figures = [f for _, by in slices for f in by.values()]
-    top = 1.0 if scores.is_share(scores.main) else _find_top(figures)
-    rows = [_draw_slice(scores, value, by, top) for value, by in slices[:_MAX_SLICES]]
+    top = 1.0 if scores.is_share(scores.main) else find_top(figures)
+    rows = [draw_slice(scores, value, by, top) for value, by in slices[:_MAX_SLICES]]
     if len(slices) > _MAX_SLICES:
         rows.append(f"<p>{len(slices) - _MAX_SLICES} more are in report.md.</p>")
     return f'<div class="slices">{"".join(rows)}</div>'
 
 
-def _find_top(figures: Sequence[Figure]) -> float:
+def find_top(figures: Sequence[Figure]) -> float:
     """The highest value or bound, as the end of the bars' scale."""
     drawn: list[float] = [1e-9]
     for f in figures:
@@ -53,7 +53,8 @@ def _find_top(figures: Sequence[Figure]) -> float:
     return max(drawn)
 
 
-def _draw_slice(scores: Scores, value: str, by_system: dict[str, Figure], top: float) -> str:
+def draw_slice(scores: Scores, value: str, by_system: dict[str, Figure], top: float) -> str:
+    """The systems' bars in one group of rows, on a scale that ends at `top`."""
     bars = "".join(_draw_bar(scores, system, f, top) for system, f in by_system.items())
     n = max((f.get("n", 0) for f in by_system.values()), default=0)
     few = any(is_small(f) for f in by_system.values())

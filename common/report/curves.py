@@ -72,7 +72,7 @@ def _draw_chart(chart: _Chart, entries: Sequence[dict[str, Any]], best: int | No
 def draw_learning(
     curves: Mapping[str, CurveSummary], gain: Gain | None = None, more: int = 0
 ) -> str:
-    """Agreement with the teacher by the number of labels, a line for each named curve.
+    """Agreement with the teacher by the number of labels, a line for each curve by its name.
 
     `gain` is what `more` labels would bring to the only curve, drawn as a broken line.
     """
@@ -94,12 +94,12 @@ def draw_learning(
     legend = []
     for (name, points), style in zip(lines.items(), styles, strict=False):
         _add_curve(plot, points, curves[name]["held_out"], style)
-        legend.append((style, name))
+        legend += [(style, name)] if name else []
     if gain:
         _add_gain(plot, next(iter(lines.values()))[-1], gain, more)
     title = "Agreement with the teacher on held-out labels"
-    told = "; ".join(f"{name}: {describe_points(points)}" for name, points in lines.items())
-    return make_figure(title, plot.render(f"{title}. {told}"), legend if len(lines) > 1 else ())
+    told = "; ".join(f"{name} {describe_points(points)}".strip() for name, points in lines.items())
+    return make_figure(title, plot.render(f"{title}. {told}"), legend)
 
 
 def _add_curve(plot: Plot, points: list[tuple[int, float]], rows: int, style: str) -> None:

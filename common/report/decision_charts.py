@@ -117,7 +117,7 @@ def draw_calibration(scores: Scores) -> str:
     ticks = [0, 0.25, 0.5, 0.75, 1]
     plot = Plot(make_axis("confidence", ticks, ".0%"), make_axis("", ticks, ".0%"), height=320)
     plot.add_line([(0, 0), (1, 1)], "diagonal")
-    plot.add_text(0.5, 0.4, "on the line: as sure as it is right", "aside")
+    plot.add_text(0.55, 0.38, "line: as sure as right", "aside")
     for sure, right, rows in facts["bins"]:
         plot.add_whisker(sure, *wilson_interval(right, rows), "distilled")
         plot.add_dot(sure, right, "distilled")

@@ -46,6 +46,11 @@ def embed(content: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
+def render_section(title: str, content: str) -> str:
+    """A section with its heading; nothing without content."""
+    return f"<section><h2>{title}</h2>{content}</section>" if content else ""
+
+
 def render_table(table: Table) -> str:
     """A table as HTML."""
     head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in table.head)

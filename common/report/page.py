@@ -29,7 +29,7 @@ from common.report.facts import (
     list_saving_facts,
     list_train_facts,
 )
-from common.report.frame import embed, render_frame, render_table
+from common.report.frame import embed, render_frame, render_section, render_table
 from common.report.tables import (
     DETECTABLE,
     Cell,
@@ -107,13 +107,14 @@ def _list_cards(scores: Scores) -> list[tuple[str, str, Cell]]:
     if not chosen or not cascade:
         systems = ("base", "distilled", "teacher")
         return [*(_make_card(scores, system) for system in systems), kept]
-    share = Cell(f"{chosen['share']:.0%}", f"on {cascade['rows']:,} rows without a say")
+    share = Cell(f"{chosen['share']:.0%}", f"on {cascade['rows']:,} unseen rows")
     cards = [_make_card(scores, "distilled"), kept, ("Answered by the student", "share", share)]
     saved = savings.get("saved_usd_per_million") if savings else None
     if saved is None:
         return [*cards, _make_card(scores, "teacher")]
     amount = format_usd(saved) if saved >= 0 else f"−{format_usd(-saved)}"
-    return [*cards, ("Saved for a million inputs", "saved", Cell(amount, "US dollars"))]
+    teacher = format_usd(1000 * (savings["teacher_usd_per_1000"] or 0.0)) if savings else ""
+    return [*cards, ("Saved for a million inputs", "saved", Cell(amount, f"of {teacher}"))]
 
 
 def _make_card(scores: Scores, system: str) -> tuple[str, str, Cell]:
@@ -132,11 +133,7 @@ def _render_card(title: str, style: str, cell: Cell) -> str:
 
 def _render_systems(scores: Scores) -> str:
     title = html.escape(scores.title(scores.main))
-    return _render_section(f"{title} of all systems", draw_systems(scores))
-
-
-def _render_section(title: str, content: str) -> str:
-    return f"<section><h2>{title}</h2>{content}</section>" if content else ""
+    return render_section(f"{title} of all systems", draw_systems(scores))
 
 
 def _fold(title: str, content: str) -> str:
@@ -148,9 +145,9 @@ def _render_learning(manifests: Manifests) -> str:
     if curve is None:
         return ""
     gain = predict_gain(curve.summary["points"], curve.summary["held_out"], MORE)
-    drawn = draw_learning({"this run": curve.summary}, gain, MORE)
+    drawn = draw_learning({"": curve.summary}, gain, MORE)
     facts = _render_facts(list_curve_facts(manifests)) if drawn else ""
-    return _render_section(
+    return render_section(
         "What more labels would bring", f'<div class="beside">{drawn}{facts}</div>' if drawn else ""
     )
 
@@ -166,7 +163,7 @@ def _render_cascade(scores: Scores) -> str:
     if scores.data.get("savings", {}).get("student_usd_per_1000") == 0:
         note += " The student's machine costs nothing here: DISTILL_EVALUATE__USD_PER_HOUR is 0."
     folded = _fold("These figures as a table", render_table(table))
-    return _render_section(
+    return render_section(
         "Student first, teacher for the rest",
         f'<p class="soft">{note}</p><div class="plots">{drawn}</div>{folded}',
     )
@@ -178,7 +175,7 @@ def _render_calibration(scores: Scores) -> str:
         return ""
     text = html.escape(describe_calibration(facts))
     table = render_table(make_calibration_table(facts))
-    return _render_section(
+    return render_section(
         "Does the student know when it is right?",
         f'<div class="beside">{drawn}<div><p>{text}</p>{_fold("These figures as a table", table)}'
         "</div></div>",
@@ -188,7 +185,7 @@ def _render_calibration(scores: Scores) -> str:
 def _render_groups(scores: Scores) -> str:
     title = html.escape(scores.title(scores.main))
     return "".join(
-        _render_section(
+        render_section(
             f"{title} by {html.escape(group)}",
             draw_legend(scores.systems) + draw_bars(scores, group),
         )
@@ -197,17 +194,17 @@ def _render_groups(scores: Scores) -> str:
 
 
 def _render_tables(scores: Scores) -> str:
-    table = render_table(transpose(make_metrics_table(scores)))
-    text = _render_section("All metrics", f'<div class="metrics">{table}</div>')
+    table = render_table(transpose(make_metrics_table(scores), "Metric"))
+    text = render_section("All metrics", f'<div class="metrics">{table}</div>')
     comparisons = make_comparisons(scores, of_main=True)
     folded = ""
     if others := make_comparisons(scores, of_main=False).rows:
         folded = _fold("In the other metrics", render_table(Table(comparisons.head, others)))
     if comparisons.rows:
         shown = f'{render_table(comparisons)}<p class="soft">{DETECTABLE}</p>'
-        text += _render_section("Differences between systems", shown + folded)
+        text += render_section("Differences between systems", shown + folded)
     elif folded:
-        text += _render_section("Differences between systems", folded)
+        text += render_section("Differences between systems", folded)
     return text
 
 

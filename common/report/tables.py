@@ -27,9 +27,9 @@ class Table:
     rows: list[list[Cell]]
 
 
-def transpose(table: Table) -> Table:
+def transpose(table: Table, corner: str) -> Table:
     """A table whose rows are the columns of another, for one that is too wide."""
-    corner, *names = table.head
+    names = table.head[1:]
     head = [corner, *(first.text for first, *_ in table.rows)]
     columns = zip(*(rest for _, *rest in table.rows), strict=True)
     return Table(head, [[Cell(n), *cells] for n, cells in zip(names, columns, strict=True)])
@@ -148,7 +148,7 @@ class Scores:
 def make_main_table(scores: Scores) -> Table:
     """The main metric of all systems."""
     rows = [
-        [Cell(name_system(system)), _make_cell(scores, scores.get(system))]
+        [Cell(name_system(system)), make_cell(scores, scores.get(system))]
         for system in scores.systems
     ]
     return Table(["System", scores.title(scores.main)], rows)
@@ -167,9 +167,9 @@ def make_metrics_table(scores: Scores) -> Table:
     rows = []
     for system in scores.systems:
         row = [Cell(name_system(system))]
-        row += [_make_cell(scores, scores.get(system, name), name) for name in scores.metrics]
+        row += [make_cell(scores, scores.get(system, name), name) for name in scores.metrics]
         if agreement:
-            row.append(_make_cell(scores, agreement.get(system, {}), "agreement"))
+            row.append(make_cell(scores, agreement.get(system, {}), "agreement"))
         for key, _, form in speeds:
             value = scores.by_system[system].get(key)
             row.append(Cell("" if value is None else form.format(value)))
@@ -179,7 +179,7 @@ def make_metrics_table(scores: Scores) -> Table:
     return Table(head + [title for _, title, _ in speeds], rows)
 
 
-def _make_cell(scores: Scores, figures: Figure, metric: str | None = None) -> Cell:
+def make_cell(scores: Scores, figures: Figure, metric: str | None = None) -> Cell:
     """A value and its interval; empty if not measured."""
     if "value" not in figures:
         return Cell("")
@@ -216,6 +216,6 @@ def make_group_table(scores: Scores, group: str) -> Table:
     for value, by_system in scores.list_slices(group).items():
         any_figures = next(iter(by_system.values()))
         row = [Cell(value, count_rows(any_figures["n"]) + ", few" * is_small(any_figures))]
-        row += [_make_cell(scores, by_system.get(system, {})) for system in scores.systems]
+        row += [make_cell(scores, by_system.get(system, {})) for system in scores.systems]
         rows.append(row)
     return Table([group, *map(name_system, scores.systems)], rows)
