@@ -409,6 +409,12 @@ class ReportSettings(Section):
             raise ValueError("should be two runs or more, each once")
         return names
 
+    @model_validator(mode="after")
+    def _check_serve(self) -> "ReportSettings":
+        if self.compare and self.serve:
+            raise ValueError("DISTILL_REPORT__SERVE shows one run's report: leave out __COMPARE")
+        return self
+
     @field_validator("serve")
     @classmethod
     def _check_address(cls, address: str) -> str:

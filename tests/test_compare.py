@@ -180,3 +180,8 @@ def test_the_job_compares_runs_under_the_same_root(settings, capsys, tmp_path):
 def test_names_that_cannot_be_compared(settings, names):
     with pytest.raises(SettingsError, match="DISTILL_REPORT__COMPARE"):
         settings(REPORT__COMPARE=names)
+
+
+def test_a_comparison_is_not_served(settings):
+    with pytest.raises(SettingsError, match="shows one run's report"):
+        settings(REPORT__COMPARE="one,two", REPORT__SERVE="localhost:8080")

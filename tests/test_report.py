@@ -227,6 +227,13 @@ def test_the_text_has_the_same_figures():
         assert len({len(line) for line in table.splitlines()}) == 1
 
 
+def test_the_text_has_the_decision_too():
+    metrics, _ = make_rich()
+    text = render_text("run", decide_on(metrics), MANIFESTS)
+    assert re.search(r"\| 50% +\| 89.5%", text)
+    assert "expected calibration error" in text
+
+
 @pytest.mark.parametrize(
     ("text", "escaped"),
     [

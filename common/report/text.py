@@ -3,6 +3,7 @@
 import re
 
 from common.evaluation.scores import Metrics
+from common.report.decision_charts import describe_calibration, make_cascade_table
 from common.report.facts import (
     Manifests,
     list_curve_facts,
@@ -28,6 +29,10 @@ def render_text(run: str, metrics: Metrics, manifests: Manifests) -> str:
     scores = Scores(metrics)
     title = f"# Distillation of {escape(metrics['task'])}: {escape(run)}"
     parts = [title, render_summary(scores, make_metrics_table(scores))]
+    if cascade := make_cascade_table(scores):
+        parts += ["## Student first, teacher for the rest", render_table(cascade)]
+    if confidence := scores.data.get("confidence"):
+        parts += ["## Does the student know when it is right?", describe_calibration(confidence)]
     comparisons = [make_comparisons(scores, of_main) for of_main in (True, False)]
     if comparisons[0].rows:
         tables = [render_table(table) for table in comparisons if table.rows]
