@@ -3,7 +3,7 @@
 import pytest
 
 from common.report.tables import Scores
-from common.report.verdict import decide, format_usd, stand
+from common.report.verdict import decide, find_strongest, format_usd, stand
 from support.decision_parts import decide_on, make_cascade, make_comparison, make_savings
 
 WON = make_comparison("base", 0.6, 0.5, 0.7)
@@ -158,6 +158,13 @@ def test_savings_that_are_none_or_not_known():
     assert warnings == ["Savings"]
     told, _ = tell(decided(savings=make_savings(student=0.0)))
     assert told["Savings"].endswith("Here the student's machine costs nothing.")
+
+
+def test_the_strongest_of_what_needs_no_training():
+    assert find_strongest(make_scores()) == "base"
+    systems = {"copy": 0.0, "base": 0.01, "base_few_shot": 0.46, "distilled": 0.8}
+    assert find_strongest(make_scores(systems=systems)) == "base_few_shot"
+    assert find_strongest(make_scores(systems={"distilled": 0.8})) == "base"
 
 
 def test_a_metric_that_is_better_low():

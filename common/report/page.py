@@ -40,7 +40,7 @@ from common.report.tables import (
     name_system,
     transpose,
 )
-from common.report.verdict import decide, format_usd
+from common.report.verdict import decide, find_strongest, format_usd
 from common.run.manifest import Manifest
 from common.run.steps import ADAPTER, CURVE, LABELS, PREDICTIONS, TrainSummary
 from common.training.curve import predict_gain
@@ -105,7 +105,7 @@ def _list_cards(scores: Scores) -> list[tuple[str, str, Cell]]:
     cascade, savings = scores.data.get("cascade"), scores.data.get("savings")
     chosen = cascade["chosen"] if cascade and cascade["holds"] else None
     if not chosen or not cascade:
-        systems = ("base", "distilled", "teacher")
+        systems = (find_strongest(scores), "distilled", "teacher")
         return [*(_make_card(scores, system) for system in systems), kept]
     share = Cell(f"{chosen['share']:.0%}", f"on {cascade['rows']:,} unseen rows")
     cards = [_make_card(scores, "distilled"), kept, ("Answered by the student", "share", share)]

@@ -61,6 +61,14 @@ def stand(scores: Scores, other: str) -> Standing | None:
     return "better" if difference > 0 else "worse" if difference < 0 else "level"
 
 
+def find_strongest(scores: Scores) -> str:
+    """The best of the systems that need neither teacher nor training."""
+    sign = -1 if scores.is_better_low(scores.main) else 1
+    values = {name: scores.get(name)["value"] for name in _BASELINES}
+    measured = {name: sign * value for name, value in values.items() if value is not None}
+    return max(measured, key=lambda name: measured[name], default="base")
+
+
 def _find_comparison(scores: Scores, other: str) -> Comparison | None:
     for c in scores.data.get("comparisons") or []:
         if (c["system"], c["than"], c["metric"]) == ("distilled", other, scores.main):
