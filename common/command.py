@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_origin
 
 from common.environment import describe_choices, describe_default, list_settings, load_settings
 from common.errors import DistillError, StoppedError
@@ -29,8 +29,8 @@ def run_job(
 ) -> NoReturn:
     """Runs `main` with the settings of the environment and exits; `--help` lists `sections`.
 
-    `flags` are command-line flags, each with the variable that it sets: to a number, if the setting
-    is one, else to true.
+    `flags` are command-line flags, each with the variable that it sets: to a number or to names, if
+    the setting is one or a list, else to true.
     """
     _parse_arguments(doc or "", sections, flags or {})
     _start_logging()
@@ -115,7 +115,10 @@ def _parse_arguments(doc: str, sections: Sequence[str], flags: Mapping[str, str]
     kinds = {name: field.annotation for name, field, _ in list_settings(sections)}
     for flag, variable in flags.items():
         form: Any = {"metavar": "N"} if kinds[variable] is int else {"action": "store_true"}
+        if get_origin(kinds[variable]) is list:
+            form = {"metavar": "NAME", "nargs": "+"}
         parser.add_argument(flag, dest=variable, help=f"sets {variable}", **form)
     for variable, value in vars(parser.parse_args()).items():
         if value:
-            os.environ[variable] = "true" if value is True else value
+            given = ",".join(value) if isinstance(value, list) else value
+            os.environ[variable] = "true" if value is True else given

@@ -73,6 +73,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+
+
 def split_names(names: str | list[str]) -> list[str]:
     """Names that commas separate."""
     if isinstance(names, list):
@@ -488,6 +491,32 @@ class ReportSettings(Section):
     serve: str = Field(
         "", description="host:port to serve the report at until stopped; `--serve`: localhost:8080."
     )
+
+    compare: Annotated[list[str], NoDecode] = Field(
+        [], description="Runs to compare, by comma, instead of a run's report; `--compare a b`."
+    )
+
+    @field_validator("compare", mode="before")
+    @classmethod
+    def _split_runs(cls, names: str | list[str]) -> list[str]:
+        return split_names(names)
+
+    @field_validator("compare")
+    @classmethod
+    def _check_runs(cls, names: list[str]) -> list[str]:
+        if wrong := [name for name in names if not re.fullmatch(RUN_NAME, name)]:
+            raise ValueError(
+                f"{wrong[0]!r} should be letters, digits, dots, dashes and underscores"
+            )
+        if names and len(set(names)) < max(2, len(names)):
+            raise ValueError("should be two runs or more, each once")
+        return names
+
+    @model_validator(mode="after")
+    def _check_serve(self) -> "ReportSettings":
+        if self.compare and self.serve:
+            raise ValueError("DISTILL_REPORT__SERVE shows one run's report: leave out __COMPARE")
+        return self
 
     @field_validator("serve")
     @classmethod

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from common.sections import (
     BUILTIN,
+    RUN_NAME,
     SECRETS,
     DataSettings,
     EvaluateSettings,
@@ -95,7 +96,7 @@ class Settings(BaseSettings):
     @field_validator("run")
     @classmethod
     def _check_run(cls, run: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
+        if not re.fullmatch(RUN_NAME, run):
             raise ValueError("should be letters, digits, dots, dashes and underscores")
         return run
 

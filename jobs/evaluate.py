@@ -15,13 +15,13 @@ from common.command import run_job
 from common.data.testset import TestRows, load_test_rows
 from common.evaluation.confidence import SIGNALS, read_signals
 from common.evaluation.decision import Savings, count_savings
+from common.evaluation.gate import check_retention, list_weaknesses
 from common.evaluation.lm_eval import write_results
 from common.evaluation.online import check_endpoints
 from common.evaluation.predictions import read_predictions, write_predictions
 from common.evaluation.runner import SystemRunner, describe_system
 from common.evaluation.scores import METRICS_FILE, Metrics, score_systems
 from common.evaluation.systems import System, list_systems
-from common.evaluation.verdict import check_retention, list_weaknesses
 from common.records import hash_content
 from common.run.lock import wait_for_release
 from common.run.manifest import (

@@ -113,3 +113,15 @@ def test_a_flag_sets_its_variable():
 def test_an_unknown_flag_is_refused():
     done = run_script(LOG_SCRIPT, "--wet-run")
     assert done.returncode == 2
+
+
+def test_a_flag_of_a_list_takes_several_names():
+    script = """
+from common.command import run_job
+
+def main(settings):
+    print(settings.report.compare)
+
+run_job(main, "A job.", ("report",), {"--compare": "DISTILL_REPORT__COMPARE"})
+"""
+    assert run_script(script, "--compare", "one", "two").stdout == "['one', 'two']\n"

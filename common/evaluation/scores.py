@@ -45,7 +45,7 @@ class Figure(TypedDict, total=False):
 
 
 class Comparison(TypedDict, total=False):
-    """The difference of two systems in a metric; see `_compare`."""
+    """The difference of two systems in a metric; see `compare`."""
 
     system: Required[str]
     than: Required[str]
@@ -133,7 +133,7 @@ def score_systems(
             for name, found in measured.items()
         },
         "comparisons": [
-            _compare(metric, name, other, measured[name][metric], measured[other][metric])
+            compare(metric, name, other, measured[name][metric], measured[other][metric])
             for name in names
             for other in list_baselines(name, names)
             if other in measured
@@ -210,7 +210,7 @@ def _score_groups(
     }
 
 
-def _compare(name: str, first: str, second: str, one: Array, other: Array) -> Comparison:
+def compare(name: str, first: str, second: str, one: Array, other: Array) -> Comparison:
     """The difference of two systems on the same rows, with interval and p-value.
 
     For shares the p-value is McNemar's exact test's, and `smallest` the least significant

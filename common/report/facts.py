@@ -2,13 +2,15 @@
 
 from typing import Any
 
+from common.evaluation.decision import Savings
 from common.evaluation.scores import RowCounts
 from common.labels.progress import format_seconds
+from common.report.verdict import format_usd
 from common.run.manifest import Manifest
 from common.run.steps import CURVE, LABELS, CurveSummary, LabelSummary, TrainSummary
 from common.training.curve import predict_gain
 
-_MORE = 1_000
+MORE = 1_000
 """Labels on top, whose worth is told."""
 
 Facts = list[tuple[str, str]]
@@ -67,6 +69,22 @@ def _format_cost(summary: LabelSummary) -> str:
     return f"${cost:,.2f}{each}"
 
 
+def list_saving_facts(savings: Savings | None) -> Facts:
+    """What 1,000 inputs cost, by the teacher and by the student, and what was spent."""
+    if savings is None:
+        return []
+    teacher, student = savings["teacher_usd_per_1000"], savings["student_usd_per_1000"]
+    price = "the model's price is not known" if teacher is None else f"{format_usd(teacher)}"
+    facts = [
+        ("1,000 inputs by the teacher", price),
+        ("1,000 inputs by the student", f"{format_usd(student)} of machine time"),
+        ("Labels and training", format_usd(savings["spent_usd"])),
+    ]
+    if (inputs := savings["break_even_inputs"]) is not None:
+        facts.append(("Even after", f"{inputs:,} inputs"))
+    return facts
+
+
 def list_train_facts(manifest: Manifest[TrainSummary] | None) -> Facts:
     """The train job's results."""
     if manifest is None:
@@ -98,11 +116,11 @@ def list_curve_facts(manifests: Manifests) -> Facts:
         return []
     seen = ", ".join(f"{share:.1%} with {count:,}" for count, share in points)
     facts = [("Agreement by labels", seen)]
-    if gain := predict_gain(points, summary["held_out"], _MORE):
+    if gain := predict_gain(points, summary["held_out"], MORE):
         low, value, high = (f"{100 * share:.1f}" for share in (gain.low, gain.value, gain.high))
         cost = labels.summary.get("run_cost_usd") if labels else None
-        price = f", for ${_MORE * cost / labels.summary['inputs']:,.2f}" if labels and cost else ""
-        facts.append((f"{_MORE:,} more labels", f"{value} points likely ({low} – {high}){price}"))
+        price = f", for ${MORE * cost / labels.summary['inputs']:,.2f}" if labels and cost else ""
+        facts.append((f"{MORE:,} more labels", f"{value} points likely ({low} – {high}){price}"))
     return facts
 
 

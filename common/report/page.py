@@ -4,32 +4,33 @@ Text of models and data sets is escaped, or embedded as JSON that the script sho
 second defence, the page's content security policy allows its own script alone, and no requests.
 """
 
-import base64
-import hashlib
 import html
-import json
-import re
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from common.evaluation.scores import Metrics
 from common.evaluation.systems import name_system
-from common.metrics.metrics import METRICS
-from common.records import PREDICTION_SCHEMA, get_rows
-from common.report.charts import draw_bars, draw_curves, draw_legend
+from common.report.answers import Rows, collect_answers
+from common.report.bars import draw_bars, draw_legend, draw_systems
+from common.report.curves import draw_curves, draw_learning
+from common.report.decision_charts import (
+    describe_calibration,
+    draw_calibration,
+    draw_cascade,
+    make_calibration_table,
+    make_cascade_table,
+)
 from common.report.facts import (
+    MORE,
     Facts,
     Manifests,
     flatten,
     list_curve_facts,
     list_label_facts,
     list_row_facts,
+    list_saving_facts,
     list_train_facts,
 )
+from common.report.frame import embed, render_frame, render_section, render_table
 from common.report.tables import (
     DETECTABLE,
     Cell,
@@ -37,18 +38,12 @@ from common.report.tables import (
     Table,
     make_comparisons,
     make_metrics_table,
+    transpose,
 )
+from common.report.verdict import decide, find_strongest, format_usd
 from common.run.manifest import Manifest
-from common.run.steps import ADAPTER, LABELS, PREDICTIONS, TrainSummary
-
-_FOLDER = Path(__file__).parent
-_MAX_ROWS = 2000
-_MAX_CHARACTERS = 8_000_000
-"""The most text that the page embeds, so that a phone can open it."""
-_COLUMNS = set(PREDICTION_SCHEMA.names)
-"""Other columns of predictions are groups."""
-
-Rows = list[dict[str, Any]]
+from common.run.steps import ADAPTER, CURVE, LABELS, PREDICTIONS, TrainSummary
+from common.training.curve import predict_gain
 
 
 def render_report(
@@ -59,27 +54,23 @@ def render_report(
     `tables` has the prediction rows by system, `history` the trainer's log entries.
     """
     scores = Scores(metrics)
-    script = _read("js")
     parts = {
         "run": html.escape(run),
         "task": html.escape(metrics["task"]),
-        "style": _read("css"),
-        "script": script,
-        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "about": html.escape(_describe(scores, manifests)),
-        "headline": _render_headline(scores),
+        "verdict": _render_verdict(scores),
+        "systems": _render_systems(scores),
+        "learning": _render_learning(manifests),
+        "cascade": _render_cascade(scores),
+        "calibration": _render_calibration(scores),
+        "groups": _render_groups(scores),
         "tables": _render_tables(scores),
-        "bars": _render_bars(scores),
+        "costs": _render_costs(scores, manifests),
         "training": _render_training(manifests, history),
-        "labels": _render_facts(list_label_facts(manifests.get(LABELS.folder))),
         "settings": "".join(_render_settings(*item) for item in manifests.items()),
-        "examples": _embed(collect_examples(scores, tables)),
+        "answers": embed(collect_answers(scores, tables)),
     }
-    return re.sub(r"<!--(\w+)-->", lambda match: parts[match[1]], _read("html"))
-
-
-def _read(kind: str) -> str:
-    return (_FOLDER / f"template.{kind}").read_text("utf-8")
+    return render_frame(f"Distillation of {metrics['task']}: {run}", "report.html", parts)
 
 
 def _describe(scores: Scores, manifests: Manifests) -> str:
@@ -89,19 +80,47 @@ def _describe(scores: Scores, manifests: Manifests) -> str:
     return list_row_facts(scores.data["rows"]) + when
 
 
-def _render_headline(scores: Scores) -> str:
-    cards = []
-    for system in ("base", "distilled", "teacher"):
-        figures = scores.get(system)
-        interval = scores.format_interval(figures.get("interval"))
-        cell = Cell(scores.format(figures["value"]), interval)
-        cards.append(_render_card(name_system(system), system, cell))
-    cards.append(_render_card("Kept of the teacher's score", "kept", scores.retention()))
-    return (
-        f'<p class="lead">{html.escape(scores.headline())}</p><div class="cards">{"".join(cards)}'
-        f'</div><p class="soft">{html.escape(scores.title(scores.main))}; the small figures are '
-        f"95 % intervals. {html.escape(scores.list_unanswered())}</p>"
+def _render_verdict(scores: Scores) -> str:
+    verdict = decide(scores)
+    cards = "".join(_render_card(*card) for card in _list_cards(scores))
+    items = "".join(
+        f"<div{_CLASS_AGAINST * s.is_warning}><dt>{html.escape(s.title)}</dt>"
+        f"<dd>{html.escape(s.text)}</dd></div>"
+        for s in verdict.statements
     )
+    note = f"{scores.title(scores.main)}; in small figures and brackets, 95\u00a0% intervals."
+    return (
+        f'<p class="lead">{html.escape(verdict.lead)}</p><div class="cards">{cards}</div>'
+        f'<dl class="reasons">{items}</dl><p class="soft">{html.escape(note)} '
+        f"{html.escape(scores.list_unanswered())}</p>"
+    )
+
+
+_CLASS_AGAINST = ' class="against"'
+
+
+def _list_cards(scores: Scores) -> list[tuple[str, str, Cell]]:
+    """Title, style and figure of the four numbers to remember."""
+    kept = ("Kept of the teacher's score", "kept", scores.retention())
+    cascade, savings = scores.data.get("cascade"), scores.data.get("savings")
+    chosen = cascade["chosen"] if cascade and cascade["holds"] else None
+    if not chosen or not cascade:
+        systems = (find_strongest(scores), "distilled", "teacher")
+        return [*(_make_card(scores, system) for system in systems), kept]
+    share = Cell(f"{chosen['share']:.0%}", f"on {cascade['rows']:,} unseen rows")
+    cards = [_make_card(scores, "distilled"), kept, ("Answered by the student", "share", share)]
+    saved = savings.get("saved_usd_per_million") if savings else None
+    if saved is None:
+        return [*cards, _make_card(scores, "teacher")]
+    amount = format_usd(saved) if saved >= 0 else f"−{format_usd(-saved)}"
+    teacher = format_usd(1000 * (savings["teacher_usd_per_1000"] or 0.0)) if savings else ""
+    return [*cards, ("Saved for a million inputs", "saved", Cell(amount, f"of {teacher}"))]
+
+
+def _make_card(scores: Scores, system: str) -> tuple[str, str, Cell]:
+    figures = scores.get(system)
+    interval = scores.format_interval(figures.get("interval"))
+    return name_system(system), system, Cell(scores.format(figures["value"]), interval)
 
 
 def _render_card(title: str, style: str, cell: Cell) -> str:
@@ -112,52 +131,93 @@ def _render_card(title: str, style: str, cell: Cell) -> str:
     )
 
 
+def _render_systems(scores: Scores) -> str:
+    title = html.escape(scores.title(scores.main))
+    return render_section(f"{title} of all systems", draw_systems(scores))
+
+
+def _fold(title: str, content: str) -> str:
+    return f"<details><summary>{title}</summary>{content}</details>"
+
+
+def _render_learning(manifests: Manifests) -> str:
+    curve = manifests.get(CURVE.folder)
+    if curve is None:
+        return ""
+    gain = predict_gain(curve.summary["points"], curve.summary["held_out"], MORE)
+    drawn = draw_learning({"": curve.summary}, gain, MORE)
+    facts = _render_facts(list_curve_facts(manifests)) if drawn else ""
+    return render_section(
+        "What more labels would bring", f'<div class="beside">{drawn}{facts}</div>' if drawn else ""
+    )
+
+
+def _render_cascade(scores: Scores) -> str:
+    drawn, table = draw_cascade(scores), make_cascade_table(scores)
+    if not drawn or table is None:
+        return ""
+    note = (
+        "The student answers first, and hands over to the teacher what it is not sure of. Measured "
+        "on the half of the test rows without a say in it. The band is the 95\u00a0% interval."
+    )
+    if scores.data.get("savings", {}).get("student_usd_per_1000") == 0:
+        note += " The student's machine costs nothing here: DISTILL_EVALUATE__USD_PER_HOUR is 0."
+    folded = _fold("These figures as a table", render_table(table))
+    return render_section(
+        "Student first, teacher for the rest",
+        f'<p class="soft">{note}</p><div class="plots">{drawn}</div>{folded}',
+    )
+
+
+def _render_calibration(scores: Scores) -> str:
+    facts, drawn = scores.data.get("confidence"), draw_calibration(scores)
+    if not facts or not drawn:
+        return ""
+    text = html.escape(describe_calibration(facts))
+    table = render_table(make_calibration_table(facts))
+    return render_section(
+        "Does the student know when it is right?",
+        f'<div class="beside">{drawn}<div><p>{text}</p>{_fold("These figures as a table", table)}'
+        "</div></div>",
+    )
+
+
+def _render_groups(scores: Scores) -> str:
+    title = html.escape(scores.title(scores.main))
+    return "".join(
+        render_section(
+            f"{title} by {html.escape(group)}",
+            draw_legend(scores.systems) + draw_bars(scores, group),
+        )
+        for group in scores.list_groups()
+    )
+
+
 def _render_tables(scores: Scores) -> str:
-    text = render_table(make_metrics_table(scores))
+    table = render_table(transpose(make_metrics_table(scores), "Metric"))
+    text = render_section("All metrics", f'<div class="metrics">{table}</div>')
     comparisons = make_comparisons(scores, of_main=True)
+    folded = ""
+    if others := make_comparisons(scores, of_main=False).rows:
+        folded = _fold("In the other metrics", render_table(Table(comparisons.head, others)))
     if comparisons.rows:
-        text += f"<h2>Differences between systems</h2>{render_table(comparisons)}"
-        text += f'<p class="soft">{DETECTABLE}</p>'
-    others = make_comparisons(scores, of_main=False)
-    if others.rows:
-        table = render_table(others)
-        text += f"<details><summary>In the other metrics</summary>{table}</details>"
+        shown = f'{render_table(comparisons)}<p class="soft">{DETECTABLE}</p>'
+        text += render_section("Differences between systems", shown + folded)
+    elif folded:
+        text += render_section("Differences between systems", folded)
     return text
 
 
-def render_table(table: Table) -> str:
-    """A table as HTML."""
-    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in table.head)
-    rows = "".join(
-        f'<tr><th scope="row">{_render_cell(first)}</th>'
-        + "".join(f"<td>{_render_cell(cell)}</td>" for cell in rest)
-        + "</tr>"
-        for first, *rest in table.rows
-    )
-    body = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
-    return f'<div class="wide"><table>{body}</table></div>'
-
-
-def _render_cell(cell: Cell) -> str:
-    note = f"<small>{html.escape(cell.note)}</small>" if cell.note else ""
-    return html.escape(cell.text) + note
-
-
-def _render_bars(scores: Scores) -> str:
-    title = html.escape(scores.title(scores.main))
-    return "".join(
-        f"<h2>{title} by {html.escape(group)}</h2>{draw_legend(scores.systems)}"
-        f"{draw_bars(scores, group)}"
-        for group in scores.list_groups()
-    )
+def _render_costs(scores: Scores, manifests: Manifests) -> str:
+    facts = list_label_facts(manifests.get(LABELS.folder))
+    return _render_facts([*list_saving_facts(scores.data.get("savings")), *facts])
 
 
 def _render_training(manifests: Manifests, history: Rows) -> str:
     manifest: Manifest[TrainSummary] | None = manifests.get(ADAPTER.folder)
     best = manifest.summary.get("best_update") if manifest else None
     curves = draw_curves(history, best) or '<p class="soft">No curves were kept.</p>'
-    facts = [*list_train_facts(manifest), *list_curve_facts(manifests)]
-    return _render_facts(facts) + curves
+    return _render_facts(list_train_facts(manifest)) + curves
 
 
 def _render_facts(facts: Facts) -> str:
@@ -176,74 +236,3 @@ def _render_settings(step: str, manifest: Manifest[Any]) -> str:
     return (
         f'<details><summary>{title}</summary><div class="raw">{render_table(table)}</div></details>'
     )
-
-
-def choose_rows(table: pa.Table) -> Rows:
-    """The rows of predictions that are shown: those of the lowest ids, in their order."""
-    if len(table) > _MAX_ROWS:
-        lowest = pc.array_sort_indices(table["id"].combine_chunks())[:_MAX_ROWS]
-        table = table.take(lowest.sort())
-    return get_rows(table)
-
-
-def collect_examples(scores: Scores, tables: dict[str, Rows]) -> dict[str, Any]:
-    """Some rows with each system's answer, for the page's script."""
-    systems = [name for name in scores.systems if name != "copy" and name in tables]
-    rows: Rows = []
-    characters = 0
-    for answers in zip(*(tables[name] for name in systems), strict=True):
-        row = _collect_row(scores.main, dict(zip(systems, answers, strict=True)))
-        characters += len(row["text"]) + sum(len(a["text"]) for a in row["answers"].values())
-        if characters > _MAX_CHARACTERS:
-            break
-        rows.append(row)
-    names = sorted({name for row in rows for name in row["groups"]})
-    found = {name: {row["groups"].get(name) for row in rows} - {None} for name in names}
-    return {
-        "total": scores.data["rows"]["test"],
-        "systems": [{"key": name, "name": name_system(name)} for name in systems],
-        "groups": {name: sorted(values) for name, values in found.items() if len(values) > 1},
-        "rewrites": _are_rewrites(rows),
-        "rows": rows,
-    }
-
-
-def _collect_row(metric: str, answers: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    row = next(iter(answers.values()))
-    return {
-        "id": row.get("id", ""),
-        "text": row["text"],
-        "references": list(row["references"] or []),
-        "groups": {k: str(v) for k, v in row.items() if k not in _COLUMNS and v is not None},
-        "answers": {
-            system: {
-                "text": answer["prediction"] or "",
-                "is_right": _is_right(metric, answer),
-                "error": answer.get("error"),
-            }
-            for system, answer in answers.items()
-        },
-    }
-
-
-def _is_right(metric: str, answer: dict[str, Any]) -> bool:
-    """By the main metric if it is a share, else by exact match."""
-    found = METRICS.get(metric)
-    judge = found if found and found.is_share else METRICS["exact_match"]
-    texts, predictions = [answer["text"]], [answer["prediction"] or ""]
-    return bool(judge.measure(texts, predictions, [answer["references"] or []])[0, 0])
-
-
-def _are_rewrites(rows: Sequence[dict[str, Any]]) -> bool:
-    """Whether most references share 40 % of their words with the text, so that a diff is useful."""
-    pairs = [
-        (set(r["text"].split()), set(r["references"][0].split())) for r in rows if r["references"]
-    ]
-    alike = [len(a & b) >= 0.4 * max(len(a), len(b)) for a, b in pairs]
-    return sum(alike) > len(alike) / 2
-
-
-def _embed(content: Any) -> str:
-    """JSON that is safe inside a script element."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -1,6 +1,6 @@
 """Tables and sentences of the scores, for HTML and Markdown."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,14 @@ class Table:
 
     head: list[str]
     rows: list[list[Cell]]
+
+
+def transpose(table: Table, corner: str) -> Table:
+    """A table whose rows are the columns of another, for one that is too wide."""
+    names = table.head[1:]
+    head = [corner, *(first.text for first, *_ in table.rows)]
+    columns = zip(*(rest for _, *rest in table.rows), strict=True)
+    return Table(head, [[Cell(n), *cells] for n, cells in zip(names, columns, strict=True)])
 
 
 def format_p(p: float) -> str:
@@ -66,6 +74,10 @@ class Scores:
         """Whether a metric is a share from 0 to 1, shown in per cent."""
         return bool(self.data.get("metrics", {}).get(metric, {}).get("is_share", True))
 
+    def is_better_low(self, metric: str) -> bool:
+        """Whether a lower value of a metric is better."""
+        return bool(self.data.get("metrics", {}).get(metric, {}).get("is_better_low"))
+
     def format(self, value: float | None, metric: str | None = None) -> str:
         """A value of a metric, by default the main one."""
         if value is None:
@@ -86,6 +98,11 @@ class Scores:
         text = f"{100 * value:+.1f} points" if self.is_share(metric) else f"{value:+.3f}"
         return text.replace("-", "−")
 
+    def format_bounds(self, interval: Sequence[float] | None, metric: str) -> str:
+        """The interval of a difference: `+5.1 to +9.3`; empty if there is none."""
+        bounds = [self.format_difference(bound, metric) for bound in interval or []]
+        return " to ".join(bound.removesuffix(" points") for bound in bounds)
+
     def get(self, system: str, metric: str | None = None) -> Figure:
         """A system's figures of a metric, by default the main one."""
         found: Figure | None = self.by_system.get(system, {}).get(metric or self.main)
@@ -104,18 +121,6 @@ class Scores:
                 if self.main in scores:
                     slices.setdefault(str(value), {})[system] = scores[self.main]
         return slices
-
-    def headline(self) -> str:
-        """The result in one sentence."""
-        distilled, kept = self.get("distilled"), self.data.get("retention")
-        text = f"The distilled student scores {self.format(distilled['value'])}"
-        gain = self.data.get("gain")
-        if gain is not None:
-            amount = self.format_difference(abs(gain), self.main).removeprefix("+")
-            text += f", {amount} {'more' if gain >= 0 else 'less'} than the base student"
-        if kept is not None:
-            text += f", and keeps {kept:.0%} of the teacher's score"
-        return text + "."
 
     def list_unanswered(self) -> str:
         """The rows without an answer, by system and reason, in one sentence, if any."""
@@ -137,7 +142,7 @@ class Scores:
 def make_main_table(scores: Scores) -> Table:
     """The main metric of all systems."""
     rows = [
-        [Cell(name_system(system)), _make_cell(scores, scores.get(system))]
+        [Cell(name_system(system)), make_cell(scores, scores.get(system))]
         for system in scores.systems
     ]
     return Table(["System", scores.title(scores.main)], rows)
@@ -156,9 +161,9 @@ def make_metrics_table(scores: Scores) -> Table:
     rows = []
     for system in scores.systems:
         row = [Cell(name_system(system))]
-        row += [_make_cell(scores, scores.get(system, name), name) for name in scores.metrics]
+        row += [make_cell(scores, scores.get(system, name), name) for name in scores.metrics]
         if agreement:
-            row.append(_make_cell(scores, agreement.get(system, {}), "agreement"))
+            row.append(make_cell(scores, agreement.get(system, {}), "agreement"))
         for key, _, form in speeds:
             value = scores.by_system[system].get(key)
             row.append(Cell("" if value is None else form.format(value)))
@@ -168,7 +173,7 @@ def make_metrics_table(scores: Scores) -> Table:
     return Table(head + [title for _, title, _ in speeds], rows)
 
 
-def _make_cell(scores: Scores, figures: Figure, metric: str | None = None) -> Cell:
+def make_cell(scores: Scores, figures: Figure, metric: str | None = None) -> Cell:
     """A value and its interval; empty if not measured."""
     if "value" not in figures:
         return Cell("")
@@ -183,9 +188,10 @@ def make_comparisons(scores: Scores, of_main: bool) -> Table:
         metric = c["metric"]
         if (metric == scores.main) != of_main:
             continue
-        title = f"{name_system(c['system'])} – {name_system(c['than']).lower()}"
-        bounds = [scores.format_difference(b, metric) for b in c.get("interval") or []]
-        interval = " to ".join(bound.removesuffix(" points") for bound in bounds)
+        than = name_system(c["than"])
+        than = than.lower() if c["than"] in SYSTEMS else than
+        title = f"{name_system(c['system'])} – {than}"
+        interval = scores.format_bounds(c.get("interval"), metric)
         p = c.get("p_value")
         rows.append(
             [
@@ -204,6 +210,6 @@ def make_group_table(scores: Scores, group: str) -> Table:
     for value, by_system in scores.list_slices(group).items():
         any_figures = next(iter(by_system.values()))
         row = [Cell(value, count_rows(any_figures["n"]) + ", few" * is_small(any_figures))]
-        row += [_make_cell(scores, by_system.get(system, {})) for system in scores.systems]
+        row += [make_cell(scores, by_system.get(system, {})) for system in scores.systems]
         rows.append(row)
     return Table([group, *map(name_system, scores.systems)], rows)

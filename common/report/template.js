@@ -3,19 +3,24 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const page = Object.fromEntries(
-  ["filter", "groups", "search", "count", "examples", "more"].map(id => [id, document.getElementById(id)]));
-const STEP = 20;        // so many examples more at a time: thousands at once would be slow
-const MOST_CELLS = 1e6; // longer texts are not compared word by word
+  ["kinds", "groups", "order", "search", "count", "examples", "more"].map(id => [id, document.getElementById(id)]));
+const FIRST = 5, STEP = 20; // so many examples at first, and more at a time: thousands would be slow
+const MOST_CELLS = 1e6;     // longer texts are not compared word by word
 const words = window.Intl?.Segmenter && new Intl.Segmenter(undefined, { granularity: "word" });
 
 const isRight = (row, system) => row.answers[system]?.is_right === true;
-const FILTERS = {
-  all: () => true,
-  won: row => isRight(row, "distilled") && !isRight(row, "base"),
-  lost: row => !isRight(row, "distilled") && isRight(row, "teacher"),
-  spoilt: row => !isRight(row, "distilled") && row.references.includes(row.text),
-  both: row => !isRight(row, "distilled") && !isRight(row, "teacher"),
-};
+const student = row => isRight(row, "distilled"), teacher = row => isRight(row, "teacher");
+const KINDS = [
+  // name, test, and whether it is left out where no row is of it
+  ["All", () => true],
+  ["Student right, teacher wrong", row => student(row) && !teacher(row)],
+  ["Student wrong, teacher right", row => !student(row) && teacher(row)],
+  ["Both wrong", row => !student(row) && !teacher(row)],
+  ["Both right", row => student(row) && teacher(row)],
+  ["Student right, base wrong", row => student(row) && !isRight(row, "base"), true],
+  ["Student spoilt a right text", row => !student(row) && row.references.includes(row.text), true],
+];
+const percent = share => `${(100 * share).toFixed(0)}%`;
 
 function make(tag, style, text) {
   const node = document.createElement(tag);
@@ -83,6 +88,13 @@ function showAnswer(name, text, original, isRight, error) {
   return line;
 }
 
+// How sure the student is, and who answers where the teacher takes over what it is not sure of.
+function describeConfidence(row) {
+  const sure = `confidence ${percent(row.confidence)}`;
+  if (data.threshold === null) return sure;
+  return `${sure}: ${row.confidence >= data.threshold ? "the student answers" : "the teacher answers"}`;
+}
+
 function showExample(row) {
   const box = make("article", "example");
   box.append(make("h3", "", [...Object.values(row.groups), row.id].join(" · ")));
@@ -90,7 +102,10 @@ function showExample(row) {
   for (const reference of row.references) box.append(showAnswer("Reference", reference, row.text));
   for (const { key, name } of data.systems) {
     const answer = row.answers[key];
-    box.append(showAnswer(name, answer.text, row.text, answer.is_right, answer.error));
+    const line = showAnswer(name, answer.text, row.text, answer.is_right, answer.error);
+    if (key === "distilled" && row.confidence !== undefined)
+      line.lastChild.append(make("small", "sure", describeConfidence(row)));
+    box.append(line);
   }
   return box;
 }
@@ -100,19 +115,21 @@ function contains(row, text) {
   return texts.some(t => t.toLowerCase().includes(text));
 }
 
-let found = [];
+let found = [], kind = KINDS[0];
 
 function showMore() {
   const shown = page.examples.childElementCount;
-  page.examples.append(...found.slice(shown, shown + STEP).map(showExample));
+  page.examples.append(...found.slice(shown, shown ? shown + STEP : FIRST).map(showExample));
   page.more.hidden = page.examples.childElementCount >= found.length;
 }
 
 function search() {
   const text = page.search.value.trim().toLowerCase();
   const chosen = [...page.groups.children].filter(s => s.value).map(s => [s.name, s.value.slice(1)]);
-  found = data.rows.filter(row => FILTERS[page.filter.value](row)
+  found = data.rows.filter(row => kind[1](row)
     && chosen.every(([group, value]) => row.groups[group] === value) && (!text || contains(row, text)));
+  const sign = { surest: -1, least: 1 }[page.order.value];
+  if (sign) found.sort((a, b) => sign * (a.confidence - b.confidence));
   const n = data.rows.length.toLocaleString("en"), total = data.total.toLocaleString("en");
   const of = data.rows.length < data.total ? `${n} rows, chosen by their hash from ${total}; predictions/ has the others` : `${n} rows`;
   page.count.textContent = `${found.length.toLocaleString("en")} of ${of}`;
@@ -128,7 +145,22 @@ for (const [group, values] of Object.entries(data.groups)) {
   for (const value of values) select.append(new Option(value, "=" + value)); // a value may be empty
   page.groups.append(select);
 }
-page.filter.addEventListener("change", search);
+for (const each of KINDS) {
+  const [name, test, isOptional] = each, count = data.rows.filter(test).length;
+  if (isOptional && !count) continue;
+  const button = make("button", "", `${name} `);
+  button.type = "button";
+  button.append(make("small", "", count.toLocaleString("en")));
+  button.setAttribute("aria-pressed", each === kind);
+  button.addEventListener("click", () => {
+    kind = each;
+    for (const other of page.kinds.children) other.setAttribute("aria-pressed", other === button);
+    search();
+  });
+  page.kinds.append(button);
+}
+page.order.hidden = !data.rows.some(row => row.confidence !== undefined);
+page.order.addEventListener("change", search);
 page.groups.addEventListener("change", search);
 page.search.addEventListener("input", search);
 page.more.addEventListener("click", showMore);

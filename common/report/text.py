@@ -3,6 +3,7 @@
 import re
 
 from common.evaluation.scores import Metrics
+from common.report.decision_charts import describe_calibration, make_cascade_table
 from common.report.facts import (
     Manifests,
     list_curve_facts,
@@ -19,6 +20,7 @@ from common.report.tables import (
     make_group_table,
     make_metrics_table,
 )
+from common.report.verdict import decide
 from common.run.steps import ADAPTER, LABELS
 
 
@@ -27,6 +29,10 @@ def render_text(run: str, metrics: Metrics, manifests: Manifests) -> str:
     scores = Scores(metrics)
     title = f"# Distillation of {escape(metrics['task'])}: {escape(run)}"
     parts = [title, render_summary(scores, make_metrics_table(scores))]
+    if cascade := make_cascade_table(scores):
+        parts += ["## Student first, teacher for the rest", render_table(cascade)]
+    if confidence := scores.data.get("confidence"):
+        parts += ["## Does the student know when it is right?", describe_calibration(confidence)]
     comparisons = [make_comparisons(scores, of_main) for of_main in (True, False)]
     if comparisons[0].rows:
         tables = [render_table(table) for table in comparisons if table.rows]
@@ -47,8 +53,10 @@ def render_text(run: str, metrics: Metrics, manifests: Manifests) -> str:
 
 
 def render_summary(scores: Scores, table: Table) -> str:
-    """The headline, and a table of all systems' scores."""
-    lines = [scores.headline(), render_table(table)]
+    """The verdict, a table of all systems' scores, and what is behind it."""
+    verdict = decide(scores)
+    reasons = [f"- {s.title}: {escape(s.text)}" for s in verdict.statements]
+    lines = [escape(verdict.lead), render_table(table), "\n".join(reasons)]
     kept = scores.retention()
     kept_note = f"Kept of the teacher's score: {_format_cell(kept)}. " if kept.note else ""
     rows = list_row_facts(scores.data["rows"])
