@@ -96,7 +96,7 @@ def _explain(error: Any) -> str:
     name = PREFIX + "__".join(place[:2]).upper() + "".join(f" {part!r}" for part in place[2:])
     has_secret = any(secret.upper() in name for secret in SECRETS) or "@" in str(error["input"])
     value = "" if has_secret else f"={error['input']!r}"
-    reason = error["msg"].removeprefix("Value error, ")
+    reason = str(error["msg"]).removeprefix("Value error, ")
     if isinstance(error["input"], dict):  # of a whole section: the reason names the fields
         return reason
     return f"{name}{value}: {reason[0].lower()}{reason[1:]}"
