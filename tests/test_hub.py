@@ -8,7 +8,7 @@ from common.run.run import open_run
 from common.run.steps import ADAPTER
 from common.run.storage import RunStorage
 from common.student.prompt import load_tokenizer
-from common.training.export import push
+from common.training.publish import push
 from support.fake_hub import running_hub
 
 

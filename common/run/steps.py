@@ -64,6 +64,12 @@ class MergeSummary(TypedDict, total=False):
     equal_answers: int
 
 
+class GgufSummary(TypedDict, total=False):
+    """The sizes of the GGUF files, by name."""
+
+    bytes: dict[str, int]
+
+
 class NoSummary(TypedDict):
     """The summary of a step without figures."""
 
@@ -80,6 +86,7 @@ LABELS: Step[LabelSummary] = Step("labels", "python -m jobs.label")
 ADAPTER: Step[TrainSummary] = Step("adapter", "python -m jobs.train")
 CURVE: Step[CurveSummary] = Step("curve", "python -m jobs.train")
 MERGED: Step[MergeSummary] = Step("merged", "python -m jobs.train")
+GGUF: Step[GgufSummary] = Step("gguf", "python -m jobs.train")
 PREDICTIONS: Step[NoSummary] = Step("predictions", "python -m jobs.evaluate")
 
 
