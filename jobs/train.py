@@ -2,7 +2,8 @@
 
 NF4 base weights, a LoRA adapter in fp32, loss on the label's tokens only. The checkpoint that
 agrees best with the teacher on held-out labels is the result. Reads <root>/<run>/labels and writes
-<root>/<run>/adapter. Resuming from <root>/<run>/checkpoints gives the same weights.
+<root>/<run>/adapter, and merged and gguf if the settings ask for them. Resuming from
+<root>/<run>/checkpoints gives the same weights.
 """
 
 import gc
