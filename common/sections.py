@@ -350,8 +350,20 @@ class TrainSettings(Section):
     report_to: Annotated[list[str], NoDecode] = Field(
         [], description="Installed trackers to use, by comma: tensorboard, mlflow, wandb …"
     )
-    merge: bool = Field(False, description="Also write the student with the adapter merged in.")
-    push_to: str | None = Field(None, description="Hub repository for the adapter; uses HF_TOKEN.")
+    export: Annotated[list[Literal["merged", "gguf"]], NoDecode] = Field(
+        [],
+        description="More forms to write, by comma: `merged` (the student with the adapter merged "
+        "in), `gguf` (the same for llama.cpp and Ollama).",
+    )
+    merge: bool = Field(False, description="The same as `DISTILL_TRAIN__EXPORT=merged`.")
+    push_to: str | None = Field(
+        None, description="Hub repository for the adapter and the exports; uses HF_TOKEN."
+    )
+
+    @property
+    def exports(self) -> set[str]:
+        """What is written beside the adapter."""
+        return {*self.export, *(["merged"] if self.merge else [])}
 
     @model_validator(mode="after")
     def _check_weights(self) -> "TrainSettings":
@@ -364,7 +376,7 @@ class TrainSettings(Section):
     def _apply_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
         return PRESETS.get(str(given.get("preset", "default")), {}) | given
 
-    @field_validator("target_modules", "report_to", mode="before")
+    @field_validator("target_modules", "report_to", "export", mode="before")
     @classmethod
     def _split_names(cls, names: str | list[str]) -> list[str]:
         return split_names(names)

@@ -200,7 +200,7 @@ def make_fingerprint(run: Run, test: TestRows, adapter: Manifest[TrainSummary]) 
     rows = [[row.id, row.references, row.groups] for row in test.rows]
     return {
         # retraining with the same settings may give other weights
-        "adapter": hash_content([adapter.fingerprint, adapter.finished_at]),
+        "adapter": adapter.identity,
         "test_rows": f"{len(test.rows)}, {hash_content(rows)}",
         "few_shot": hash_content([shot.model_dump() for shot in run.task.few_shot]),
         **fingerprint_teacher(run.settings, run.task),

@@ -30,6 +30,7 @@ from common.student.student import check_student
 from common.tasks.task import load_task
 from common.training.choice import choose_texts, finish_round
 from common.training.curve import predict_gain
+from common.training.export import check_exports
 from jobs import evaluate, label, report, train
 
 SECTIONS = ()
@@ -60,7 +61,9 @@ def sweep(settings: Settings) -> None:
     runs = list_sweep(settings)
     first = RunStorage(runs[0])
     for own in runs:  # before anything is paid for
-        check_student(own, load_task(own.task))
+        task = load_task(own.task)
+        check_student(own, task)
+        check_exports(own, task)
     for own in runs:
         log.info("==== student %s, run %s", own.student.model, own.run)
         storage = RunStorage(own)
@@ -127,13 +130,15 @@ def check_inputs(run: Run) -> None:
     examples = load_examples(run.settings, run.task)
     test = load_test_rows(run.settings, run.task)
     check_student(run.settings, run.task)
+    check_exports(run.settings, run.task)
     log.info("inputs: %d examples to label, %d test rows", len(examples), len(test.rows))
 
 
 def run_rounds(run: Run) -> None:
     """Labels and trains in rounds, but for the last round, or until another is not worth it."""
     total = run.settings.label.rounds
-    once = run.settings.train.model_copy(update={"curve": False, "merge": False, "push_to": None})
+    alone = {"curve": False, "export": [], "merge": False, "push_to": None}
+    once = run.settings.train.model_copy(update=alone)
     settings = run.settings.model_copy(update={"train": once})
     while len(read_rounds(run.storage)) + 1 < total:
         number = len(read_rounds(run.storage)) + 1

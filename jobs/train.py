@@ -2,7 +2,8 @@
 
 NF4 base weights, a LoRA adapter in fp32, loss on the label's tokens only. The checkpoint that
 agrees best with the teacher on held-out labels is the result. Reads <root>/<run>/labels and writes
-<root>/<run>/adapter. Resuming from <root>/<run>/checkpoints gives the same weights.
+<root>/<run>/adapter, and merged and gguf if the settings ask for them. Resuming from
+<root>/<run>/checkpoints gives the same weights.
 """
 
 import gc
@@ -22,10 +23,11 @@ from common.errors import SettingsError
 from common.run.lock import RunLock, hold_run
 from common.run.manifest import Fingerprint, Manifest, is_done, require_manifest, write_manifest
 from common.run.run import Run, open_run
-from common.run.steps import ADAPTER, CURVE, LABELS, MERGED, LabelSummary, TrainSummary
+from common.run.steps import ADAPTER, CURVE, GGUF, LABELS, MERGED, LabelSummary, TrainSummary
 from common.settings import Settings
 from common.signals import deferring_signals
 from common.student.adapter import write_adapter
+from common.student.frame import write_task_template
 from common.student.memory import advise_on_memory, explaining_memory
 from common.student.prompt import fingerprint_student, load_tokenizer
 from common.student.source import check_source
@@ -33,11 +35,12 @@ from common.student.weights import check_device
 from common.tasks.task import Task
 from common.training.agreement import make_measure
 from common.training.checkpoints import Checkpoints
-from common.training.export import merge, push
+from common.training.export import check_exports, export_gguf, merge
 from common.training.lora import settle_rate
 from common.training.model_card import render_card
 from common.training.objectives.supervised import Supervised
 from common.training.objectives.top_tokens import TopTokens
+from common.training.publish import push
 from common.training.schedule import Schedule, find_best
 from common.training.subsets import Subsets, read_rate
 from common.training.train_set import fingerprint_labels, load_train_set
@@ -49,6 +52,7 @@ _WITHOUT_EFFECT = {
     "curve",
     "checkpoint_seconds",
     "report_to",
+    "export",
     "merge",
     "push_to",
 }
@@ -60,7 +64,7 @@ log = logging.getLogger(__name__)
 
 
 def main(settings: Settings) -> None:
-    """Trains one adapter; merges and publishes it if the settings ask for it.
+    """Trains one adapter; exports and publishes it if the settings ask for it.
 
     Raises:
         InputError: the labels are unfinished or unusable, or the student is missing.
@@ -72,6 +76,7 @@ def main(settings: Settings) -> None:
     check_source(settings)
     run = replace(run, settings=settle_rate(settings))
     tokenizer = load_tokenizer(settings)
+    check_exports(settings, run.task)
     with hold_run(storage, "train") as lock:
         fingerprint = make_fingerprint(run, labels, tokenizer)
         if settings.train.preset == "auto" and settings.train.learning_rate is None:
@@ -87,8 +92,11 @@ def main(settings: Settings) -> None:
             train(run, labels, tokenizer, fingerprint, lock)
         if settings.train.curve and not is_done(storage, CURVE, fingerprint):
             on_subsets(run, labels, tokenizer, fingerprint, lock, Subsets.draw_curve)
-        if settings.train.merge and not is_done(storage, MERGED, fingerprint):
+        exports = settings.train.exports
+        if "merged" in exports and not is_done(storage, MERGED, fingerprint):
             merge(run, labels, fingerprint)
+        if "gguf" in exports and not is_done(storage, GGUF, fingerprint):
+            export_gguf(run, labels, fingerprint)
         if settings.train.push_to:
             push(run)
 
@@ -128,6 +136,7 @@ def train(
         summary["seconds"] = round(time.monotonic() - started, 1)
         card = render_card(run, labels, data.counts, summary)
         written = write_adapter(folder, folder / "best", tokenizer, card, history)
+        write_task_template(written, tokenizer, run.task)
         files = storage.upload(written, ADAPTER.folder)
     lock.check()
     described = settings.describe(("student", "train"))

@@ -3,12 +3,12 @@ import pytest
 from huggingface_hub.utils import _http
 
 from common.errors import DistillError, InputError
-from common.run.manifest import write_manifest
+from common.run.manifest import read_manifest, write_manifest
 from common.run.run import open_run
-from common.run.steps import ADAPTER
+from common.run.steps import ADAPTER, GGUF, MERGED, PREDICTIONS
 from common.run.storage import RunStorage
 from common.student.prompt import load_tokenizer
-from common.training.export import push
+from common.training.publish import push
 from support.fake_hub import running_hub
 
 
@@ -48,6 +48,59 @@ def test_the_adapters_files_are_published_in_a_private_repository(hub, published
     assert {n: c.decode() for n, c in hub.files.items()} == {n: n for n in hub.files}
     assert hub.files.keys() == {"README.md", "adapter_model.safetensors"}
     assert {token for _, token in hub.tokens} == {"Bearer hf_secret"}, hub.tokens
+
+
+METRICS = {
+    "task": "gec",
+    "main_metric": "exact_match",
+    "metrics": {"exact_match": {"title": "Exact match", "is_share": True}},
+    "rows": {"test": 1234},
+    "systems": {
+        "teacher": {"exact_match": {"value": 0.8, "n": 1234, "interval": [0.776, 0.821]}},
+        "distilled": {"exact_match": {"value": 0.7, "n": 1234, "interval": [0.674, 0.725]}},
+        "unknown": {"exact_match": {"value": None}},
+    },
+}
+
+
+def add_exports(storage, **fingerprint):
+    """Those of the adapter, or of another one."""
+    for step in (MERGED, GGUF):
+        name = f"{step.folder}/a.file"
+        storage.write_bytes(name, step.folder.encode())
+        write_manifest(storage, step, {"n": 1} | fingerprint, files=[name])
+
+
+def test_exports_are_published_in_folders(hub, published):
+    add_exports(published.storage)
+    push(published)
+    adapter = {"README.md", "adapter_model.safetensors"}
+    assert hub.files.keys() == adapter | {"merged/a.file", "gguf/a.file"}
+    assert hub.files["gguf/a.file"] == b"gguf"
+
+
+def test_exports_of_another_adapter_are_left_out(hub, published):
+    add_exports(published.storage, n=2)
+    push(published)
+    assert hub.files.keys() == {"README.md", "adapter_model.safetensors"}
+
+
+def test_once_evaluated_the_card_has_the_figures(hub, published):
+    push(published)
+    assert hub.files["README.md"] == b"README.md"
+    storage = published.storage
+    storage.write_json("metrics.json", METRICS)
+    write_manifest(storage, PREDICTIONS, {"adapter": read_manifest(storage, ADAPTER).identity})
+    push(published)
+    card = hub.files["README.md"].decode()
+    assert "On 1,234 test rows" in card
+    assert "| distilled | 70.0% | 67.4%–72.5% |\n" in card
+    assert "unknown" not in card
+    push(published)  # from the card of the run, which stays
+    assert hub.files["README.md"].decode() == card
+    write_manifest(storage, PREDICTIONS, {"adapter": "an earlier one"})
+    push(published)
+    assert hub.files["README.md"] == b"README.md"
 
 
 def test_a_refusal_of_the_hub_names_the_setting_and_not_the_key(hub, published):

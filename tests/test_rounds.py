@@ -117,13 +117,16 @@ def test_rounds_end_when_another_is_not_worth_it(tmp_path, settings, monkeypatch
     assert len(read_rounds(run.storage)) == 3
 
 
-def test_the_rounds_students_are_neither_merged_nor_measured_on_parts(settings, monkeypatch, local):
-    own = settings(**ROUNDS | {"TRAIN__CURVE": "true", "TRAIN__MERGE": "true"})
+def test_the_rounds_students_are_neither_exported_nor_measured_on_parts(
+    settings, monkeypatch, local
+):
+    own = settings(**ROUNDS | {"TRAIN__CURVE": "true", "TRAIN__EXPORT": "merged,gguf"})
     monkeypatch.setattr("jobs.pipeline.choose_texts", lambda run, others, n: others.list_ids()[:n])
     run = open_run(own)
     pipeline.run_rounds(run)
     assert len(read_rounds(run.storage)) == 2
-    assert not [name for name in run.storage.list_files("") if name.startswith(("curve", "merged"))]
+    later = ("curve", "merged", "gguf")
+    assert not [name for name in run.storage.list_files("") if name.startswith(later)]
 
 
 def test_a_damaged_round_is_named(settings):

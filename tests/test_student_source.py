@@ -182,7 +182,10 @@ def test_code_of_the_hub_is_named_with_its_revision(settings):
     assert make_options(named) == {"revision": "12ab", "trust_remote_code": True}
 
 
-@pytest.mark.parametrize("change", [{"TRAIN__MERGE": True}, {"STUDENT__QUANTIZATION": "none"}])
+CHANGES = [{"TRAIN__MERGE": True}, {"TRAIN__EXPORT": "gguf"}, {"STUDENT__QUANTIZATION": "none"}]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_quantised_student_cannot_be_merged_or_unquantised(own, folder, settings, change):
     quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     edit(folder, "config.json", quantization_config=quantised)

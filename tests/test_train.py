@@ -551,6 +551,14 @@ def test_a_merged_student_answers_as_the_adapter_does(tiny, settings):
     assert AutoTokenizer.from_pretrained(storage.path("merged")).chat_template
 
 
+def test_a_rerun_of_a_finished_training_publishes_again(tiny, settings):
+    write_labels(tiny, PAIRS)
+    main(tiny)
+    with mock.patch("jobs.train.push") as push:
+        main(settings(TRAIN__PUSH_TO="someone/grammar"))
+    push.assert_called_once()
+
+
 def test_the_reference_preset_has_the_published_size(settings, tmp_path):
     """TinyLlama-1.1B's configuration: 1.13 M trainable parameters, a 4.5 MB adapter."""
     config = LlamaConfig(

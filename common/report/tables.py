@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.evaluation.scores import FEW_ROWS, Figure, Metrics
-from common.evaluation.systems import name_system, order_systems
+from common.evaluation.systems import SYSTEMS, name_system, order_systems
 
 DETECTABLE = "Detectable from: with these rows, a smaller difference could not be told from chance."
 _NOTHING = "–"

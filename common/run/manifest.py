@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Generic, TypeVar
 
 from common.errors import InputError
+from common.records import hash_content
 from common.run.steps import Step
 from common.run.storage import RunStorage
 from common.settings import find_default
@@ -56,6 +57,11 @@ class Manifest(Generic[S]):
     code_version: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     finished_at: str = ""
+
+    @property
+    def identity(self) -> str:
+        """A hash of this result; the same settings may give another one, later."""
+        return hash_content([self.fingerprint, self.finished_at])
 
     def to_json(self) -> dict[str, Any]:
         """The content of manifest.json."""

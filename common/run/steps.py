@@ -65,11 +65,16 @@ class MergeSummary(TypedDict, total=False):
     equal_answers: int
 
 
+class GgufSummary(TypedDict, total=False):
+    """The sizes of the GGUF files, by name."""
+
+    bytes: dict[str, int]
+
+
 class PredictSummary(TypedDict, total=False):
     """The predict job's figures: rows in all, by who answered, and by error; and the drift.
 
     `threshold` is the confidence below which the teacher answers; None without a cascade.
-
     """
 
     rows: int
@@ -98,6 +103,7 @@ LABELS: Step[LabelSummary] = Step("labels", "python -m jobs.label")
 ADAPTER: Step[TrainSummary] = Step("adapter", "python -m jobs.train")
 CURVE: Step[CurveSummary] = Step("curve", "python -m jobs.train")
 MERGED: Step[MergeSummary] = Step("merged", "python -m jobs.train")
+GGUF: Step[GgufSummary] = Step("gguf", "python -m jobs.train")
 PREDICTIONS: Step[NoSummary] = Step("predictions", "python -m jobs.evaluate")
 
 

@@ -107,29 +107,38 @@ def _encode_turns(
     tokenizer: PreTrainedTokenizerBase, task: Task, turns: list[tuple[str, str]]
 ) -> list[int]:
     """Tokens of texts and labels, without the last label."""
-    template, start = None, []
-    if not tokenizer.chat_template:
-        template, start = _make_template(task.student.prompt), _find_start(tokenizer)
+    ids = _apply_template(tokenizer, task, turns, sanitize_control_tokens=True, return_dict=False)
+    return [*_find_start(tokenizer), *ids]
+
+
+def write_prompt(tokenizer: PreTrainedTokenizerBase, task: Task, text: str) -> str:
+    """The prompt of `encode_prompt` as text, with special tokens written out."""
+    start = tokenizer.convert_ids_to_tokens(_find_start(tokenizer))
+    return "".join([*start, _apply_template(tokenizer, task, [(text, "")], tokenize=False)])
+
+
+def _apply_template(
+    tokenizer: PreTrainedTokenizerBase, task: Task, turns: list[tuple[str, str]], **options: Any
+) -> Any:
+    template = None if tokenizer.chat_template else _make_template(task.student.prompt)
     messages = []
     for text, label in turns:
         prompt = text if template else task.make_student_prompt(text)
         messages.append({"role": "user", "content": prompt})
         messages.append({"role": "assistant", "content": label})
-    ids: Any = tokenizer.apply_chat_template(
+    return tokenizer.apply_chat_template(
         messages[:-1],
         chat_template=template,
         add_generation_prompt=True,
         enable_thinking=False,  # the label comes first
-        sanitize_control_tokens=True,
-        return_dict=False,
+        **options,
     )
-    return [*start, *ids]
 
 
 def _make_template(prompt: str) -> str:
     """A chat template for a student without one: the prompts, each with its label."""
     pieces = "".join(
-        "{{ turn['content'] }}" if piece == "{text}" else f"{{{{ {json.dumps(piece)} }}}}"
+        "{{ turn['content'] }}" if piece == "{text}" else f"{{{{ {quote(piece)} }}}}"
         for piece in re.split(r"(\{text\})", prompt + "\n")
     )
     return (
@@ -139,8 +148,15 @@ def _make_template(prompt: str) -> str:
     )
 
 
+def quote(text: str) -> str:
+    """A string literal of Jinja and of Go."""
+    return json.dumps(text, ensure_ascii=False)  # Jinja takes no surrogate pairs
+
+
 def _find_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that a tokenizer puts before every text, such as BOS."""
+    """The tokens before a prompt without a chat template, such as BOS."""
+    if tokenizer.chat_template:
+        return []
     whole = list(tokenizer("a").input_ids)
     bare = list(tokenizer("a", add_special_tokens=False).input_ids)
     return whole[: whole.index(bare[0])]

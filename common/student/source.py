@@ -91,8 +91,10 @@ def check_source(settings: Settings) -> None:
         return
     method = own.get("quant_method") if isinstance(own, dict) else own.quant_method
     is_changed = settings.student.quantization == "none"
-    if is_changed or settings.train.merge:
-        cause = "DISTILL_STUDENT__QUANTIZATION=none" if is_changed else "DISTILL_TRAIN__MERGE=true"
+    train = settings.train
+    if is_changed or train.exports:
+        export = f"EXPORT={','.join(train.export)}" if train.export else "MERGE=true"
+        cause = "DISTILL_STUDENT__QUANTIZATION=none" if is_changed else f"DISTILL_TRAIN__{export}"
         raise InputError(
             f"DISTILL_STUDENT__MODEL={settings.student.model!r} is already quantised ({method}), "
             f"and {cause} needs its original weights; name the unquantised model"

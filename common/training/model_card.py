@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from common.run.manifest import Manifest, code_version
 from common.run.run import Run
@@ -42,7 +43,19 @@ Settings of the training:
 {settings}
 ```
 
+In this folder, `task.jinja` is a chat template that puts this prompt around a plain text.
+
 The licence is that of the base model and of the teacher's terms for its output: see theirs.
+"""
+
+_FIGURES = """
+## Evaluation
+
+On {rows:,} test rows that the student has not seen; by {title}:
+
+| system | {title} | 95 % interval |
+| --- | --- | --- |
+{table}
 """
 
 
@@ -69,4 +82,22 @@ def render_card(
         parameters=summary["trainable_parameters"],
         prompt=task.make_student_prompt("{text}"),
         settings=json.dumps(settings.train.model_dump(mode="json"), indent=2),
+    )
+
+
+def render_figures(metrics: dict[str, Any]) -> str:
+    """The part of the card with the main metric of each system, from metrics.json."""
+    main = metrics["main_metric"]
+    facts = metrics.get("metrics", {}).get(main, {})
+    digits = ".1%" if facts.get("is_share", True) else ".3f"
+    lines = []
+    for system, figures in metrics["systems"].items():
+        figure = figures.get(main, {})
+        if figure.get("value") is not None:
+            interval = "–".join(format(bound, digits) for bound in figure.get("interval") or [])
+            lines.append(f"| {system} | {figure['value']:{digits}} | {interval} |")
+    return _FIGURES.format(
+        rows=metrics["rows"]["test"],
+        title=facts.get("title") or main,
+        table="\n".join(lines),
     )
