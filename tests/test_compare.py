@@ -71,7 +71,7 @@ def test_a_system_that_one_run_lacks_is_empty():
     two.scores.data["systems"]["our-endpoint"] = endpoint
     runs = [one, replace(two, scores=Scores(two.scores.data))]
     table = make_score_table(runs)
-    assert table.head[5] == "our-endpoint"
+    assert table.head[5] == "Endpoint our-endpoint"
     assert list_cells(table)[0][5] == list_cells(table)[1][2] == ""
     assert "our-endpoint" in render_comparison(runs)
 

@@ -291,8 +291,8 @@ def test_the_order_is_decision_systems_charts_answers_figures_method():
 
 def test_the_student_tells_how_sure_it_is():
     metrics, tables = make_plain()
-    sure = {"mean_logprob": -0.1, "least_logprob": -0.2, "margin": 0.5}
-    unsure = {"mean_logprob": None, "least_logprob": None, "margin": None}
+    sure = {"mean_logprob": -0.1, "least_logprob": -0.2, "margin": 0.5, "agreement": None}
+    unsure = dict.fromkeys(sure)
     rows = [row | of for row, of in zip(tables["distilled"], (sure, unsure), strict=True)]
     data = get_data(render_report("run", decide_on(metrics), tables | {"distilled": rows}, {}, []))
     first, second = (row["confidence"] for row in data["rows"])

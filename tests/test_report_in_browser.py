@@ -84,6 +84,7 @@ def make_html(given=ROWS, sure=None, curve=None, **changes):
     if sure:
         for row, logprob in zip(tables["distilled"], sure, strict=True):
             row |= dict.fromkeys(("mean_logprob", "least_logprob", "margin"), logprob)
+            row["agreement"] = None
         metrics = decide_on(metrics, comparisons=WON)
     metrics |= changes
     manifests = MANIFESTS | ({"curve": curve} if curve else {})

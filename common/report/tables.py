@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.evaluation.scores import FEW_ROWS, Figure, Metrics
-from common.evaluation.systems import SYSTEMS, name_system, order_systems
+from common.evaluation.systems import name_system, order_systems
 
 DETECTABLE = "Detectable from: with these rows, a smaller difference could not be told from chance."
 _NOTHING = "–"
@@ -188,9 +188,7 @@ def make_comparisons(scores: Scores, of_main: bool) -> Table:
         metric = c["metric"]
         if (metric == scores.main) != of_main:
             continue
-        than = name_system(c["than"])
-        than = than.lower() if c["than"] in SYSTEMS else than
-        title = f"{name_system(c['system'])} – {than}"
+        title = f"{name_system(c['system'])} – {name_system(c['than']).lower()}"
         interval = scores.format_bounds(c.get("interval"), metric)
         p = c.get("p_value")
         rows.append(

@@ -28,7 +28,7 @@ def make_cascade(number=1, holds=True):
 
 def make_confidence():
     bins = [(0.05 + i / 10, min(1.0, 0.1 + i / 10), 40) for i in range(10)]
-    calibration = {"means": [0.0] * 4, "scales": [1.0] * 4, "weights": [0, 1.0, 0, 0, 0]}
+    calibration = {"means": [0.0] * 5, "scales": [1.0] * 5, "weights": [0, 1.0, 0, 0, 0, 0]}
     return {
         "calibration": calibration,
         "error": 0.041,
