@@ -62,7 +62,7 @@ def main(settings: Settings) -> None:
     """Answers all inputs.
 
     Raises:
-        SettingsError: no source is set, or memory is too small.
+        SettingsError: no source is set, a required GPU is missing, or memory is too small.
         InputError: the adapter or the inputs are missing, or the cascade has no threshold.
         TeacherRefusedError, CostCapError: see `common.errors`.
     """
@@ -75,8 +75,8 @@ def main(settings: Settings) -> None:
     step, url = name_outputs(folder), f"{storage.url}/{folder}"
     answers, whole = make_fingerprints(run, adapter, inputs, decided)
     if manifest := read_manifest(storage, step):
-        had_none = manifest.fingerprint.get("cascade") == "off"
-        check_same(url, manifest.fingerprint, whole, ignoring=("cascade",) if had_none else ())
+        ignoring = ("cascade",) if manifest.fingerprint.get("cascade") == "off" else ()
+        check_same(url, manifest.fingerprint, whole, ignoring, "DISTILL_PREDICT__NAME")
         if dict(manifest.fingerprint) == dict(whole):
             log.info("predict: already done, see %s", url)
             return
