@@ -22,7 +22,7 @@ from common.evaluation.scores import METRICS_FILE, Metrics
 from common.labels.lanes.asking import ask_teacher
 from common.outputs.drift import Drift, describe_drift, measure_drift
 from common.outputs.fill import fill, find_unsure
-from common.outputs.inputs import Inputs, find_folder, load_inputs, open_outputs
+from common.outputs.inputs import Inputs, check_settings, find_folder, load_inputs, open_outputs
 from common.outputs.parts import OutputParts
 from common.outputs.students import answer_blocks
 from common.records import hash_content
@@ -66,6 +66,7 @@ def main(settings: Settings) -> None:
         InputError: the adapter or the inputs are missing, or the cascade has no threshold.
         TeacherRefusedError, CostCapError: see `common.errors`.
     """
+    check_settings(settings)  # before it waits
     run, started = open_run(settings), time.monotonic()
     storage = run.storage
     adapter = require_manifest(storage, ADAPTER)

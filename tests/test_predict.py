@@ -27,7 +27,7 @@ from common.run.storage import RunStorage
 from common.tasks.rules import LabelRules
 from common.tasks.task import load_task
 from common.teacher.requests import fingerprint_teacher
-from jobs import evaluate, train
+from jobs import evaluate, predict, train
 from tests.support.commands import run_job, start_job
 
 PAIRS = [(f"the {i} dog sleep", f"The {i} dogs sleep.") for i in range(160)]
@@ -296,6 +296,11 @@ def test_settings_that_cannot_be(settings, tmp_path):
     for cascade in ("2", "always"):
         with pytest.raises(SettingsError, match="off, auto, or a number from 0 to 1"):
             settings(PREDICT__CASCADE=cascade)
+
+
+def test_a_missing_source_is_told_before_the_adapter_is_waited_for(settings):
+    with pytest.raises(SettingsError, match="PREDICT__SOURCE is not set"):
+        predict.main(settings(STORAGE__WAIT_SECONDS=3600))
 
 
 def test_drift_is_said_where_it_is():
