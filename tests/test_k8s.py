@@ -19,6 +19,7 @@ from support.manifests import (
     K8S,
     OTHER_IMAGE,
     OVERLAYS,
+    PIPELINE,
     ROOT,
     find,
     list_jobs,
@@ -29,7 +30,7 @@ from support.manifests import (
 
 SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "DISTILL_TEACHER__API_KEY"}
-STUDENTS = {"train", "evaluate"}
+STUDENTS = {"train", "evaluate", "predict"}
 GPU = "nvidia.com/gpu"
 QUEUE = "kueue.x-k8s.io/queue-name"
 CUSTOM = {"jobset.x-k8s.io", "ray.io", "kueue.x-k8s.io"}
@@ -238,7 +239,7 @@ def test_shared_memory_is_in_memory(rendered):
         assert volume["emptyDir"]["sizeLimit"].endswith("Gi") and limit.endswith("Gi")
         # Ray wants 30 % of the memory, and all of it counts as the container's.
         assert float(limit[:-2]) > float(volume["emptyDir"]["sizeLimit"][:-2])
-        if pods.name in ("label", "head", "worker"):
+        if pods.name in ("label", "predict", "head", "worker"):
             assert float(volume["emptyDir"]["sizeLimit"][:-2]) >= 0.3 * float(limit[:-2])
 
 
@@ -252,7 +253,8 @@ def test_jobs_end(source, rendered):
         assert spec["activeDeadlineSeconds"] > 0
         assert spec["podReplacementPolicy"] == "Failed"
         assert pod["terminationGracePeriodSeconds"] >= (120 if name == "train" else 30)
-        assert ("ttlSecondsAfterFinished" in spec) is not has(source, "jobset")
+        is_in_job_set = has(source, "jobset") and name in PIPELINE
+        assert ("ttlSecondsAfterFinished" in spec) is not is_in_job_set
     for whole in [*find(rendered, "JobSet"), *find(rendered, "RayJob"), *find(rendered, "Job")]:
         assert whole["spec"]["ttlSecondsAfterFinished"] > 0
     for ray_job in find(rendered, "RayJob"):
@@ -290,12 +292,12 @@ def test_nothing_waits_on_a_gpu(source, rendered):
             assert env["DISTILL_STUDENT__REQUIRE_GPU"] == "true"
         else:
             assert "DISTILL_STORAGE__WAIT_SECONDS" not in env
-            before = list_jobs(rendered).get("train" if name == "evaluate" else "label", {})
+            before = list_jobs(rendered).get("label" if name == "train" else "train", {})
             deadline = before.get("activeDeadlineSeconds", 0)
             assert wait >= deadline  # as long as the job before may take
             assert spec["activeDeadlineSeconds"] > deadline
-        is_suspended = has(source, "gpu") or has(source, "kueue")
-        assert spec.get("suspend", False) is (is_suspended and not has(source, "jobset"))
+        is_suspended = (has(source, "gpu") or has(source, "kueue")) and not has(source, "jobset")
+        assert spec.get("suspend", False) is (is_suspended or name == "predict")
 
 
 def test_kueue_admits_what_it_has_a_quota_for(source, rendered):
@@ -325,10 +327,10 @@ def test_kueue_admits_what_it_has_a_quota_for(source, rendered):
 @pytest.mark.parametrize("before", ["gpu+model-cache", "model-cache"])
 def test_a_job_set_is_made_of_the_jobs(before):
     jobs, rendered = list_jobs(render(before)), render(f"{before}+jobset")
-    assert not find(rendered, "Job")
+    assert [job["spec"] for job in find(rendered, "Job")] == [jobs["predict"]]
     (job_set,) = find(rendered, "JobSet")
     parts = job_set["spec"]["replicatedJobs"]
-    assert [part["name"] for part in parts] == list(JOBS)
+    assert [part["name"] for part in parts] == list(PIPELINE)
     assert [part.get("dependsOn") for part in parts] == [
         None,
         [{"name": "label", "status": "Complete"}],

@@ -13,7 +13,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
-JOBS = ("label", "train", "evaluate")
+PIPELINE = ("label", "train", "evaluate")
+JOBS = (*PIPELINE, "predict")
 OVERLAYS = tuple(sorted(path.parent.name for path in K8S.glob("overlays/*/kustomization.yaml")))
 COMPONENTS = tuple(sorted(path.parent.name for path in K8S.glob("components/*/kustomization.yaml")))
 OTHER_IMAGE = "registry.example/team/distill:1.2"
