@@ -179,6 +179,18 @@ def test_the_job_of_the_last_time_is_replaced_whatever_its_kind(cluster, overlay
     assert 'rayjob.ray.io "distill-label-ray" deleted' in output
 
 
+def test_a_ray_job_that_is_suspended_is_resumed(cluster):
+    def control(job):
+        cluster.print(cluster.start_pod(job, "submitter"), "predict: 12 rows")
+        cluster.set_status(job, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+
+    cluster.control = control
+    code, output, _ = run("predict", "ray")
+    assert (code, "predict: 12 rows" in output) == (0, True)
+    job = cluster.objects["rayjobs", "default", "distill-predict-ray"]
+    assert job["spec"]["suspend"] is False  # it is created suspended
+
+
 def test_without_kuberay_a_job_runs_and_a_ray_job_changes_nothing(cluster):
     del cluster.groups["ray.io/v1"]
     assert run("label", "gpu")[0] == 0
