@@ -465,7 +465,7 @@ class PredictSettings(Section):
     source: Location = Field(
         "", description="The texts to answer: as DISTILL_DATA__SOURCE; of a folder, all files."
     )
-    split: str = Field("", description="Split of a hub data set; empty: train.")
+    split: str = Field("", description="Split of a hub data set, or of `builtin`; empty: train.")
     name: str = Field(
         "",
         pattern=r"^[A-Za-z0-9._-]*$",

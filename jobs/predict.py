@@ -22,7 +22,7 @@ from common.evaluation.scores import METRICS_FILE, Metrics
 from common.labels.lanes.asking import ask_teacher
 from common.outputs.drift import Drift, describe_drift, measure_drift
 from common.outputs.fill import fill, find_unsure
-from common.outputs.inputs import Inputs, find_folder, load_inputs, open_outputs
+from common.outputs.inputs import Inputs, check_settings, find_folder, load_inputs, open_outputs
 from common.outputs.parts import OutputParts
 from common.outputs.students import answer_blocks
 from common.records import hash_content
@@ -62,10 +62,11 @@ def main(settings: Settings) -> None:
     """Answers all inputs.
 
     Raises:
-        SettingsError: no source is set, or memory is too small.
+        SettingsError: no source is set, a required GPU is missing, or memory is too small.
         InputError: the adapter or the inputs are missing, or the cascade has no threshold.
         TeacherRefusedError, CostCapError: see `common.errors`.
     """
+    check_settings(settings)  # before it waits
     run, started = open_run(settings), time.monotonic()
     storage = run.storage
     adapter = require_manifest(storage, ADAPTER)
@@ -75,8 +76,8 @@ def main(settings: Settings) -> None:
     step, url = name_outputs(folder), f"{storage.url}/{folder}"
     answers, whole = make_fingerprints(run, adapter, inputs, decided)
     if manifest := read_manifest(storage, step):
-        had_none = manifest.fingerprint.get("cascade") == "off"
-        check_same(url, manifest.fingerprint, whole, ignoring=("cascade",) if had_none else ())
+        ignoring = ("cascade",) if manifest.fingerprint.get("cascade") == "off" else ()
+        check_same(url, manifest.fingerprint, whole, ignoring, "DISTILL_PREDICT__NAME")
         if dict(manifest.fingerprint) == dict(whole):
             log.info("predict: already done, see %s", url)
             return

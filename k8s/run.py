@@ -213,10 +213,10 @@ def render(kubectl: Kubectl, folder: str, job: str) -> Object:
     text = kubectl.read("create", folder, "--dry-run=client", "--validate=false", lines)
     manifests = [json.loads(line) for line in text.splitlines()]
     jobs = {m["metadata"]["labels"].get(COMPONENT): m for m in manifests if m["kind"] in KINDS}
-    if "JobSet" in [manifest["kind"] for manifest in manifests]:
-        raise RunError(f"this overlay's JobSet runs all jobs: kubectl apply {folder}", 2)
     if job not in jobs:
-        raise RunError(f"JOB is {job!r}, and should be one of {', '.join(sorted(jobs))}", 2)
+        sets = [manifest["kind"] for manifest in manifests].count("JobSet")
+        rest = f"; this overlay's JobSet runs the others: kubectl apply {folder}" if sets else ""
+        raise RunError(f"JOB is {job!r}, and should be one of {', '.join(sorted(jobs))}{rest}", 2)
     return jobs[job]
 
 

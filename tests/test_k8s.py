@@ -19,17 +19,19 @@ from support.manifests import (
     K8S,
     OTHER_IMAGE,
     OVERLAYS,
+    PIPELINE,
     ROOT,
     find,
     list_jobs,
     list_pods,
+    list_ray_jobs,
     list_strings,
     render,
 )
 
 SHARED = Path(os.environ.get("SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "DISTILL_TEACHER__API_KEY"}
-STUDENTS = {"train", "evaluate"}
+STUDENTS = {"train", "evaluate", "predict"}
 GPU = "nvidia.com/gpu"
 QUEUE = "kueue.x-k8s.io/queue-name"
 CUSTOM = {"jobset.x-k8s.io", "ray.io", "kueue.x-k8s.io"}
@@ -42,6 +44,7 @@ COMPOSITIONS = [
     "gpu+model-cache+jobset",
     "gpu+model-cache+jobset+kueue",
     "gpu+model-cache+ray+s3-identity",
+    "gpu+ray+kueue",
 ]
 
 pytestmark = [
@@ -129,10 +132,10 @@ def test_modules_exist(rendered):
         name: spec["template"]["spec"]["containers"][0]["args"]
         for name, spec in list_jobs(rendered).items()
     }
-    for ray_job in find(rendered, "RayJob"):
+    for name, ray_job in list_ray_jobs(rendered).items():
         python, flag, *rest = ray_job["spec"]["entrypoint"].split()
         assert (python, flag) == ("python", "-m")
-        modules["label"] = rest
+        modules[name] = rest
     assert modules == {job: [f"jobs.{job}"] for job in JOBS}
     assert all(find_spec(module) for args in modules.values() for module in args)
 
@@ -146,7 +149,9 @@ def test_students_alone_get_a_gpu(source, rendered):
     for pods in list_pods(rendered):
         counts = [c["resources"]["limits"].get(GPU, 0) for c in pods.containers]
         requests = [c["resources"]["requests"] for c in pods.containers]
-        assert sum(counts) == (1 if has(source, "gpu") and pods.name in STUDENTS else 0)
+        is_ray_s = (pods.job, pods.name) == ("predict", "worker")
+        is_student = is_ray_s or (has(source, "gpu") and pods.name in STUDENTS)
+        assert sum(counts) == (1 if is_student else 0)
         assert not any(GPU in r for r in requests)
         is_tolerated = any(t["key"] == GPU for t in pods.spec.get("tolerations", []))
         is_selected = any("nvidia" in label for label in pods.spec.get("nodeSelector", {}))
@@ -202,7 +207,7 @@ def test_users_are_the_image_s(rendered):
 
 def test_pods_are_restricted(rendered):
     cluster = [job["spec"]["rayClusterSpec"] for job in find(rendered, "RayJob")]
-    sidecars = [spec["autoscalerOptions"] for spec in cluster]
+    sidecars = [spec["autoscalerOptions"] for spec in cluster if "autoscalerOptions" in spec]
     for container in [*[c for pods in list_pods(rendered) for c in pods.containers], *sidecars]:
         assert container["securityContext"] == {
             "allowPrivilegeEscalation": False,
@@ -218,8 +223,9 @@ def test_pods_are_restricted(rendered):
         assert security["runAsNonRoot"] is True
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
         assert pods.spec["enableServiceLinks"] is False
-        # The head alone talks to the cluster: its autoscaler asks for workers.
-        assert pods.spec["automountServiceAccountToken"] is (pods.name == "head")
+        # One head alone talks to the cluster: its autoscaler asks for workers.
+        has_autoscaler = (pods.job, pods.name) == ("label", "head")
+        assert pods.spec["automountServiceAccountToken"] is has_autoscaler
         kinds = {kind for volume in pods.spec["volumes"] for kind in volume} - {"name"}
         assert kinds <= {"emptyDir", "persistentVolumeClaim"}
     for account in find(rendered, "ServiceAccount"):
@@ -238,13 +244,15 @@ def test_shared_memory_is_in_memory(rendered):
         assert volume["emptyDir"]["sizeLimit"].endswith("Gi") and limit.endswith("Gi")
         # Ray wants 30 % of the memory, and all of it counts as the container's.
         assert float(limit[:-2]) > float(volume["emptyDir"]["sizeLimit"][:-2])
-        if pods.name in ("label", "head", "worker"):
+        if pods.name in ("label", "predict", "head", "worker"):
             assert float(volume["emptyDir"]["sizeLimit"][:-2]) >= 0.3 * float(limit[:-2])
 
 
 def test_jobs_end(source, rendered):
     jobs = list_jobs(rendered)
-    assert set(jobs) == (STUDENTS if has(source, "ray") else set(JOBS))
+    ray_jobs = {"label", "predict"} if has(source, "ray") else set()
+    assert set(list_ray_jobs(rendered)) == ray_jobs
+    assert set(jobs) == set(JOBS) - ray_jobs
     for name, spec in jobs.items():
         pod = spec["template"]["spec"]
         assert pod["restartPolicy"] == "Never"  # without it there is no podFailurePolicy
@@ -252,7 +260,8 @@ def test_jobs_end(source, rendered):
         assert spec["activeDeadlineSeconds"] > 0
         assert spec["podReplacementPolicy"] == "Failed"
         assert pod["terminationGracePeriodSeconds"] >= (120 if name == "train" else 30)
-        assert ("ttlSecondsAfterFinished" in spec) is not has(source, "jobset")
+        is_in_job_set = has(source, "jobset") and name in PIPELINE
+        assert ("ttlSecondsAfterFinished" in spec) is not is_in_job_set
     for whole in [*find(rendered, "JobSet"), *find(rendered, "RayJob"), *find(rendered, "Job")]:
         assert whole["spec"]["ttlSecondsAfterFinished"] > 0
     for ray_job in find(rendered, "RayJob"):
@@ -281,8 +290,9 @@ def test_nothing_waits_on_a_gpu(source, rendered):
     (config,) = find(rendered, "ConfigMap")
     wait = int(config["data"]["DISTILL_STORAGE__WAIT_SECONDS"])
     assert wait > 0
-    for name in STUDENTS:
-        spec = list_jobs(rendered)[name]
+    jobs = list_jobs(rendered)
+    for name in STUDENTS & set(jobs):
+        spec = jobs[name]
         (container,) = spec["template"]["spec"]["containers"]
         env = {e["name"]: e["value"] for e in container.get("env", [])}
         if has(source, "gpu"):
@@ -290,18 +300,30 @@ def test_nothing_waits_on_a_gpu(source, rendered):
             assert env["DISTILL_STUDENT__REQUIRE_GPU"] == "true"
         else:
             assert "DISTILL_STORAGE__WAIT_SECONDS" not in env
-            before = list_jobs(rendered).get("train" if name == "evaluate" else "label", {})
+            before = jobs.get("label" if name == "train" else "train", {})
             deadline = before.get("activeDeadlineSeconds", 0)
             assert wait >= deadline  # as long as the job before may take
             assert spec["activeDeadlineSeconds"] > deadline
-        is_suspended = has(source, "gpu") or has(source, "kueue")
-        assert spec.get("suspend", False) is (is_suspended and not has(source, "jobset"))
+        is_suspended = (has(source, "gpu") or has(source, "kueue")) and not has(source, "jobset")
+        assert spec.get("suspend", False) is (is_suspended or name == "predict")
+    if "predict" not in jobs:
+        spec = list_ray_jobs(rendered)["predict"]["spec"]
+        assert spec["suspend"] is True
+        (head,) = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+        assert {e["name"]: e["value"] for e in head["env"]} == {
+            "DISTILL_STORAGE__WAIT_SECONDS": "0",
+            "DISTILL_STUDENT__REQUIRE_GPU": "true",
+        }
 
 
 def test_kueue_admits_what_it_has_a_quota_for(source, rendered):
     owners = [*find(rendered, "Job"), *find(rendered, "JobSet")]
+    for ray_job in find(rendered, "RayJob"):
+        # Kueue admits none whose workers come and go.
+        if not ray_job["spec"]["rayClusterSpec"].get("enableInTreeAutoscaling"):
+            owners.append(ray_job)
     for owner in [*owners, *find(rendered, "RayJob")]:
-        is_queued = has(source, "kueue") and owner["kind"] != "RayJob"
+        is_queued = has(source, "kueue") and owner in owners
         assert (QUEUE in owner["metadata"]["labels"]) is is_queued
     if has(source, "kueue"):
         (queue,) = find(rendered, "LocalQueue")
@@ -325,10 +347,10 @@ def test_kueue_admits_what_it_has_a_quota_for(source, rendered):
 @pytest.mark.parametrize("before", ["gpu+model-cache", "model-cache"])
 def test_a_job_set_is_made_of_the_jobs(before):
     jobs, rendered = list_jobs(render(before)), render(f"{before}+jobset")
-    assert not find(rendered, "Job")
+    assert [job["spec"] for job in find(rendered, "Job")] == [jobs["predict"]]
     (job_set,) = find(rendered, "JobSet")
     parts = job_set["spec"]["replicatedJobs"]
-    assert [part["name"] for part in parts] == list(JOBS)
+    assert [part["name"] for part in parts] == list(PIPELINE)
     assert [part.get("dependsOn") for part in parts] == [
         None,
         [{"name": "label", "status": "Complete"}],
@@ -345,14 +367,15 @@ def test_a_job_set_is_made_of_the_jobs(before):
 
 def test_ray_is_the_installed_one():
     ray_jobs = [job for source in ("overlays/ray", "ray") for job in find(render(source), "RayJob")]
-    assert len(ray_jobs) == 2
+    assert len(ray_jobs) == 4
     for ray_job in ray_jobs:
         assert ray_job["spec"]["rayClusterSpec"]["rayVersion"] == version("ray")
 
 
-def test_ray_takes_the_place_of_the_label_job():
-    (job,) = find(render("gpu"), "Job", "distill-label")
-    (ray_job,) = find(render("gpu+ray"), "RayJob")
+@pytest.mark.parametrize("name", ["label", "predict"])
+def test_ray_takes_the_place_of_a_job(name):
+    (job,) = find(render("gpu"), "Job", f"distill-{name}")
+    ray_job = list_ray_jobs(render("gpu+ray"))[name]
     assert ray_job["metadata"]["labels"] == job["metadata"]["labels"]
     # KubeRay would take a Job of the RayJob's name, left from another overlay, for its own.
     assert ray_job["metadata"]["name"] not in {f"distill-{name}" for name in JOBS}
@@ -363,14 +386,16 @@ def test_ray_takes_the_place_of_the_label_job():
         (container,) = pods[name].containers
         assert container["envFrom"] == wanted["envFrom"]
         assert container["imagePullPolicy"] == wanted["imagePullPolicy"]
+    security = job["spec"]["template"]["spec"]["securityContext"]
     for part in pods.values():
+        assert part.spec["securityContext"] == security
         assert part.labels == job["spec"]["template"]["metadata"]["labels"]
 
 
 def test_ray_has_room_for_its_actors():
     rendered = render("ray")
-    (ray_job,), (config,) = find(rendered, "RayJob"), find(rendered, "ConfigMap")
-    cluster = ray_job["spec"]["rayClusterSpec"]
+    (config,) = find(rendered, "ConfigMap")
+    cluster = list_ray_jobs(rendered)["label"]["spec"]["rayClusterSpec"]
     assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     (workers,) = cluster["workerGroupSpecs"]
@@ -378,6 +403,18 @@ def test_ray_has_room_for_its_actors():
     cpus = workers["maxReplicas"] * int(workers["rayStartParams"]["num-cpus"])
     room = cpus / LabelSettings().actor_cpus
     assert int(config["data"]["DISTILL_LABEL__ACTORS"]) == round(room)
+
+
+def test_ray_has_a_student_for_each_worker_s_gpu():
+    """The job counts the GPUs once, so the number of workers is fixed."""
+    cluster = list_ray_jobs(render("ray"))["predict"]["spec"]["rayClusterSpec"]
+    assert not cluster.get("enableInTreeAutoscaling")
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    (workers,) = cluster["workerGroupSpecs"]
+    assert workers["replicas"] == workers["minReplicas"] == workers["maxReplicas"] > 1
+    (on_gpu,) = [p.spec for p in list_pods(render("gpu")) if p.name == "predict"]
+    for field in ("nodeSelector", "tolerations"):
+        assert workers["template"]["spec"][field] == on_gpu[field]
 
 
 def selects(policy, labels):
@@ -433,7 +470,7 @@ def test_labels_select_one_job(rendered):
         assert labels["app.kubernetes.io/name"] == "distill"
         assert labels["app.kubernetes.io/part-of"] == "distill"
         name = manifest["metadata"]["name"].removeprefix("distill-")
-        component = {"Job": name, "RayJob": "label", "JobSet": "pipeline"}
+        component = {"Job": name, "RayJob": name.removesuffix("-ray"), "JobSet": "pipeline"}
         assert labels["app.kubernetes.io/component"] == component.get(manifest["kind"], "settings")
 
 

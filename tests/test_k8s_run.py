@@ -179,6 +179,18 @@ def test_the_job_of_the_last_time_is_replaced_whatever_its_kind(cluster, overlay
     assert 'rayjob.ray.io "distill-label-ray" deleted' in output
 
 
+def test_a_ray_job_that_is_suspended_is_resumed(cluster):
+    def control(job):
+        cluster.print(cluster.start_pod(job, "submitter"), "predict: 12 rows")
+        cluster.set_status(job, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+
+    cluster.control = control
+    code, output, _ = run("predict", "ray")
+    assert (code, "predict: 12 rows" in output) == (0, True)
+    job = cluster.objects["rayjobs", "default", "distill-predict-ray"]
+    assert job["spec"]["suspend"] is False  # it is created suspended
+
+
 def test_without_kuberay_a_job_runs_and_a_ray_job_changes_nothing(cluster):
     del cluster.groups["ray.io/v1"]
     assert run("label", "gpu")[0] == 0
@@ -268,12 +280,21 @@ def test_a_cluster_that_fails_to_answer_for_a_while_is_waited_for(cluster):
     assert (code, said[0].startswith("trying again: `kubectl get` failed")) == (0, True)
 
 
+@pytest.mark.parametrize("component", ["", "jobset"])
+def test_the_predict_job_runs_in_any_overlay(cluster, tmp_path, component):
+    k8s = make_overlay(tmp_path, component) if component else ROOT / "k8s"
+    code, output, _ = run("predict", "own" if component else "local", k8s=k8s)
+    assert (code, output.splitlines()[-1]) == (0, "done")
+    jobs = {name for resource, _, name in cluster.objects if resource in ("jobs", "jobsets")}
+    assert jobs == {"distill-predict"}
+
+
 def test_a_wrong_job_or_overlay_is_told_with_those_that_there_are(cluster, tmp_path):
     k8s = make_overlay(tmp_path, "jobset")
     for arguments, message in (
-        (("trian", "gpu"), "JOB is 'trian', and should be one of evaluate, label, train"),
+        (("trian", "gpu"), "JOB is 'trian', and should be one of evaluate, label, predict, train"),
         (("train", "../base"), "invalid choice: '../base' (choose from"),
-        (("train", "own"), "this overlay's JobSet runs all jobs: kubectl apply --kustomize="),
+        (("train", "own"), "should be one of predict; this overlay's JobSet runs the others: kube"),
     ):
         code, _, said = run(*arguments, k8s=k8s)
         assert (code, message in said[-1]) == (2, True)

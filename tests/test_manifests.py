@@ -51,7 +51,8 @@ def test_compose_service_runs_its_module(compose: Manifest) -> None:
     for name, command in commands.items():
         assert command == f"jobs.{name.removesuffix('-gpu')}"
         assert find_spec(command)
-    assert commands.keys() == {*JOBS, "report", "train-gpu", "evaluate-gpu"}
+    on_gpu = {"train-gpu", "evaluate-gpu", "predict-gpu"}
+    assert commands.keys() == {*JOBS, "report", "predict"} | on_gpu
 
 
 def test_compose_services_wait_for_the_one_before(compose: Manifest) -> None:
@@ -63,6 +64,20 @@ def test_compose_services_wait_for_the_one_before(compose: Manifest) -> None:
     for job in ("train", "evaluate"):
         on_gpu = {"condition": "service_completed_successfully", "required": False}
         assert services[job]["depends_on"][f"{job}-gpu"] == on_gpu
+
+
+def test_compose_answers_in_bulk_by_name_only(compose: Manifest) -> None:
+    services = compose["services"]
+    for name in ("predict", "predict-gpu"):
+        assert services[name]["profiles"] == [name]
+        # By name, its own profile is on, and no other.
+        required = {
+            before
+            for before, how in services[name]["depends_on"].items()
+            if how.get("required", True)
+        }
+        assert not any("profiles" in services[before] for before in required)
+    assert services["predict-gpu"]["environment"] == {"DISTILL_STUDENT__REQUIRE_GPU": "true"}
 
 
 def test_one_image_everywhere(compose: Manifest, every_job: Manifest) -> None:

@@ -27,7 +27,7 @@ from common.run.storage import RunStorage
 from common.tasks.rules import LabelRules
 from common.tasks.task import load_task
 from common.teacher.requests import fingerprint_teacher
-from jobs import evaluate, train
+from jobs import evaluate, predict, train
 from tests.support.commands import run_job, start_job
 
 PAIRS = [(f"the {i} dog sleep", f"The {i} dogs sleep.") for i in range(160)]
@@ -73,6 +73,15 @@ def write_inputs(texts):
     Path("inputs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def test_a_required_gpu_is_a_node_s(run):
+    _, storage, do = run
+    write_inputs(["the 1 cat sleep"])
+    assert "DISTILL_STUDENT__REQUIRE_GPU=true, and no GPU can be used" in do(
+        2, STUDENT__REQUIRE_GPU="true"
+    )
+    assert not storage.list_files("outputs/inputs")
+
+
 def read_outputs(storage, name="inputs"):
     names = [n for n in storage.list_files(f"outputs/{name}") if n.endswith(".parquet")]
     return pa.concat_tables([pq.read_table(storage.path(name)) for name in names]), names
@@ -115,7 +124,9 @@ def test_each_input_has_its_answer_in_its_order(run):
     assert again.equals(table)
     assert Path(storage.path(names[0])).stat().st_mtime_ns == before
     write_inputs(texts[1:])
-    assert "inputs was '" in do(3, **kept)
+    log = do(3, **kept)
+    assert "inputs was '" in log
+    assert "choose another DISTILL_PREDICT__NAME" in log
 
 
 def test_the_teacher_answers_where_the_student_is_not_sure(run):
@@ -285,6 +296,11 @@ def test_settings_that_cannot_be(settings, tmp_path):
     for cascade in ("2", "always"):
         with pytest.raises(SettingsError, match="off, auto, or a number from 0 to 1"):
             settings(PREDICT__CASCADE=cascade)
+
+
+def test_a_missing_source_is_told_before_the_adapter_is_waited_for(settings):
+    with pytest.raises(SettingsError, match="PREDICT__SOURCE is not set"):
+        predict.main(settings(STORAGE__WAIT_SECONDS=3600))
 
 
 def test_drift_is_said_where_it_is():

@@ -83,11 +83,13 @@ class StudentActor:
         return BlockResult(table.num_rows, left_open, time.monotonic() - started)
 
     def _open(self) -> None:
-        """Raises a DistillError if this node lacks the job's storage or the student."""
+        """Raises a DistillError if this node lacks a required GPU, the storage or the student."""
         load_environment()  # this node's secret files may hold the object store's keys
         prepare_torch(os.environ)
         from common.student.student import open_student
+        from common.student.weights import check_device
 
+        check_device(self._packed.settings)
         run = self._packed.open({})
         if not is_locked(open_outputs(run.settings, self._folder)):
             raise InputError(

@@ -93,19 +93,24 @@ class Inputs:
         return is_new
 
 
-def load_inputs(settings: Settings, task: Task) -> Inputs:
-    """Reads the whole source once.
-
-    Raises:
-        SettingsError: no source is set, or two columns would have one name.
-        InputError: it is missing, unreadable or empty, or lacks a column.
-    """
+def check_settings(settings: Settings) -> None:
+    """Raises a SettingsError if no source is set, or two columns would have one name."""
     if not settings.predict.source:
         raise SettingsError(
             "DISTILL_PREDICT__SOURCE is not set: name the file, folder, s3 URL or data set of the "
             "texts to answer"
         )
     name_columns(settings)
+
+
+def load_inputs(settings: Settings, task: Task) -> Inputs:
+    """Reads the whole source once.
+
+    Raises:
+        SettingsError: see `check_settings`.
+        InputError: it is missing, unreadable or empty, or lacks a column.
+    """
+    check_settings(settings)
     shards = list_shards(settings, INPUTS)
     counts: list[int] = []
     contents: list[bytes] = []

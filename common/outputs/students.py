@@ -42,7 +42,7 @@ def answer_blocks(
 
     Raises:
         InputError: the source or the student cannot be read.
-        SettingsError: memory is too small.
+        SettingsError: memory is too small, or a required GPU is missing.
         DistillError: Ray has failed, or the lock is lost.
     """
     with deferring_signals() as signals:

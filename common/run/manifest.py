@@ -123,14 +123,21 @@ def list_changes(before: Fingerprint, now: Fingerprint) -> list[str]:
 
 
 def check_same(
-    place: str, before: Fingerprint, now: Fingerprint, ignoring: tuple[str, ...] = ()
+    place: str,
+    before: Fingerprint,
+    now: Fingerprint,
+    ignoring: tuple[str, ...] = (),
+    variable: str = "DISTILL_RUN",
 ) -> None:
-    """Raises an InputError if two fingerprints differ in keys without one of these prefixes."""
+    """Raises an InputError if two fingerprints differ in keys without one of these prefixes.
+
+    `variable` is the setting of which another value gives another place.
+    """
     parts = [{k: v for k, v in f.items() if not k.startswith(ignoring)} for f in (before, now)]
     if changes := list_changes(*parts):
         raise InputError(
             f"{place} was made from something else: {'; '.join(changes)}; "
-            "choose another DISTILL_RUN, or delete that folder to make it again"
+            f"choose another {variable}, or delete that folder to make it again"
         )
 
 

@@ -26,6 +26,7 @@ DISTILL_DATA__TRAIN_LIMIT=200
 DISTILL_DATA__TEST_LIMIT=40
 DISTILL_TRAIN__EPOCHS=1
 DISTILL_EVALUATE__MAX_NEW_TOKENS=32
+DISTILL_PREDICT__SOURCE=/files/inputs.jsonl
 """
 PORTS = ("DASHBOARD_PORT", "REPORT_PORT", "S3_PORT")
 
@@ -39,6 +40,8 @@ def compose(image: str, s3_image: str, tmp_path_factory) -> Iterator[Callable[..
     for name in ("pyproject.toml", "constraints.txt", "LICENSE", ".dockerignore"):
         shutil.copy(ROOT / name, clone)
     (clone / ".env").write_text((ROOT / ".env.example").read_text() + SETTINGS)
+    lines = [json.dumps({"modified": f"the {i} cats sleeps"}) for i in range(50)]
+    (clone / "inputs.jsonl").write_text("\n".join(lines))
     names = {"TORCH": "cpu", "IMAGE": image, "S3_IMAGE": s3_image}
     os.environ |= names
     for name in PORTS:
@@ -99,6 +102,14 @@ def test_one_job_is_run_after_those_that_it_needs(compose):
     assert subprocess.run(command, capture_output=True, timeout=120).returncode == 3
 
 
+def test_predict_answers_a_file_by_name(compose):
+    made = docker(*compose("ps", "--all", "--services")).split()
+    assert "predict" not in made  # not by `up`
+    done = docker(*compose("run", "--rm", "predict"), check=False)
+    assert "50 rows, 50 answered by the student" in done
+    assert "see s3://distill/runs/composed/outputs/inputs" in done
+
+
 def test_the_services_run_hardened(compose):
     for name in docker(*compose("ps", "--all", "--quiet")).split():
         values = docker(
@@ -110,13 +121,14 @@ def test_the_services_run_hardened(compose):
 def test_a_gpu_is_reserved_by_its_profile_only(compose):
     made = set(docker(*compose("ps", "--all", "--services")).split())
     assert made == {"label", "train", "evaluate", "report", "web", "s3"}
-    services = json.loads(docker(*compose("--profile", "gpu", "config", "--format", "json")))
+    profiles = ["--profile", "gpu", "--profile", "predict-gpu"]
+    services = json.loads(docker(*compose(*profiles, "config", "--format", "json")))
     reserved = {
         name
         for name, service in services["services"].items()
         if "nvidia" in json.dumps(service.get("deploy", {}))
     }
-    assert reserved == {"train-gpu", "evaluate-gpu"}
+    assert reserved == {"train-gpu", "evaluate-gpu", "predict-gpu"}
 
 
 def test_without_the_profile_nothing_is_left_of_the_s3_server(compose):

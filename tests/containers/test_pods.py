@@ -25,6 +25,8 @@ def test_the_jobs_of_the_gpu_overlay_run_in_order_on_s3(image, network, s3, teac
         "DISTILL_STORAGE__ROOT": s3["DISTILL_STORAGE__ROOT"],
         "DISTILL_TEACHER__BASE_URL": teacher,
         "DISTILL_TEACHER__MODEL": "stand-in",
+        "DISTILL_PREDICT__SOURCE": "builtin",
+        "DISTILL_PREDICT__SPLIT": "test",
         "AWS_ENDPOINT_URL": s3["AWS_ENDPOINT_URL"],
         "AWS_DEFAULT_REGION": s3["AWS_DEFAULT_REGION"],
     }
@@ -34,11 +36,12 @@ def test_the_jobs_of_the_gpu_overlay_run_in_order_on_s3(image, network, s3, teac
     cluster = Cluster(manifests, network, keys | {"DISTILL_TEACHER__API_KEY": "any"})
     code, log = cluster.run("train")
     assert (code, "run python -m jobs.label first" in log) == (3, True)  # off the GPU at once
-    for job in ("label", "train", "evaluate"):
+    for job in ("label", "train", "evaluate", "predict"):
         code, log = cluster.run(job)
         assert code == 0, log
-    code, log = cluster.run("evaluate")  # again
-    assert "already done" in log
+    for job in ("evaluate", "predict"):  # again
+        code, log = cluster.run(job)
+        assert "already done" in log
     places = [f"--network={network}", *give(settings | keys)]
     report = docker("run", "--rm", *HARDENED, *places, image, "jobs.report")
     assert "| Distilled student" in report
@@ -54,3 +57,5 @@ def test_all_jobs_of_the_local_overlay_may_start_at_once(image, network, tmp_pat
     assert "waiting for /app/runs/default/adapter" in docker(
         "logs", started["evaluate"], check=False
     )
+    code, log = cluster.run("predict")  # it is created suspended
+    assert code == 0, log

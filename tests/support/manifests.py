@@ -13,7 +13,8 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
-JOBS = ("label", "train", "evaluate")
+PIPELINE = ("label", "train", "evaluate")
+JOBS = (*PIPELINE, "predict")
 OVERLAYS = tuple(sorted(path.parent.name for path in K8S.glob("overlays/*/kustomization.yaml")))
 COMPONENTS = tuple(sorted(path.parent.name for path in K8S.glob("components/*/kustomization.yaml")))
 OTHER_IMAGE = "registry.example/team/distill:1.2"
@@ -23,10 +24,11 @@ Manifest = dict[str, Any]
 
 @dataclass(frozen=True)
 class Pods:
-    """One pod template: `name` is a job's, or that of a part of the Ray cluster."""
+    """One pod template: `name` is a job's, or that of a part of its Ray cluster."""
 
     name: str
     template: Manifest
+    job: str
 
     @property
     def spec(self) -> Manifest:
@@ -89,15 +91,24 @@ def list_jobs(manifests: Sequence[Manifest]) -> dict[str, Manifest]:
     return specs
 
 
+def list_ray_jobs(manifests: Sequence[Manifest]) -> dict[str, Manifest]:
+    """RayJobs by the job's name."""
+    jobs = {ray_job["metadata"]["name"]: ray_job for ray_job in find(manifests, "RayJob")}
+    return {
+        name.removeprefix("distill-").removesuffix("-ray"): ray_job
+        for name, ray_job in jobs.items()
+    }
+
+
 def list_pods(manifests: Sequence[Manifest]) -> list[Pods]:
     """All pod templates, those of a RayJob too."""
-    pods = [Pods(name, spec["template"]) for name, spec in list_jobs(manifests).items()]
-    for ray_job in find(manifests, "RayJob"):
+    pods = [Pods(name, spec["template"], name) for name, spec in list_jobs(manifests).items()]
+    for job, ray_job in list_ray_jobs(manifests).items():
         spec = ray_job["spec"]
         cluster = spec["rayClusterSpec"]
-        pods.append(Pods("submitter", spec["submitterPodTemplate"]))
-        pods.append(Pods("head", cluster["headGroupSpec"]["template"]))
-        pods += [Pods("worker", group["template"]) for group in cluster["workerGroupSpecs"]]
+        pods.append(Pods("submitter", spec["submitterPodTemplate"], job))
+        pods.append(Pods("head", cluster["headGroupSpec"]["template"], job))
+        pods += [Pods("worker", group["template"], job) for group in cluster["workerGroupSpecs"]]
     return pods
 
 

@@ -35,8 +35,12 @@ class Cluster:
     def __init__(
         self, manifests: list[Manifest], network: str, secrets: dict[str, str] | None = None
     ) -> None:
-        """`secrets` are what the Secret holds that the manifests refer to."""
-        self.pods = {pods.name: pods for pods in list_pods(manifests)}
+        """`secrets` are what the Secret holds that the manifests refer to.
+
+        Of RayJobs, it is the label job's cluster.
+        """
+        found = [pods for pods in list_pods(manifests) if pods.job in (pods.name, "label")]
+        self.pods = {pods.name: pods for pods in found}
         self.network, self.secrets = network, secrets or {}
         (self.config,) = find(manifests, "ConfigMap")
         self.head = ""
