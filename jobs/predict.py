@@ -36,9 +36,17 @@ from common.run.manifest import (
     write_manifest,
 )
 from common.run.run import Run, open_run
-from common.run.steps import ADAPTER, LABELS, PredictSummary, TrainSummary, name_outputs
+from common.run.steps import (
+    ADAPTER,
+    LABELS,
+    PREDICTIONS,
+    PredictSummary,
+    TrainSummary,
+    name_outputs,
+)
 from common.settings import Settings
 from common.signals import deferring_signals
+from common.student.prompt import fingerprint_student, load_tokenizer
 from common.teacher.requests import fingerprint_teacher
 from common.training.train_set import iterate_labels
 
@@ -70,6 +78,7 @@ def main(settings: Settings) -> None:
     run, started = open_run(settings), time.monotonic()
     storage = run.storage
     adapter = require_manifest(storage, ADAPTER)
+    check_adapter(run, adapter)
     decided = read_decision(run, adapter)
     inputs = load_inputs(settings, run.task)
     folder = find_folder(settings)
@@ -106,13 +115,14 @@ def read_decision(run: Run, adapter: Manifest[TrainSummary]) -> Decided:
     """Raises an InputError if the cascade asks for what the evaluation has not found."""
     cascade, place = run.settings.predict.cascade, f"{run.storage.url}/{METRICS_FILE}"
     metrics: Metrics | None = None
-    if run.storage.exists(METRICS_FILE):
+    scored = read_manifest(run.storage, PREDICTIONS)
+    if scored and scored.fingerprint.get("adapter") == adapter.identity:
         metrics = run.storage.read_json(METRICS_FILE)
     confidence = metrics.get("confidence") if metrics else None
     if cascade != "off" and confidence is None:
         raise InputError(
-            f"DISTILL_PREDICT__CASCADE={cascade!r} needs the student's confidence, and "
-            f"{place} has none; run python -m jobs.evaluate, with more test rows if it has run"
+            f"DISTILL_PREDICT__CASCADE={cascade!r} needs the confidence of this adapter's student, "
+            f"and {place} has none; run python -m jobs.evaluate, with more test rows if it has run"
         )
     if metrics is None or confidence is None:
         return Decided()
@@ -130,13 +140,20 @@ def read_decision(run: Run, adapter: Manifest[TrainSummary]) -> Decided:
     return Decided(read_calibration(confidence), threshold, usual)
 
 
+def check_adapter(run: Run, adapter: Manifest[TrainSummary]) -> None:
+    """Raises an InputError unless the adapter is of the student of the settings."""
+    now = fingerprint_student(run.settings, run.task, load_tokenizer(run.settings))
+    before = {key: v for key, v in adapter.fingerprint.items() if key.startswith("student.")}
+    check_same(f"{run.storage.url}/{ADAPTER.folder}", before, now)
+
+
 def make_fingerprints(
     run: Run, adapter: Manifest[TrainSummary], inputs: Inputs, decided: Decided
 ) -> tuple[Fingerprint, Fingerprint]:
     """What the student's answers depend on, and what all outputs do."""
     calibration = decided.calibration
     answers = {
-        "adapter": hash_content([adapter.fingerprint, adapter.finished_at]),
+        "adapter": adapter.identity,
         "inputs": f"{len(inputs)}, {inputs.digest}",
         "label_rules": hash_content(run.task.label_rules.model_dump(mode="json")),
         "calibration": hash_content(calibration and vars(calibration)),

@@ -21,8 +21,8 @@ from common.outputs.inputs import OUTPUT_SCHEMA, find_folder, load_inputs, name_
 from common.outputs.parts import OutputParts
 from common.outputs.source import cut, pack, unpack
 from common.records import LabelRow, Response, hash_text, make_label_table
-from common.run.manifest import write_manifest
-from common.run.steps import LABELS
+from common.run.manifest import read_manifest, write_manifest
+from common.run.steps import ADAPTER, LABELS, PREDICTIONS
 from common.run.storage import RunStorage
 from common.tasks.rules import LabelRules
 from common.tasks.task import load_task
@@ -133,9 +133,11 @@ def test_the_teacher_answers_where_the_student_is_not_sure(run):
     _, storage, do = run
     texts = [f"the {i} cat sleep" for i in range(60)]
     write_inputs([*texts, *texts[:10]])
-    assert "CASCADE='0.5' needs the student's confidence" in do(3, PREDICT__CASCADE="0.5")
+    assert "CASCADE='0.5' needs the confidence" in do(3, PREDICT__CASCADE="0.5")
     calibration = Calibration([0.0] * 5, [1.0] * 5, [1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     point = {"threshold": 0.4}
+    adapter = read_manifest(storage, ADAPTER)
+    write_manifest(storage, PREDICTIONS, {"adapter": adapter.identity})
     metrics = {
         "confidence": {"calibration": vars(calibration), "bins": [(0.9, 0.9, 20)], "rows": 20},
         "cascade": {"chosen": None},
@@ -162,6 +164,9 @@ def test_the_teacher_answers_where_the_student_is_not_sure(run):
     summary = storage.read_json("outputs/inputs/manifest.json")["summary"]
     assert summary["teacher"] == sum(row["answered_by"] == "teacher" for row in rows) > 0
     assert "cascade was" in do(3)
+    write_manifest(storage, PREDICTIONS, {"adapter": "of another training"})
+    assert "needs the confidence of this adapter" in do(3, PREDICT__CASCADE="auto")
+    assert "student.quantization was 'nf4'" in do(3, STUDENT__QUANTIZATION="none")
 
 
 def test_kills_lose_and_change_nothing(run, tmp_path):
