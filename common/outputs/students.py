@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import queue
 import time
 import warnings
@@ -22,6 +23,8 @@ from common.run.run import Run
 from common.signals import deferring_signals
 
 _POLL_SECONDS, _LOG_SECONDS, _END_SECONDS = 0.25, 10.0, 3.0
+_NODE_SECONDS = 600.0
+"""How long a cluster may take to start a node."""
 _RESTARTS = 3
 """How often a student's process may die."""
 _BLOCK_BYTES = 64 << 10
@@ -56,6 +59,7 @@ def answer_blocks(
         thread = None
         try:
             start_ray()
+            _wait_for_nodes(run.settings.student.require_gpu, check)
             batches = _make_dataset(run, inputs, blocks, parts, calibration).iter_batches
             options = {"batch_size": None, "batch_format": "pyarrow"}
             thread = arrivals.produce(lambda: batches(**options))
@@ -65,6 +69,27 @@ def answer_blocks(
             if thread is not None:
                 thread.join(_END_SECONDS)
             end_ray(can_shut_down=not (thread and thread.is_alive()))
+
+
+def _wait_for_nodes(require_gpu: bool, check: Callable[[], None]) -> None:
+    """Waits for a cluster's first node with a CPU, or with a GPU if one is required.
+
+    Raises a DistillError if none comes.
+    """
+    import ray
+
+    needed = "GPU" if require_gpu else "CPU"
+    deadline = time.monotonic() + _NODE_SECONDS
+    while os.environ.get("RAY_ADDRESS") and not ray.cluster_resources().get(needed):
+        if deadline - time.monotonic() > _NODE_SECONDS - _POLL_SECONDS:
+            log.info("predict: waiting for a node of the cluster that has a %s", needed)
+        if time.monotonic() > deadline:
+            raise DistillError(
+                f"no node of the Ray cluster has offered a {needed} for {_NODE_SECONDS:g} s; add "
+                "one, and run again"
+            )
+        check()
+        time.sleep(_POLL_SECONDS)
 
 
 def _make_dataset(
