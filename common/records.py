@@ -61,14 +61,16 @@ class LabelRow:
 class Response:
     """A system's answer; `tokens` counts its tokens, `seconds` is its share of its batch.
 
-    The last four are a student's: see `common.student.certainty`, and the share of the sampled
-    responses that are the same, None if there are none.
+    `is_cut`: the limit of the length has ended it. The last four are a student's: see
+    `common.student.certainty`, and the share of the sampled responses that are the same, None if
+    there are none.
     """
 
     text: str
     tokens: int
     seconds: float
     error: str | None = None
+    is_cut: bool = False
     mean_logprob: float | None = None
     least_logprob: float | None = None
     margin: float | None = None

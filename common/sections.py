@@ -468,7 +468,7 @@ class PredictSettings(Section):
     split: str = Field("", description="Split of a hub data set, or of `builtin`; empty: train.")
     name: str = Field(
         "",
-        pattern=r"^[A-Za-z0-9._-]*$",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*)?$",
         description="Name of the outputs: a folder of the run; empty: by the source.",
     )
     keep: Annotated[list[str], NoDecode] = Field(

@@ -145,7 +145,7 @@ def test_predictions_of_an_older_version_decide_nothing():
     assert read_signals(table) is None  # the copied input
     assert read_signals(table.drop_columns(SIGNALS)) is None
     statistics = make_statistics(np.ones(50, bool))
-    assert decide(rows, "accuracy", None, np.ones(50, bool), (statistics,) * 2, 0.02) == {}
+    assert decide(rows, "accuracy", None, *[np.ones(50, bool)] * 2, (statistics,) * 2, 0.02) == {}
 
 
 def test_savings():

@@ -109,7 +109,7 @@ def test_an_endpoint_that_is_down_keeps_what_the_others_have_answered(trained, s
 
     with running_teacher(answer) as server:
         named = settings(**name_endpoints(served=server.url), LABEL__MAX_FAILURE_RATE=0.1)
-        with pytest.raises(DistillError, match=r"'served': .* of 20 test rows have no answer"):
+        with pytest.raises(DistillError, match=r"'served': .* of 20 texts have no answer"):
             evaluate.main(named)
         first = len(server.answered)
         assert 0 < first < 20

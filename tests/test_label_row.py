@@ -333,7 +333,7 @@ def test_evaluation_does_not_take_an_outage_for_the_teachers_answer(settings):
         own = settings(
             TEACHER__BASE_URL=server.url, TEACHER__MODEL="big", TEACHER__MAX_ATTEMPTS="1"
         )
-        with pytest.raises(DistillError, match="1 of 2 test rows have no answer"):
+        with pytest.raises(DistillError, match="1 of 2 texts have no answer"):
             ask(own)
         some = settings(LABEL__MAX_FAILURE_RATE=0.5)
         answers = ask(some)

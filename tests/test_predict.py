@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,12 @@ from common.outputs.fill import fill, find_unsure
 from common.outputs.inputs import OUTPUT_SCHEMA, find_folder, load_inputs, name_columns
 from common.outputs.parts import OutputParts
 from common.outputs.source import cut, pack, unpack
-from common.records import LabelRow, Response, hash_text, make_label_table
+from common.outputs.students import share_cpus
+from common.records import LabelRow, Response, hash_content, hash_text, make_label_table
 from common.run.manifest import read_manifest, write_manifest
 from common.run.steps import ADAPTER, LABELS, PREDICTIONS
 from common.run.storage import RunStorage
+from common.student.student import open_student
 from common.tasks.rules import LabelRules
 from common.tasks.task import load_task
 from common.teacher.requests import fingerprint_teacher
@@ -79,7 +82,7 @@ def test_a_required_gpu_is_a_node_s(run):
     assert "DISTILL_STUDENT__REQUIRE_GPU=true, and no GPU can be used" in do(
         2, STUDENT__REQUIRE_GPU="true"
     )
-    assert not storage.list_files("outputs/inputs")
+    assert storage.list_files("outputs/inputs") == ["outputs/inputs/made-from.json"]
 
 
 def read_outputs(storage, name="inputs"):
@@ -130,17 +133,22 @@ def test_each_input_has_its_answer_in_its_order(run):
 
 
 def test_the_teacher_answers_where_the_student_is_not_sure(run):
-    _, storage, do = run
+    own, storage, do = run
     texts = [f"the {i} cat sleep" for i in range(60)]
     write_inputs([*texts, *texts[:10]])
     assert "CASCADE='0.5' needs the confidence" in do(3, PREDICT__CASCADE="0.5")
     calibration = Calibration([0.0] * 5, [1.0] * 5, [1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     point = {"threshold": 0.4}
     adapter = read_manifest(storage, ADAPTER)
-    write_manifest(storage, PREDICTIONS, {"adapter": adapter.identity})
+    scored = {
+        "adapter": adapter.identity,
+        "evaluate.max_new_tokens": 16,
+        **fingerprint_teacher(own, load_task("gec")),
+    }
+    write_manifest(storage, PREDICTIONS, scored)
     metrics = {
         "confidence": {"calibration": vars(calibration), "bins": [(0.9, 0.9, 20)], "rows": 20},
-        "cascade": {"chosen": None},
+        "cascade": {"chosen": None, "holds": None},
     }
     storage.write_json("metrics.json", metrics)
     assert "names no confidence" in do(3, PREDICT__CASCADE="auto")
@@ -148,7 +156,10 @@ def test_the_teacher_answers_where_the_student_is_not_sure(run):
     alone, _ = read_outputs(storage)
     confidence = np.array(alone["confidence"].to_pylist())
     point["threshold"] = threshold = float(np.median(confidence))
-    storage.write_json("metrics.json", metrics | {"cascade": {"chosen": point}})
+    storage.write_json("metrics.json", metrics | {"cascade": {"chosen": point, "holds": False}})
+    assert "cannot confirm the confidence" in do(3, PREDICT__CASCADE="auto")
+    storage.write_json("metrics.json", metrics | {"cascade": {"chosen": point, "holds": True}})
+    assert "needs the confidence" in do(3, PREDICT__CASCADE="auto", EVALUATE__SAMPLES=2)
     assert "student at work" not in do(PREDICT__CASCADE="auto")  # its answers are there
     mixed, _ = read_outputs(storage)
     rows = mixed.to_pylist()
@@ -167,6 +178,37 @@ def test_the_teacher_answers_where_the_student_is_not_sure(run):
     write_manifest(storage, PREDICTIONS, {"adapter": "of another training"})
     assert "needs the confidence of this adapter" in do(3, PREDICT__CASCADE="auto")
     assert "student.quantization was 'nf4'" in do(3, STUDENT__QUANTIZATION="none")
+
+
+def test_another_cascade_takes_nothing_from_one_that_was_killed(run):
+    """As if a kill had left parts that a teacher has filled in, and no manifest."""
+    _, storage, do = run
+    write_inputs([f"the {i} cat sleep" for i in range(60)])
+    do()
+    alone, names = read_outputs(storage)
+    storage.remove("outputs/inputs/manifest.json")
+    made_from = storage.read_json("outputs/inputs/made-from.json")
+    filled = OutputParts(storage, "outputs/inputs", hash_content(made_from), "of the other one")
+    name = Path(names[0]).stem
+    rows = alone.slice(0, 50)
+    taught = rows.set_column(4, "answered_by", pa.array(["teacher"] * 50))
+    filled.write(name, taught, "of the other one")
+    assert filled.find_done([name]) == {name}
+    do()
+    assert read_outputs(storage)[0].equals(alone)
+
+
+def test_unfinished_outputs_of_other_inputs_stay(run):
+    _, storage, do = run
+    write_inputs([f"the {i} cat sleep" for i in range(60)])
+    do()
+    storage.remove("outputs/inputs/manifest.json")
+    before, _ = read_outputs(storage)
+    write_inputs([f"the {i} dog sleep" for i in range(60)])
+    said = do(3)
+    assert "inputs was" in said
+    assert "DISTILL_PREDICT__NAME" in said
+    assert read_outputs(storage)[0].equals(before)
 
 
 def test_kills_lose_and_change_nothing(run, tmp_path):
@@ -241,7 +283,8 @@ def test_parts_are_filled_in(settings):
 
 
 def test_blocks_are_of_one_size_and_travel_whole():
-    tables = (pa.table({"id": ["x"] * n, "v": list(range(n))}) for n in (3, 0, 7, 1))
+    whole = pa.table({"id": ["x"] * 7, "v": list(range(7))})
+    tables = (whole.slice(0, n) for n in (3, 0, 7, 1))
     found = list(cut(tables, 4))
     assert [table.num_rows for table in found] == [4, 4, 3]
     assert found[1]["v"].to_pylist() == [1, 2, 3, 4]
@@ -291,6 +334,12 @@ def test_settings_that_cannot_be(settings, tmp_path):
     for keep in ("text", "a:id", "a,b:a"):
         with pytest.raises(SettingsError, match="rename yours"):
             name_columns(settings(PREDICT__KEEP=keep))
+    with pytest.raises(SettingsError, match="'a' twice"):
+        name_columns(settings(PREDICT__KEEP="a:b,a:c"))
+    for name in ("..", ".", "a/b"):
+        with pytest.raises(SettingsError, match="PREDICT__NAME"):
+            settings(PREDICT__NAME=name)
+    settings(PREDICT__NAME="")
     assert name_columns(settings(PREDICT__KEEP="id:key, b")) == {"id": "key", "b": "b"}
     (tmp_path / "x.csv").write_text("modified,b\nhello,1\n")
     own = settings(PREDICT__SOURCE="x.csv", PREDICT__KEEP="nothing")
@@ -298,6 +347,9 @@ def test_settings_that_cannot_be(settings, tmp_path):
         load_inputs(own, load_task("gec"))
     with pytest.raises(InputError, match=r"PREDICT__SOURCE: 'missing.csv' does not exist"):
         load_inputs(settings(PREDICT__SOURCE="missing.csv", PREDICT__KEEP=""), load_task("gec"))
+    with pytest.raises(SettingsError, match="no user or password"):
+        settings(PREDICT__SOURCE="https://user:word@host/x.jsonl")
+    settings(PREDICT__SOURCE="x.csv")
     for cascade in ("2", "always"):
         with pytest.raises(SettingsError, match="off, auto, or a number from 0 to 1"):
             settings(PREDICT__CASCADE=cascade)
@@ -306,6 +358,56 @@ def test_settings_that_cannot_be(settings, tmp_path):
 def test_a_missing_source_is_told_before_the_adapter_is_waited_for(settings):
     with pytest.raises(SettingsError, match="PREDICT__SOURCE is not set"):
         predict.main(settings(STORAGE__WAIT_SECONDS=3600))
+
+
+def write_lines(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_kept_columns_are_of_one_type(settings, tmp_path):
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    write_lines(folder / "a.jsonl", [{"modified": "one", "v": 1}])
+    write_lines(folder / "b.jsonl", [{"modified": "two", "v": 1.5}])
+    write_lines(folder / "c.jsonl", [{"modified": "two", "v": None}])
+    own = settings(PREDICT__SOURCE=folder, PREDICT__KEEP="v:value")
+    inputs = load_inputs(own, load_task("gec"))
+    assert inputs.schema.field("value").type == pa.float64()
+    write_lines(folder / "b.jsonl", [{"modified": "two", "v": 2.5}])
+    other = load_inputs(own, load_task("gec"))
+    assert other.digest != inputs.digest  # what is kept counts
+    write_lines(folder / "c.jsonl", [{"modified": "two", "v": "text"}])
+    with pytest.raises(InputError, match=r"a column to keep of several types .*c\.jsonl"):
+        load_inputs(own, load_task("gec"))
+
+
+def test_rows_that_move_between_files_are_other_inputs(settings, tmp_path):
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    digests = set()
+    for cut_at in (1, 2):
+        (folder / "a.txt").write_text("\n".join(["one", "two", "three"][:cut_at]))
+        (folder / "b.txt").write_text("\n".join(["one", "two", "three"][cut_at:]))
+        own = settings(PREDICT__SOURCE=folder, DATA__TEXT_COLUMN="text")
+        digests.add(load_inputs(own, load_task("gec")).digest)
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize(
+    ("nodes", "students", "cpus"),
+    [([2, 2], 1, 2), ([2, 2], 2, 2), ([4, 4, 4], 2, 4), ([8], 3, 2), ([2], 5, 1), ([1, 8], 2, 4)],
+)
+def test_each_student_fits_on_a_node(nodes, students, cpus):
+    assert share_cpus(nodes, students) == cpus
+
+
+def test_a_cut_off_answer_is_marked(settings):
+    student = open_student(settings(STUDENT__MODEL="builtin"), load_task("gec"))
+    rows = make_rows(["the dog sleep in the house"])
+    cut_off = answer_block(
+        rows, [True], partial(student.answer, max_new_tokens=2), LabelRules(), None
+    )
+    assert cut_off["error"].to_pylist() == ["length"]
 
 
 def test_drift_is_said_where_it_is():

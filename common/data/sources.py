@@ -98,7 +98,10 @@ def _read_parts(settings: Settings, shard: Shard, wanted: Sequence[str]) -> Iter
         table = pa.Table.from_pylist(list(make_rows(split)))
         yield table.column_names, table.select([n for n in wanted if n in table.column_names])
     else:
-        yield from load_from_hub(place, settings.data, split, wanted)
+        data = settings.data
+        if place.url != data.source:  # whose configuration and revision they are
+            data = data.model_copy(update={"config": None, "revision": None})
+        yield from load_from_hub(place, data, split, wanted)
 
 
 def _is_hub_name(source: str) -> bool:

@@ -1,11 +1,16 @@
 """May the student replace the teacher: its confidence, the cascade, and what that saves."""
 
 import math
+from collections.abc import Sequence
 from typing import TypedDict
 
+import numpy as np
+
 from common.data.testset import TestRow
+from common.errors import InputError
 from common.evaluation.cascade import CascadeFacts, measure_cascade
 from common.evaluation.confidence import (
+    SIGNALS,
     Calibration,
     ConfidenceFacts,
     Mask,
@@ -44,9 +49,10 @@ class Decision(TypedDict, total=False):
 
 
 def decide(
-    rows: list[TestRow],
+    rows: Sequence[TestRow],
     main: str,
     signals: Array | None,
+    is_valid: Mask,
     is_right: Mask,
     statistics: tuple[Array, Array],
     margin: float,
@@ -57,18 +63,20 @@ def decide(
         rows: the test rows.
         main: the name of the main metric.
         signals: of the student's answers, see `common.evaluation.confidence`; None: not known.
-        is_right: which of its answers are right.
+        is_valid: which of them break no label rule; the others are never sure.
+        is_right: which are right.
         statistics: of the main metric, the student's and the teacher's, each (rows, statistics).
         margin: how much lower than the teacher's the score may be.
     """
     first = split_halves([row.id for row in rows])
     if signals is None:
         return {}
-    calibration = calibrate(signals[first], is_right[first])
+    fitting = first & ~np.isnan(signals).any(1)
+    calibration = calibrate(signals[fitting], is_right[fitting])
     if calibration is None or not (~first).any():
         return {}
     student, teacher = statistics
-    confidence = calibration.estimate(signals)
+    confidence = np.where(is_valid, calibration.estimate(signals), 0.0)
     return {
         "confidence": check_calibration(calibration, signals[~first], is_right[~first]),
         "cascade": measure_cascade(METRICS[main], confidence, student, teacher, first, margin),
@@ -76,8 +84,14 @@ def decide(
 
 
 def read_calibration(facts: ConfidenceFacts) -> Calibration:
-    """The calibration that metrics.json holds."""
-    return Calibration(**facts["calibration"])
+    """The calibration that metrics.json holds. Raises an InputError if it is another version's."""
+    found = Calibration(**facts["calibration"])
+    if len(found.means) != len(SIGNALS):
+        raise InputError(
+            "the calibration in metrics.json is of another version; delete that file and the "
+            "folder predictions, and run python -m jobs.evaluate again"
+        )
+    return found
 
 
 def count_savings(

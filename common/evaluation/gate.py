@@ -31,8 +31,10 @@ def check_retention(metrics: Metrics, least: float, place: str) -> None:
     if not least:
         return
     kept, interval = metrics.get("retention"), metrics.get("retention_interval")
-    if kept is None or not interval:
+    if kept is None:
         finding = f"the teacher's {metrics['main_metric']} is 0, so that no share of it is kept"
+    elif not interval:
+        finding = f"the test rows are too few to say how much of {kept:.1%} is chance"
     elif interval[0] < least:
         finding = (
             f"the distilled student keeps {kept:.1%} of the teacher's {metrics['main_metric']} "

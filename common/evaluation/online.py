@@ -15,7 +15,7 @@ from common.errors import DistillError, SettingsError, StorageError
 from common.evaluation.systems import SYSTEMS
 from common.labels.endpoints import measure_costs, open_endpoint, record_model
 from common.labels.label_row import Outcome
-from common.labels.lanes.asking import ask_teacher
+from common.labels.lanes.asking import ask_teacher, check_lost
 from common.labels.resume import read_known
 from common.records import Example, LabelRow, Response
 from common.run.lock import hold_run
@@ -24,7 +24,6 @@ from common.sections import Endpoint
 from common.settings import Settings
 from common.teacher.connection import Connection
 from common.teacher.listing import list_models
-from common.teacher.statuses import TRANSIENT_ERRORS
 
 _SETTING = re.compile(r"DISTILL_TEACHER__(BASE_URL|MODEL|API_KEY|EXTRA_BODY|MAX_TOKENS)\b")
 """The teacher's settings that an endpoint has of its own."""
@@ -63,14 +62,7 @@ def ask_online(
 
 def _check_gaps(run: Run, answers: list[LabelRow], name: str) -> None:
     """Logs the rows without a label. Raises a DistillError if more failed than allowed."""
-    lost = [answer.error for answer in answers if answer.error in TRANSIENT_ERRORS]
-    allowed = run.settings.label.max_failure_rate
-    if len(lost) > allowed * len(answers):
-        raise DistillError(
-            f"{len(lost)} of {len(answers)} test rows have no answer of the teacher (first: "
-            f"{lost[0]}); run again to ask for them, or raise DISTILL_LABEL__MAX_FAILURE_RATE="
-            f"{allowed:g}"
-        )
+    check_lost(run, answers)
     gaps = Counter(f"{a.status} ({a.error})" for a in answers if a.status != "ok")
     for kind, count in gaps.items():
         log.warning("evaluate: %d %s rows are %s and count as wrong", count, name, kind)

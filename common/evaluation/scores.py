@@ -9,7 +9,7 @@ import numpy as np
 from common.data.testset import TestRow, TestRows
 from common.evaluation.cascade import CascadeFacts
 from common.evaluation.confidence import ConfidenceFacts
-from common.evaluation.decision import Savings, decide
+from common.evaluation.decision import Decision, Savings, decide
 from common.evaluation.systems import list_baselines, order_systems
 from common.metrics.metrics import METRICS, Metric
 from common.metrics.statistics import (
@@ -21,6 +21,7 @@ from common.metrics.statistics import (
     smallest_difference,
     wilson_interval,
 )
+from common.tasks.rules import apply_rules
 from common.tasks.task import Task
 
 METRICS_FILE = "metrics.json"
@@ -116,8 +117,6 @@ def score_systems(
     retention = values["distilled"] / values["teacher"] if values["teacher"] else None
     statistics = measured["distilled"][main], measured["teacher"][main]
     student, teacher = map(METRICS[main].thin, statistics)
-    judge = find_judge(main)
-    is_right = _measure([judge], rows, predictions["distilled"])[judge][:, 0] > 0
     return {
         "task": task.name,
         "main_metric": main,
@@ -143,10 +142,25 @@ def score_systems(
         "gain": values["distilled"] - values["base"],
         "retention": retention,
         "retention_interval": ratio_interval(student, teacher, METRICS[main].combine)
-        if retention
+        if retention is not None
         else None,
-        **decide(rows, main, signals, is_right, statistics, margin),
+        **_decide(task, rows, predictions["distilled"], signals, statistics, margin),
     }
+
+
+def _decide(
+    task: Task,
+    rows: Sequence[TestRow],
+    answers: Sequence[str],
+    signals: Array | None,
+    statistics: tuple[Array, Array],
+    margin: float,
+) -> Decision:
+    judge = find_judge(task.metrics[0])
+    is_right = _measure([judge], rows, answers)[judge][:, 0] > 0
+    pairs = zip((row.text for row in rows), answers, strict=True)
+    is_valid = np.array([apply_rules(*pair, task.label_rules)[1] is None for pair in pairs], bool)
+    return decide(rows, task.metrics[0], signals, is_valid, is_right, statistics, margin)
 
 
 def find_judge(main: str) -> str:

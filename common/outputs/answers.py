@@ -47,7 +47,7 @@ def answer_block(
     ).tolist()
     for (id, text), response, sure in zip(asked.items(), responses, confidence, strict=True):
         prediction, rule = apply_rules(text, response.text, rules)
-        error = response.error or rule
+        error = response.error or ("length" if response.is_cut else rule)
         answers[id] = {
             "prediction": prediction,
             "confidence": sure,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from common.errors import InputError
 from common.outputs.answers import ANSWER_COLUMNS, Answer, get_answers, put_answers
 from common.outputs.parts import REPEATED, OutputParts, run_all
 from common.records import Example
@@ -55,6 +56,8 @@ def fill(
 
     def settle(id: str, answer: Answer) -> Answer:
         if answer["error"] == REPEATED:
+            if id not in first:
+                raise InputError(f"{parts.folder}: the source has changed meanwhile; run again")
             answer = first[id]
         if id in by_teacher and answer["answered_by"] == "student":
             taught = {"prediction": by_teacher[id], "answered_by": "teacher", "error": None}
@@ -68,7 +71,7 @@ def fill(
         if REPEATED in errors or any(id in by_teacher for id in ids):
             rows = parts.read(name)
             answers = [settle(*pair) for pair in zip(ids, get_answers(rows), strict=True)]
-            parts.write(name, put_answers(rows, answers))
+            parts.write(name, put_answers(rows, answers), parts.filled)
 
     for _ in run_all(write, names):
         pass

@@ -27,7 +27,7 @@ OUTPUT_SCHEMA = pa.schema(
         "id": pa.string(),
         "text": pa.string(),
         "prediction": pa.string(),
-        "confidence": pa.float32(),
+        "confidence": pa.float64(),
         "answered_by": pa.string(),
         "error": pa.string(),
     }
@@ -59,13 +59,15 @@ class Inputs:
         shards: what one task reads.
         counts: the rows of each.
         firsts: the first row that has the same text, shape (rows,).
-        digest: a hash of all texts in their order.
+        digest: a hash of all texts and kept columns in their order, and of the `counts`.
+        schema: of the kept columns.
     """
 
     shards: Sequence[Shard]
     counts: Sequence[int]
     firsts: NDArray[np.int64]
     digest: str
+    schema: pa.Schema
 
     def __len__(self) -> int:
         return len(self.firsts)
@@ -108,30 +110,46 @@ def load_inputs(settings: Settings, task: Task) -> Inputs:
 
     Raises:
         SettingsError: see `check_settings`.
-        InputError: it is missing, unreadable or empty, or lacks a column.
+        InputError: it is missing, unreadable or empty, lacks a column, or a column to keep is of
+            several types.
     """
     check_settings(settings)
     shards = list_shards(settings, INPUTS)
-    counts: list[int] = []
-    contents: list[bytes] = []
-    for shard in shards:
-        before = len(contents)
+    contents, digest = [], hashlib.sha256()
+    counts = [0] * len(shards)
+    schema = pa.schema([])
+    for number, shard in enumerate(shards):
         for table in read_inputs(settings, task, shard):
-            contents.append(bytes.fromhex("".join(table["id"].to_pylist())))
-        counts.append(sum(map(len, contents[before:])) // 16)
-    content = b"".join(contents)
-    ids = read_ids(content)
+            content = bytes.fromhex("".join(table["id"].to_pylist()))
+            kept = table.drop_columns(["id", "text"])
+            digest.update(content + repr(kept.to_pydict() if kept.column_names else "").encode())
+            schema = _unify(settings, shard, schema, kept)
+            contents.append(content)
+            counts[number] += table.num_rows
+    digest.update(repr(counts).encode())
+    ids = read_ids(b"".join(contents))
     if not len(ids):
         raise find_place(settings, INPUTS).refuse("has no rows")
     _, places, inverse = np.unique(ids, return_index=True, return_inverse=True)
-    firsts = places[inverse]
-    return Inputs(shards, counts, firsts, hashlib.sha256(content).hexdigest()[:32])
+    return Inputs(shards, counts, places[inverse], digest.hexdigest()[:32], schema)
 
 
-def read_inputs(
-    settings: Settings, task: Task, shard: Shard, with_kept: bool = False
-) -> Iterator[pa.Table]:
-    """A shard's rows as tables: `id`, `text` and, if so wanted, the kept columns.
+def _unify(settings: Settings, shard: Shard, known: pa.Schema, table: pa.Table) -> pa.Schema:
+    """One schema for a column's types. Raises an InputError if they do not go together."""
+    kinds = [(name, table[name]) for name in table.column_names]
+    # without a value, a column may be of any type
+    new = [(n, pa.null() if c.null_count == len(c) else c.type) for n, c in kinds]
+    try:
+        return pa.unify_schemas([known, pa.schema(new)], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise find_place(settings, INPUTS).refuse(
+            f"has a column to keep of several types ({error}; in {shard.name}); convert it, or "
+            "take it out of DISTILL_PREDICT__KEEP"
+        ) from None
+
+
+def read_inputs(settings: Settings, task: Task, shard: Shard) -> Iterator[pa.Table]:
+    """A shard's rows as tables: `id`, `text` and the kept columns.
 
     Raises an InputError, see `read_tables`.
     """
@@ -142,9 +160,13 @@ def read_inputs(
             "id": pa.array(map(hash_text, texts), pa.string()),
             "text": pa.array([_repair(text) for text in texts], pa.string()),
         }
-        if with_kept:
-            columns |= {new: table[old] for old, new in kept.items()}
-        yield pa.table(columns)
+        yield pa.table(columns | {new: _decode(table[old]) for old, new in kept.items()})
+
+
+def _decode(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column with values instead of a dictionary's numbers: parts share no dictionary."""
+    kind = column.type
+    return column.cast(kind.value_type) if pa.types.is_dictionary(kind) else column
 
 
 def _repair(text: str) -> str:
@@ -155,16 +177,19 @@ def _repair(text: str) -> str:
 def name_columns(settings: Settings) -> dict[str, str]:
     """The names in the outputs of the columns to keep, by those in the source.
 
-    Raises a SettingsError if two columns of the outputs would have one name.
+    Raises a SettingsError if two columns of the outputs would have one name, or a column two.
     """
-    pairs = [name.partition(":")[::2] for name in settings.predict.keep]
-    names = {old: new or old for old, new in pairs}
-    for old, new in names.items():
-        if new in OUTPUT_SCHEMA.names or list(names.values()).count(new) > 1:
+    names: dict[str, str] = {}
+    for old, _, given in (name.partition(":") for name in settings.predict.keep):
+        new = given or old
+        if old in names:
+            raise SettingsError(f"DISTILL_PREDICT__KEEP names the column {old!r} twice")
+        if new in OUTPUT_SCHEMA.names or new in names.values():
             raise SettingsError(
                 f"DISTILL_PREDICT__KEEP={old!r}: the outputs have another column {new!r}; rename "
                 f"yours, as in {old}:source_{old}"
             )
+        names[old] = new
     return names
 
 
@@ -178,4 +203,4 @@ def find_folder(settings: Settings) -> str:
     predict = settings.predict
     stem = PurePosixPath(predict.source.rstrip("/")).name.partition(".")[0]
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in stem)
-    return f"outputs/{predict.name or kept.strip('-.') or 'inputs'}"
+    return f"outputs/{predict.name or kept.strip('-._') or 'inputs'}"

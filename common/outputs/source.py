@@ -11,6 +11,7 @@ from ray.data.datasource import Datasource, ReadTask
 from common.data.place import INPUTS, find_place
 from common.data.sources import Shard
 from common.environment import read_data_secret
+from common.errors import InputError
 from common.outputs.inputs import Block, Inputs, read_inputs
 from common.run.run import PackedRun
 
@@ -32,10 +33,11 @@ class InputSource(Datasource):  # type: ignore[misc]
         for number, own in by_shard.items():
             marks = [inputs.mark_new(block.start, block.rows) for block in own]
             wanted = {
-                block.number: (block.name, np.packbits(mark).tobytes())
+                block.number: (block.name, block.rows, np.packbits(mark).tobytes())
                 for block, mark in zip(own, marks, strict=True)
             }
-            reader = _Reader(packed, inputs.shards[number].without_secrets(), wanted)
+            shard = inputs.shards[number].without_secrets()
+            reader = _Reader(packed, shard, inputs.schema, wanted)
             about = BlockMetadata(len(own), sum(block.rows for block in own), None, None)
             self._tasks.append(ReadTask(reader, about, BLOCK_SCHEMA))
 
@@ -59,18 +61,36 @@ class _Reader:
     __name__ = "read_inputs"
 
     def __init__(
-        self, packed: PackedRun, shard: Shard, wanted: dict[int, tuple[str, bytes]]
+        self,
+        packed: PackedRun,
+        shard: Shard,
+        schema: pa.Schema,
+        wanted: dict[int, tuple[str, int, bytes]],
     ) -> None:
-        self._packed, self._shard, self._wanted = packed, shard, wanted
+        """`wanted` has by number a block's name, rows and marks; `schema` is the kept columns'."""
+        self._packed, self._shard, self._wanted = packed, shard, dict(wanted)
+        self._schema = schema
 
     def __call__(self) -> Iterator[pa.Table]:
         settings, task = self._packed.settings, self._packed.task
         data = settings.data.model_copy(update={"s3_secret": read_data_secret()})
         settings = settings.model_copy(update={"data": data})
-        tables = read_inputs(settings, task, self._shard, with_kept=True)
+        tables = map(self._cast, read_inputs(settings, task, self._shard))
+        left = dict(self._wanted)
         for number, rows in enumerate(cut(tables, settings.predict.part_rows)):
-            if number in self._wanted:
-                yield pack(rows, *self._wanted[number])
+            name, count, is_new = left.pop(number, ("", rows.num_rows, b""))
+            if rows.num_rows != count:
+                break
+            if name:
+                yield pack(rows, name, is_new)
+        else:
+            if not left:
+                return
+        raise InputError(f"{self._shard.name} has changed since the job began; run again")
+
+    def _cast(self, table: pa.Table) -> pa.Table:
+        own = [table.schema.field("id"), table.schema.field("text")]
+        return table.cast(pa.schema([*own, *self._schema]))
 
 
 def cut(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
@@ -81,11 +101,11 @@ def cut(tables: Iterator[pa.Table], rows: int) -> Iterator[pa.Table]:
         waiting.append(table)
         count += table.num_rows
         while count >= rows:
-            whole = pa.concat_tables(waiting, promote_options="permissive")
+            whole = pa.concat_tables(waiting)
             yield whole.slice(0, rows)
             waiting, count = [whole.slice(rows)], count - rows
     if count:
-        yield pa.concat_tables(waiting, promote_options="permissive")
+        yield pa.concat_tables(waiting)
 
 
 def pack(rows: pa.Table, part: str, is_new: bytes) -> pa.Table:

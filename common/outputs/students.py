@@ -130,13 +130,20 @@ def _plan(actors: int) -> tuple[int, dict[str, float]]:
     import ray
 
     total = ray.cluster_resources()
-    gpus, cpus = int(total.get("GPU", 0)), total.get("CPU", 1)
+    gpus = int(total.get("GPU", 0))
     if gpus:
         number = actors or gpus
         return number, {"num_gpus": gpus / number if number > gpus else 1, "num_cpus": 0}
-    nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
-    number = actors or max(1, nodes)
-    return number, {"num_cpus": max(1, int(cpus / number))}
+    alive = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    nodes = [int(cpus) for cpus in alive if cpus >= 1] or [1]
+    number = actors or len(nodes)
+    return number, {"num_cpus": share_cpus(nodes, number)}
+
+
+def share_cpus(nodes: Sequence[int], students: int) -> int:
+    """The most CPUs for each of so many students on nodes with these CPUs, at least 1."""
+    fitting = (n for n in range(max(nodes), 1, -1) if sum(cpus // n for cpus in nodes) >= students)
+    return next(fitting, 1)
 
 
 def _collect(arrivals: Arrivals[pa.Table], rows: int, check: Callable[[], None]) -> None:
@@ -176,13 +183,16 @@ def _converting_errors() -> Iterator[None]:
 
 
 def _explain(error: Exception) -> DistillError:
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, DistillError):
-        return cause
     import ray
 
-    *_, reason = f"{type(error).__name__}: {error}".strip().splitlines()
-    if isinstance(error, ray.exceptions.RayActorError):
+    causes: list[BaseException] = [error]
+    while (cause := getattr(causes[-1], "cause", None) or causes[-1].__cause__) is not None:
+        causes.append(cause)
+    for cause in causes:
+        if isinstance(cause, DistillError):
+            return cause
+    reason = " ".join(f"{type(causes[-1]).__name__}: {causes[-1]}".split())
+    if any(isinstance(cause, ray.exceptions.RayActorError) for cause in causes):
         return DistillError(
             f"Ray: a student's process died {_RESTARTS} times: {reason[:300]}; check the memory, "
             "lower DISTILL_PREDICT__ACTORS or DISTILL_EVALUATE__BATCH_TOKENS, and run again"

@@ -136,7 +136,13 @@ class TransformersRuntime:
         seconds = (time.monotonic() - started) / len(prompts)
         texts = tokenizer.batch_decode([ids for ids, _ in answers], skip_special_tokens=True)
         return [
-            Response(text.strip(), len(ids), seconds, **measure_certainty(steps)._asdict())
+            Response(
+                text.strip(),
+                len(ids),
+                seconds,
+                is_cut=len(steps) == len(ids),  # else one of them has ended it
+                **measure_certainty(steps)._asdict(),
+            )
             for text, (ids, steps) in zip(texts, answers, strict=True)
         ]
 

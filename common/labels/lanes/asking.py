@@ -1,8 +1,10 @@
 """Asks the teacher for a few thousand texts, in this process; the journal keeps paid replies."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from common.data.examples import Examples
+from common.errors import DistillError
 from common.labels.label_row import Outcome
 from common.labels.lanes.local import LocalLane
 from common.labels.resume import resume
@@ -10,6 +12,7 @@ from common.labels.session import Session
 from common.records import LabelRow
 from common.run.lock import RunLock
 from common.run.run import Run
+from common.teacher.statuses import TRANSIENT_ERRORS
 
 
 def ask_teacher(
@@ -37,3 +40,14 @@ def ask_teacher(
         rows = (LabelRow(**row) for table in tables for row in table.to_pylist())
         answers |= {row.id: row for row in rows}
     return answers
+
+
+def check_lost(run: Run, rows: Sequence[LabelRow]) -> None:
+    """Raises a DistillError if more rows than allowed have failed for reasons that may pass."""
+    lost = [row.error for row in rows if row.error in TRANSIENT_ERRORS]
+    allowed = run.settings.label.max_failure_rate
+    if len(lost) > allowed * len(rows):
+        raise DistillError(
+            f"{len(lost)} of {len(rows)} texts have no answer of the teacher (first: {lost[0]}); "
+            f"run again to ask for them, or raise DISTILL_LABEL__MAX_FAILURE_RATE={allowed:g}"
+        )
