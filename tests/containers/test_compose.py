@@ -35,6 +35,7 @@ PORTS = ("DASHBOARD_PORT", "REPORT_PORT", "S3_PORT")
 def compose(image: str, s3_image: str, tmp_path_factory) -> Iterator[Callable[..., list[str]]]:
     """The compose command for a project of its own, which is removed with its volumes."""
     clone = tmp_path_factory.mktemp("clone")
+    clone.chmod(0o755)  # containers have users of their own
     for name in ("docker", "common", "jobs"):
         shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "constraints.txt", "LICENSE", ".dockerignore"):
