@@ -22,30 +22,24 @@ from common.outputs.inputs import OUTPUT_SCHEMA, find_folder, load_inputs, name_
 from common.outputs.parts import OutputParts
 from common.outputs.source import cut, pack, unpack
 from common.outputs.students import share_cpus
-from common.records import LabelRow, Response, hash_content, hash_text, make_label_table
+from common.records import Response, hash_content, hash_text
 from common.run.manifest import read_manifest, write_manifest
-from common.run.steps import ADAPTER, LABELS, PREDICTIONS
+from common.run.steps import ADAPTER, PREDICTIONS
 from common.run.storage import RunStorage
 from common.student.student import open_student
 from common.tasks.rules import LabelRules
 from common.tasks.task import load_task
 from common.teacher.requests import fingerprint_teacher
-from jobs import evaluate, predict, train
+from jobs import evaluate, predict
 from tests.support.commands import run_job, start_job
-
-PAIRS = [(f"the {i} dog sleep", f"The {i} dogs sleep.") for i in range(160)]
+from tests.support.trained_run import make_trained_run
 
 
 @pytest.fixture
 def run(settings, tmp_path):
     """Settings and storage of a trained run, and a function that predicts."""
-    data = tmp_path / "data"
-    data.mkdir()
-    for split, chosen in (("train", PAIRS[:40]), ("test", PAIRS[40:])):
-        lines = [json.dumps({"modified": t, "sentence": r}) for t, r in chosen]
-        (data / f"{split}.jsonl").write_text("\n".join(lines))
     common = {
-        "DATA__SOURCE": data,
+        "DATA__SOURCE": tmp_path / "data",
         "STUDENT__MODEL": "builtin",
         "TEACHER__BASE_URL": "builtin",
         "TRAIN__EPOCHS": 1,
@@ -53,13 +47,7 @@ def run(settings, tmp_path):
         "PREDICT__SOURCE": tmp_path / "inputs.jsonl",
         "PREDICT__PART_ROWS": 50,
     }
-    own = settings(**common)
-    storage, task = RunStorage(own), load_task("gec")
-    rows = [LabelRow(hash_text(t), t, "ok", r) for t, r in PAIRS[:40]]
-    name = "labels/part-00000.parquet"
-    storage.write_table(name, make_label_table(rows))
-    write_manifest(storage, LABELS, fingerprint_teacher(own, task), files=[name], counts={})
-    train.main(own)
+    own, storage = make_trained_run(settings, tmp_path, 120, **common, TRAIN__MERGE="false")
 
     def do(code=0, **more):
         """Predicts as a command; its log."""

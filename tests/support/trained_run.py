@@ -15,13 +15,13 @@ from jobs import train
 
 
 def make_trained_run(
-    settings: Callable[..., Settings], folder: Path, **variables: object
+    settings: Callable[..., Settings], folder: Path, test_rows: int = 20, **variables: object
 ) -> tuple[Settings, RunStorage]:
-    """Its settings and storage; 40 examples and 20 test rows are in files, the teacher is built in.
+    """Its settings and storage; 40 examples and test rows are in files, the teacher is built in.
 
     `variables` are more settings.
     """
-    pairs = [(f"the {i} dog sleep", f"The {i} dogs sleep.") for i in range(60)]
+    pairs = [(f"the {i} dog sleep", f"The {i} dogs sleep.") for i in range(40 + test_rows)]
     data = folder / "data"
     data.mkdir()
     for split, chosen in (("train", pairs[:40]), ("test", pairs[40:])):
