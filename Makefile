@@ -9,6 +9,7 @@
 # make bench-evaluate  how quickly a student answers, against one prompt at a time
 # make k8s-run JOB=train OVERLAY=gpu [NAMESPACE=x]   one job on Kubernetes, with its log and its end
 # make check-k8s     the manifests: rendered, validated, and as checkov sees them
+# make audit    the pinned packages against the known advisories: needs the network
 # make install  the environment alone, for python -m jobs.<job>
 # make          these lines
 
@@ -19,7 +20,7 @@ torch := $(shell sed -n 's/^torch==//p' constraints.txt)
 transformers := $(shell sed -n 's/^transformers==//p' constraints.txt)
 
 .PHONY: help install run run-real test test-containers test-peers test-real bench-label bench-train bench-evaluate \
-  ablation ladder check format \
+  ablation ladder check audit format \
   settings-table constraints k8s-run check-k8s clean
 
 help:
@@ -62,6 +63,15 @@ check: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/hadolint docker/Dockerfile docker/s3/Dockerfile
+
+pip_audit := 2.10.1
+audit: build/audit/.$(pip_audit)
+	build/audit/bin/pip-audit --no-deps --disable-pip --strict --requirement constraints.txt $(ARGS)
+
+build/audit/.$(pip_audit):
+	rm -rf build/audit && $(PYTHON) -m venv build/audit
+	build/audit/bin/pip install --quiet pip-audit==$(pip_audit)
+	touch $@
 
 format: $(VENV)/.installed
 	$(VENV)/bin/ruff format .

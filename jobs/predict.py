@@ -26,6 +26,7 @@ from common.run.manifest import (
     Manifest,
     check_same,
     read_manifest,
+    remove_manifest,
     require_manifest,
     write_manifest,
 )
@@ -38,7 +39,7 @@ from common.student.prompt import fingerprint_student, load_tokenizer
 from common.teacher.requests import fingerprint_teacher
 
 SECTIONS = ("run", "task", "storage", "data", "teacher", "student", "evaluate", "predict")
-MADE_FROM = "made-from.json"
+MADE_FROM = "_made-from.json"
 """The fingerprint of outputs that are not finished."""
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def begin(storage: RunStorage, step: Step[PredictSummary], answers: Fingerprint)
         url = f"{storage.url}/{step.folder}"
         check_same(url, storage.read_json(name), answers, variable="DISTILL_PREDICT__NAME")
     storage.write_json(name, dict(answers))
-    storage.remove(f"{step.folder}/manifest.json")  # a cascade follows outputs without one
+    remove_manifest(storage, step)  # a cascade follows outputs without one
 
 
 def check_adapter(run: Run, adapter: Manifest[TrainSummary]) -> None:

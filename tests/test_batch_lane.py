@@ -158,7 +158,7 @@ def test_the_label_job_asks_online_for_what_a_batch_leaves(tmp_path):
             LABEL__ACTORS=1,
         )
     assert job.returncode == 0, job.stderr
-    summary = json.loads((tmp_path / "runs/default/labels/manifest.json").read_text())["summary"]
+    summary = json.loads((tmp_path / "runs/default/labels/_manifest.json").read_text())["summary"]
     figures = {name: summary[name] for name in ("inputs", "ok", "filtered", "reused", "calls")}
     assert figures["ok"] + figures["filtered"] == 40
     assert (figures["reused"], figures["calls"]) == (0, 20)

@@ -159,7 +159,7 @@ def store(settings, name, run):
     table = run.answers.replace_schema_metadata({"distill.fingerprint": "{}"})
     storage.write_table("predictions/distilled.parquet", table)
     for step, manifest in run.manifests.items():
-        storage.write_json(f"{step}/manifest.json", manifest.to_json())
+        storage.write_json(f"{step}/_manifest.json", manifest.to_json())
 
 
 def test_the_job_compares_runs_under_the_same_root(settings, capsys, tmp_path):

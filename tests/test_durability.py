@@ -189,6 +189,6 @@ def test_the_cap_holds_by_the_server_s_own_count_and_can_be_raised(tmp_path, sou
         assert done.returncode == 0, done.stderr
         assert len(read_labels(tmp_path)) == 400
         # The run's cost has the killed job's in it, whose lost calls count as the dearest.
-        manifest = json.loads((tmp_path / "runs/default/labels/manifest.json").read_text())
+        manifest = json.loads((tmp_path / "runs/default/labels/_manifest.json").read_text())
         summary = manifest["summary"]
         assert summary["cost_usd"] < spent_usd <= summary["run_cost_usd"] < 2 * spent_usd

@@ -65,7 +65,7 @@ def test_a_served_student_has_the_figures_of_the_student_itself(
         asked = len(server.bodies)
         assert asked == 20
         evaluate.main(settings(**name_endpoints(served=named)))
-        storage.remove("predictions/manifest.json", "predictions/served.parquet")
+        storage.remove("predictions/_manifest.json", "predictions/served.parquet")
         evaluate.main(settings())  # as after a kill
         assert len(server.bodies) == asked
         last_month = settings(**name_endpoints(served=named, last_month=server.url))

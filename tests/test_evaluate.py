@@ -157,7 +157,7 @@ def test_predictions_that_are_there_are_not_made_again(run, settings, monkeypatc
     evaluate.main(own)
     assert "already done" in caplog.text
 
-    storage.remove("predictions/manifest.json", "predictions/distilled.parquet")
+    storage.remove("predictions/_manifest.json", "predictions/distilled.parquet")
     asked.clear()
 
     def die(*arguments):
@@ -184,15 +184,15 @@ def test_predictions_that_are_there_are_not_made_again(run, settings, monkeypatc
 def test_it_waits_until_the_train_job_has_merged(run, settings, monkeypatch):
     _, storage = run
     asked = note_calls(monkeypatch)
-    merged = storage.read_json("merged/manifest.json")
-    storage.remove("merged/manifest.json")
+    merged = storage.read_json("merged/_manifest.json")
+    storage.remove("merged/_manifest.json")
     lock = RunLock(storage, "train")
     lock.acquire()
     lock.start()
 
     def merge():
         time.sleep(3)  # longer than an owner that is at work is silent
-        storage.write_json("merged/manifest.json", merged)
+        storage.write_json("merged/_manifest.json", merged)
         lock.release()
 
     with ThreadPoolExecutor() as pool:
@@ -205,18 +205,18 @@ def test_it_waits_until_the_train_job_has_merged(run, settings, monkeypatch):
 def test_what_does_not_belong_together_is_not_compared(run):
     own, storage = run
     adapter, labels, merged = (
-        storage.read_json(f"{step}/manifest.json") for step in ("adapter", "labels", "merged")
+        storage.read_json(f"{step}/_manifest.json") for step in ("adapter", "labels", "merged")
     )
     other = merged | {"fingerprint": merged["fingerprint"] | {"train.epochs": 9}}
-    storage.write_json("merged/manifest.json", other)
+    storage.write_json("merged/_manifest.json", other)
     with pytest.raises(InputError, match=r"merged was made from something else: train\.epochs"):
         evaluate.main(own)
-    storage.write_json("merged/manifest.json", merged)
-    storage.write_json("labels/manifest.json", labels | {"counts": {"ok": 7}})
+    storage.write_json("merged/_manifest.json", merged)
+    storage.write_json("labels/_manifest.json", labels | {"counts": {"ok": 7}})
     with pytest.raises(InputError, match="adapter was made from something else: labels"):
         evaluate.main(own)
-    storage.write_json("labels/manifest.json", labels)
+    storage.write_json("labels/_manifest.json", labels)
     evaluate.main(own)
-    storage.write_json("adapter/manifest.json", adapter | {"finished_at": "later"})
+    storage.write_json("adapter/_manifest.json", adapter | {"finished_at": "later"})
     with pytest.raises(InputError, match="predictions was made from something else: adapter"):
         evaluate.main(own)

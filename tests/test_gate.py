@@ -20,7 +20,7 @@ def test_the_gate_ends_a_finished_evaluation(settings, tmp_path, caplog):
         assert re.fullmatch(
             r"\S*/metrics\.json: .*DISTILL_EVALUATE__MIN_RETENTION=0\.99 .*", str(caught.value)
         )
-        assert storage.exists("predictions/manifest.json")
+        assert storage.exists("predictions/_manifest.json")
         assert caplog.messages[-1].startswith("evaluate: the distilled student is no better than")
     assert any("already done" in message for message in caplog.messages)
     evaluate.main(settings(EVALUATE__MIN_RETENTION=0))

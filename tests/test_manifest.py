@@ -4,7 +4,13 @@ import pytest
 
 from common.errors import InputError
 from common.records import hash_content
-from common.run.manifest import is_done, read_manifest, require_manifest, write_manifest
+from common.run.manifest import (
+    is_done,
+    read_manifest,
+    remove_manifest,
+    require_manifest,
+    write_manifest,
+)
 from common.run.steps import ADAPTER, LABELS
 from common.run.storage import RunStorage
 
@@ -23,6 +29,18 @@ def test_a_written_manifest_marks_the_step_as_done(storage):
     assert read_manifest(storage, LABELS) == require_manifest(storage, LABELS) == written
     assert written.counts == {"ok": 3}
     assert not is_done(storage, ADAPTER, FINGERPRINT)
+
+
+def test_the_manifest_of_version_0_1_counts_until_there_is_another(storage):
+    old = write_manifest(storage, LABELS, FINGERPRINT, counts={"ok": 3})
+    storage.write_json(LABELS.old_manifest, old.to_json())
+    storage.remove(LABELS.manifest)
+    assert read_manifest(storage, LABELS) == old
+    new = write_manifest(storage, LABELS, FINGERPRINT, counts={"ok": 4})
+    assert read_manifest(storage, LABELS) == new
+    remove_manifest(storage, LABELS)
+    assert read_manifest(storage, LABELS) is None
+    assert not is_done(storage, LABELS, FINGERPRINT)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_the_built_in_parts_distil(tmp_path, settings):
     assert again.returncode == 0
     assert again.stderr.count("already done") == 3
 
-    (run / "predictions/manifest.json").unlink()
+    (run / "predictions/_manifest.json").unlink()
     unchanged = {"STUDENT__QUANTIZATION": "nf4", "TEACHER__TEMPERATURE": 0}
     for name, value, told in (
         ("STUDENT__QUANTIZATION", "none", "student.quantization was 'nf4' and is 'none'"),

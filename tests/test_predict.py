@@ -70,7 +70,7 @@ def test_a_required_gpu_is_a_node_s(run):
     assert "DISTILL_STUDENT__REQUIRE_GPU=true, and no GPU can be used" in do(
         2, STUDENT__REQUIRE_GPU="true"
     )
-    assert storage.list_files("outputs/inputs") == ["outputs/inputs/made-from.json"]
+    assert storage.list_files("outputs/inputs") == ["outputs/inputs/_made-from.json"]
 
 
 def read_outputs(storage, name="inputs"):
@@ -90,6 +90,7 @@ def test_each_input_has_its_answer_in_its_order(run):
     assert f"{len(texts)} rows, {len(test) + 22} of them with a text of their own" in log
     table, names = read_outputs(storage)
     assert names == [f"outputs/inputs/part-00000-{i:06}.parquet" for i in range(4)]
+    assert pq.read_table(storage.path("outputs/inputs")).equals(table)
     assert table["text"].to_pylist() == texts
     assert table["key"].to_pylist() == list(range(len(texts)))
     assert table["score"].to_pylist() == [i / 4 for i in range(len(texts))]
@@ -103,12 +104,12 @@ def test_each_input_has_its_answer_in_its_order(run):
     assert rows[first + 30]["error"] == "too_long"
     assert {row["answered_by"] for row in rows} == {"student", None}
     assert all(0 <= row["confidence"] <= 1 for row in rows if row["confidence"] is not None)
-    summary = storage.read_json("outputs/inputs/manifest.json")["summary"]
+    summary = storage.read_json("outputs/inputs/_manifest.json")["summary"]
     assert (summary["rows"], summary["student"]) == (len(texts), len(texts) - 1)
     assert "already done" in do(**kept)
 
     # parts that a kill has left, and nothing else
-    storage.remove("outputs/inputs/manifest.json", names[1], names[3])
+    storage.remove("outputs/inputs/_manifest.json", names[1], names[3])
     before = Path(storage.path(names[0])).stat().st_mtime_ns
     assert "2 of 4 parts are there" in do(**kept)
     again, _ = read_outputs(storage)
@@ -160,7 +161,7 @@ def test_the_teacher_answers_where_the_student_is_not_sure(run):
         else:
             assert row["error"] is None
     assert [row["prediction"] for row in rows[60:]] == [row["prediction"] for row in rows[:10]]
-    summary = storage.read_json("outputs/inputs/manifest.json")["summary"]
+    summary = storage.read_json("outputs/inputs/_manifest.json")["summary"]
     assert summary["teacher"] == sum(row["answered_by"] == "teacher" for row in rows) > 0
     assert "cascade was" in do(3)
     write_manifest(storage, PREDICTIONS, {"adapter": "of another training"})
@@ -174,8 +175,8 @@ def test_another_cascade_takes_nothing_from_one_that_was_killed(run):
     write_inputs([f"the {i} cat sleep" for i in range(60)])
     do()
     alone, names = read_outputs(storage)
-    storage.remove("outputs/inputs/manifest.json")
-    made_from = storage.read_json("outputs/inputs/made-from.json")
+    storage.remove("outputs/inputs/_manifest.json")
+    made_from = storage.read_json("outputs/inputs/_made-from.json")
     filled = OutputParts(storage, "outputs/inputs", hash_content(made_from), "of the other one")
     name = Path(names[0]).stem
     rows = alone.slice(0, 50)
@@ -190,7 +191,7 @@ def test_unfinished_outputs_of_other_inputs_stay(run):
     _, storage, do = run
     write_inputs([f"the {i} cat sleep" for i in range(60)])
     do()
-    storage.remove("outputs/inputs/manifest.json")
+    storage.remove("outputs/inputs/_manifest.json")
     before, _ = read_outputs(storage)
     write_inputs([f"the {i} dog sleep" for i in range(60)])
     said = do(3)
@@ -208,7 +209,7 @@ def test_kills_lose_and_change_nothing(run, tmp_path):
             while len(list(folder.glob("part-*"))) < least and job.poll() is None:
                 time.sleep(0.05)
             job.kill_all()
-    assert not (folder / "manifest.json").exists()
+    assert not (folder / "_manifest.json").exists()
     do()
     killed, names = read_outputs(storage)
     assert len(names) == 30

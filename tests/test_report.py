@@ -410,7 +410,7 @@ def test_the_job_writes_the_page_and_the_text(settings, capsys):
         table = pa.Table.from_pylist(rows).replace_schema_metadata({"distill.fingerprint": "{}"})
         storage.write_table(f"predictions/{system}.parquet", table)
     for step, manifest in MANIFESTS.items():
-        storage.write_json(f"{step}/manifest.json", manifest.to_json())
+        storage.write_json(f"{step}/_manifest.json", manifest.to_json())
     history = "".join(json.dumps(entry) + "\n" for entry in HISTORY)
     storage.write_bytes("adapter/history.jsonl", history.encode() + b'{"step": 3, "lo')
     report.main(settings())
@@ -451,7 +451,7 @@ def test_the_report_is_served(settings):
             with urlopen(f"http://localhost:{port}/") as response:
                 assert response.read().decode() == "<p>ü</p>"
                 assert response.headers["Content-Type"] == "text/html; charset=utf-8"
-            for path in ("report.md", "../metrics.json", "labels/manifest.json"):
+            for path in ("report.md", "../metrics.json", "labels/_manifest.json"):
                 with pytest.raises(HTTPError, match="404") as caught:
                     urlopen(f"http://localhost:{port}/{path}")
                 caught.value.close()

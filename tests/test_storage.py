@@ -158,10 +158,10 @@ def test_missing_examples_on_s3_are_named(bucket, settings, source, tmp_path):
 
 
 def test_damaged_files_are_named(storage):
-    storage.write_bytes("labels/manifest.json", b"{")
+    storage.write_bytes("labels/_manifest.json", b"{")
     storage.write_bytes("labels/part.parquet", b"PAR1 no parquet PAR1")
     for read, name in (
-        (storage.read_json, "labels/manifest.json"),
+        (storage.read_json, "labels/_manifest.json"),
         (storage.read_table, "labels/part.parquet"),
         (storage.read_table, "labels/missing.parquet"),
     ):

@@ -138,7 +138,7 @@ def test_a_training_that_is_cut_off_goes_on_to_the_same_weights(
     monkeypatch.setattr(LabelTrainer, "compute_loss", crash)
     with pytest.raises(Crash):
         main(cut)
-    assert not storage.exists("adapter/manifest.json")
+    assert not storage.exists("adapter/_manifest.json")
     torch.rand(7)  # the new process has other random numbers
     main(cut)
     assert calls.count(update - 1) == 2
@@ -614,7 +614,7 @@ DAMAGES = {
     "adapter_model.safetensors": b"half",
     "optimizer.pt": b"PK\x03\x04half",
     "trainer_state.json": b"{",
-    "manifest.json": b"{",
+    "_manifest.json": b"{",
     "rng_state.pth": None,
 }
 

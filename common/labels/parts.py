@@ -160,5 +160,5 @@ class Parts:
 
     def remove_others(self, names: Iterable[str]) -> None:
         """Removes the files of other labels and of earlier jobs."""
-        storage, kept = self.run.storage, {*names, f"{LABELS.folder}/manifest.json"}
+        storage, kept = self.run.storage, {*names, LABELS.manifest}
         storage.remove(*set(storage.list_files(LABELS.folder)) - kept)

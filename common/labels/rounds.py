@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from common.data.examples import Examples, load_examples, pack_ids
 from common.errors import InputError
-from common.run.manifest import Fingerprint, check_same, read_manifest
+from common.run.manifest import Fingerprint, check_same, read_manifest, remove_manifest
 from common.run.rounds import FOLDER, Round, read_rounds
 from common.run.run import Run
 from common.run.steps import ADAPTER, CURVE, LABELS, MERGED
@@ -110,4 +110,4 @@ def starts_round(run: Run, examples: str) -> bool:
 def forget_round(storage: RunStorage) -> None:
     """Removes the manifests of the round before; what it was made of stays."""
     for step in (CURVE, MERGED, ADAPTER, LABELS):  # the labels' last: they say that this is due
-        storage.remove(f"{step.folder}/manifest.json")
+        remove_manifest(storage, step)

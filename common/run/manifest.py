@@ -64,7 +64,7 @@ class Manifest(Generic[S]):
         return hash_content([self.fingerprint, self.finished_at])
 
     def to_json(self) -> dict[str, Any]:
-        """The content of manifest.json."""
+        """The content of _manifest.json."""
         return {n: value for n, value in asdict(self).items() if value or n == "fingerprint"}
 
 
@@ -74,8 +74,8 @@ def read_manifest(storage: RunStorage, step: Step[S]) -> Manifest[S] | None:
     Raises:
         InputError: it is damaged.
     """
-    name = f"{step.folder}/manifest.json"
-    if not storage.exists(name):
+    name = next(filter(storage.exists, (step.manifest, step.old_manifest)), None)
+    if name is None:
         return None
     content = storage.read_json(name)
     if not isinstance(content, dict) or not isinstance(content.get("fingerprint"), dict):
@@ -98,7 +98,7 @@ def require_manifest(storage: RunStorage, step: Step[S]) -> Manifest[S]:
         manifest = read_manifest(storage, step)
     if manifest is None:
         raise InputError(
-            f"{storage.url}/{step.folder} is not finished: it has no manifest.json; run "
+            f"{storage.url}/{step.folder} is not finished: it has no _manifest.json; run "
             f"{step.command} first, with the same DISTILL_RUN and DISTILL_STORAGE__ROOT"
         )
     return manifest
@@ -158,8 +158,13 @@ def write_manifest(
         finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **facts,
     )
-    storage.write_json(f"{step.folder}/manifest.json", manifest.to_json())
+    storage.write_json(step.manifest, manifest.to_json())
     return manifest
+
+
+def remove_manifest(storage: RunStorage, step: Step[Any]) -> None:
+    """Marks a step as not done."""
+    storage.remove(step.old_manifest, step.manifest)
 
 
 def list_versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypedDict, TypeVar
 
 Summary = TypeVar("Summary", covariant=True)
+_MANIFEST = "manifest.json"
 
 
 class LabelSummary(TypedDict, total=False):
@@ -97,6 +98,21 @@ class Step(Generic[Summary]):
 
     folder: str
     command: str
+
+    @property
+    def manifest(self) -> str:
+        """The manifest's file; readers of Parquet folders pass over names that begin with _."""
+        return f"{self.folder}/_{_MANIFEST}"
+
+    @property
+    def old_manifest(self) -> str:
+        """Where version 0.1 wrote it."""
+        return f"{self.folder}/{_MANIFEST}"
+
+
+def is_manifest(name: str) -> bool:
+    """Whether a file is the manifest of a step."""
+    return name.rpartition("/")[2].removeprefix("_") == _MANIFEST
 
 
 LABELS: Step[LabelSummary] = Step("labels", "python -m jobs.label")

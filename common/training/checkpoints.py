@@ -12,8 +12,14 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from common.errors import InputError
-from common.run.manifest import Fingerprint, check_same, read_manifest, write_manifest
-from common.run.steps import name_checkpoint
+from common.run.manifest import (
+    Fingerprint,
+    check_same,
+    read_manifest,
+    remove_manifest,
+    write_manifest,
+)
+from common.run.steps import is_manifest, name_checkpoint
 from common.run.storage import RunStorage
 
 FOLDER = "checkpoints"
@@ -46,7 +52,7 @@ class Checkpoints:
     def list_updates(self) -> list[int]:
         """The updates with a complete checkpoint, ascending."""
         names = self._storage.list_files(FOLDER)
-        return sorted(int(n.split("/")[1]) for n in names if n.endswith("/manifest.json"))
+        return sorted({int(n.split("/")[1]) for n in names if is_manifest(n)})
 
     def load(self, update: int, local: Path) -> None:
         """Downloads a checkpoint. Raises an InputError if it is damaged or of another training."""
@@ -97,10 +103,10 @@ class Checkpoints:
             self._storage.remove(*self._storage.list_files(FOLDER))
 
     def _remove(self, update: int) -> None:
-        step = name_checkpoint(update).folder
-        with self._storage.removing_empty_folder(step):
-            self._storage.remove(f"{step}/manifest.json")  # first: the rest is incomplete
-            self._storage.remove(*self._storage.list_files(step))
+        step = name_checkpoint(update)
+        with self._storage.removing_empty_folder(step.folder):
+            remove_manifest(self._storage, step)  # first: the rest is incomplete
+            self._storage.remove(*self._storage.list_files(step.folder))
 
 
 def _check_file(file: Path) -> None:

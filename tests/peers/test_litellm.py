@@ -69,7 +69,7 @@ def test_requests_adapt_through_a_gateway_and_its_costs_are_believed(label, tmp_
     rows = read_labels(tmp_path)
     assert {row["status"] for row in rows} == {"ok"}
     assert all(row["reasoning"] for row in rows)
-    manifest = json.loads((tmp_path / "runs/default/labels/manifest.json").read_text("utf-8"))
+    manifest = json.loads((tmp_path / "runs/default/labels/_manifest.json").read_text("utf-8"))
     summary = manifest["summary"]
     assert summary["adaptations"] == ["max_completion_tokens for max_tokens", "no temperature"]
     assert summary["calls"] <= 63
