@@ -81,10 +81,18 @@ def get_group(manifest):
     return manifest["apiVersion"].split("/")[0]
 
 
-def list_newest_versions():
+def list_versions(source):
+    """The oldest version that the documentation names, for components too, and the newest three."""
     validate = pytest.importorskip("kubernetes_validate", reason="it has Kubernetes' schemas")
+    page = (ROOT / "docs/kubernetes.md").read_text("utf-8")
+    needed = [re.search(r"They need kubectl and \[Kubernetes 1\.(\d+) or", page)[1]]
+    for component in COMPONENTS:
+        (row,) = re.findall(rf"^\| `{component}` \|.*", page, re.M)
+        if has(source, component):
+            needed += re.findall(r"Kubernetes 1\.(\d+) or newer", row)
     versions = {tuple(map(int, v.split(".")[:2])) for v in validate.utils.all_versions()}
-    return [f"{major}.{minor}" for major, minor in sorted(versions)[-3:]]
+    newest = [minor for _, minor in sorted(versions)[-3:]]
+    return [f"1.{minor}" for minor in {max(map(int, needed)), *newest}]
 
 
 def test_every_overlay_and_component_is_found():
@@ -92,8 +100,8 @@ def test_every_overlay_and_component_is_found():
     assert {"gpu", "s3-identity", "model-cache", "kueue", "jobset", "ray"} <= set(COMPONENTS)
 
 
-def test_valid_for_the_newest_versions_of_kubernetes(rendered):
-    versions = list_newest_versions()
+def test_valid_for_the_oldest_and_the_newest_versions_of_kubernetes(source, rendered):
+    versions = list_versions(source)
     import kubernetes_validate
 
     # What is inside of a JobSet or a RayJob becomes Jobs and Pods.
@@ -306,6 +314,7 @@ def test_nothing_waits_on_a_gpu(source, rendered):
             assert spec["activeDeadlineSeconds"] > deadline
         is_suspended = (has(source, "gpu") or has(source, "kueue")) and not has(source, "jobset")
         assert spec.get("suspend", False) is (is_suspended or name == "predict")
+    assert jobs["report"]["suspend"] is True  # until there is an evaluation
     if "predict" not in jobs:
         spec = list_ray_jobs(rendered)["predict"]["spec"]
         assert spec["suspend"] is True
@@ -314,6 +323,32 @@ def test_nothing_waits_on_a_gpu(source, rendered):
             "DISTILL_STORAGE__WAIT_SECONDS": "0",
             "DISTILL_STUDENT__REQUIRE_GPU": "true",
         }
+
+
+def test_the_report_is_served_where_a_port_forward_alone_reaches_it(rendered):
+    (pods,) = [pods for pods in list_pods(rendered) if pods.name == "report"]
+    (container,) = pods.containers
+    assert "ports" not in container
+    env = {item["name"]: item["value"] for item in container["env"]}
+    assert env == {
+        "DISTILL_REPORT__SERVE": "127.0.0.1:8080",
+        "DISTILL_STORAGE__WAIT_SECONDS": "0",
+    }
+
+
+def test_no_field_is_one_that_the_api_server_does_not_store(rendered):
+    """Else each apply changes it again: an empty list or text is left out as it is stored."""
+
+    def list_empty(value, path=""):
+        if value in ([], ""):
+            yield path
+        elif isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, item in items:
+                yield from list_empty(item, f"{path}/{key}")
+
+    for manifest in rendered:
+        assert not list(list_empty(manifest))
 
 
 def test_kueue_admits_what_it_has_a_quota_for(source, rendered):
@@ -347,7 +382,8 @@ def test_kueue_admits_what_it_has_a_quota_for(source, rendered):
 @pytest.mark.parametrize("before", ["gpu+model-cache", "model-cache"])
 def test_a_job_set_is_made_of_the_jobs(before):
     jobs, rendered = list_jobs(render(before)), render(f"{before}+jobset")
-    assert [job["spec"] for job in find(rendered, "Job")] == [jobs["predict"]]
+    rest = [jobs["predict"], jobs["report"]]
+    assert [job["spec"] for job in find(rendered, "Job")] == rest
     (job_set,) = find(rendered, "JobSet")
     parts = job_set["spec"]["replicatedJobs"]
     assert [part["name"] for part in parts] == list(PIPELINE)

@@ -14,7 +14,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 PIPELINE = ("label", "train", "evaluate")
-JOBS = (*PIPELINE, "predict")
+JOBS = (*PIPELINE, "predict", "report")
 OVERLAYS = tuple(sorted(path.parent.name for path in K8S.glob("overlays/*/kustomization.yaml")))
 COMPONENTS = tuple(sorted(path.parent.name for path in K8S.glob("components/*/kustomization.yaml")))
 OTHER_IMAGE = "registry.example/team/distill:1.2"
