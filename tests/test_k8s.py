@@ -86,8 +86,9 @@ def list_versions(source):
     validate = pytest.importorskip("kubernetes_validate", reason="it has Kubernetes' schemas")
     page = (ROOT / "docs/kubernetes.md").read_text("utf-8")
     needed = [re.search(r"They need kubectl and \[Kubernetes 1\.(\d+) or", page)[1]]
+    table = page.partition("## Components")[2]
     for component in COMPONENTS:
-        (row,) = re.findall(rf"^\| `{component}` \|.*", page, re.M)
+        (row,) = re.findall(rf"^\| `{component}` \|.*", table, re.M)
         if has(source, component):
             needed += re.findall(r"Kubernetes 1\.(\d+) or newer", row)
     versions = {tuple(map(int, v.split(".")[:2])) for v in validate.utils.all_versions()}
