@@ -34,6 +34,7 @@ KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "DISTILL_TEACH
 STUDENTS = {"train", "evaluate", "predict"}
 GPU = "nvidia.com/gpu"
 QUEUE = "kueue.x-k8s.io/queue-name"
+ELASTIC = "kueue.x-k8s.io/elastic-job"
 CUSTOM = {"jobset.x-k8s.io", "ray.io", "kueue.x-k8s.io"}
 FOREIGN = {"AWS_REGION", "AWS_ENDPOINT_URL", "HF_HUB_OFFLINE"}
 METADATA_SERVER = "169.254.169.254"  # of AWS, Google and Azure: gives out the machine's credentials
@@ -43,7 +44,8 @@ COMPOSITIONS = [
     "gpu+kueue",
     "gpu+model-cache+jobset",
     "gpu+model-cache+jobset+kueue",
-    "gpu+model-cache+ray+s3-identity",
+    "gpu+model-cache+ray+ray-token+s3-identity+user-namespaces",
+    "gpu+model-image+user-namespaces+jobset",
     "gpu+ray+kueue",
 ]
 
@@ -214,7 +216,7 @@ def test_users_are_the_image_s(rendered):
         assert given == [int(user[1]), int(user[2]), int(user[2])]
 
 
-def test_pods_are_restricted(rendered):
+def test_pods_are_restricted(source, rendered):
     cluster = [job["spec"]["rayClusterSpec"] for job in find(rendered, "RayJob")]
     sidecars = [spec["autoscalerOptions"] for spec in cluster if "autoscalerOptions" in spec]
     for container in [*[c for pods in list_pods(rendered) for c in pods.containers], *sidecars]:
@@ -236,7 +238,8 @@ def test_pods_are_restricted(rendered):
         has_autoscaler = (pods.job, pods.name) == ("label", "head")
         assert pods.spec["automountServiceAccountToken"] is has_autoscaler
         kinds = {kind for volume in pods.spec["volumes"] for kind in volume} - {"name"}
-        assert kinds <= {"emptyDir", "persistentVolumeClaim"}
+        images = {"image"} if has(source, "model-image") else set()
+        assert kinds <= {"emptyDir", "persistentVolumeClaim"} | images
     for account in find(rendered, "ServiceAccount"):
         assert account["automountServiceAccountToken"] is False
 
@@ -353,14 +356,15 @@ def test_no_field_is_one_that_the_api_server_does_not_store(rendered):
 
 
 def test_kueue_admits_what_it_has_a_quota_for(source, rendered):
-    owners = [*find(rendered, "Job"), *find(rendered, "JobSet")]
-    for ray_job in find(rendered, "RayJob"):
-        # Kueue admits none whose workers come and go.
-        if not ray_job["spec"]["rayClusterSpec"].get("enableInTreeAutoscaling"):
-            owners.append(ray_job)
-    for owner in [*owners, *find(rendered, "RayJob")]:
-        is_queued = has(source, "kueue") and owner in owners
+    owners = [owner for kind in ("Job", "JobSet", "RayJob") for owner in find(rendered, kind)]
+    for owner in owners:
+        is_queued = has(source, "kueue")
         assert (QUEUE in owner["metadata"]["labels"]) is is_queued
+        # Without the annotation, Kueue admits none whose workers come and go.
+        cluster = owner["spec"].get("rayClusterSpec", {})
+        is_elastic = is_queued and cluster.get("enableInTreeAutoscaling", False)
+        annotations = owner["metadata"].get("annotations", {})
+        assert annotations == ({ELASTIC: "true"} if is_elastic else {})
     if has(source, "kueue"):
         (queue,) = find(rendered, "LocalQueue")
         assert {owner["metadata"]["labels"][QUEUE] for owner in owners} == {
@@ -526,6 +530,27 @@ def test_model_cache_takes_the_place_of_the_empty_one():
     for pods in list_pods(render("model-cache")):
         (cache,) = [volume for volume in pods.spec["volumes"] if volume["name"] == "cache"]
         assert ("persistentVolumeClaim" in cache) is (pods.name in STUDENTS)
+
+
+def test_the_student_of_an_image_is_the_one_that_is_set():
+    for pods in list_pods(render("model-image")):
+        (container,) = pods.containers
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        env = {item["name"]: item["value"] for item in container.get("env", [])}
+        volumes = [volume["name"] for volume in pods.spec["volumes"] if "image" in volume]
+        assert [mounts[name] for name in volumes] == (["/student"] if pods.name in STUDENTS else [])
+        assert env.get("DISTILL_STUDENT__MODEL") == ("/student" if volumes else None)
+
+
+def test_user_namespaces_are_those_of_all_pods(source, rendered):
+    for pods in list_pods(rendered):
+        expected = False if has(source, "user-namespaces") else None
+        assert pods.spec.get("hostUsers") is expected
+
+
+def test_ray_s_clusters_have_a_token():
+    for ray_job in find(render("ray+ray-token"), "RayJob"):
+        assert ray_job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
