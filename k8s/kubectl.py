@@ -10,7 +10,13 @@ from typing import Any
 Object = dict[str, Any]
 said: set[Hashable] = set()
 
-OPERATORS = {"RayJob": "KubeRay", "JobSet": "JobSet", "LocalQueue": "Kueue"}
+OPERATORS = {
+    "RayJob": "KubeRay",
+    "JobSet": "JobSet",
+    "LocalQueue": "Kueue",
+    "TrainJob": "Kubeflow Trainer",
+    "TrainingRuntime": "Kubeflow Trainer",
+}
 OWN_LOG = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d\.")  # kubectl's: a time and a process id in each
 
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Runs one job on Kubernetes: `make k8s-run JOB=train OVERLAY=gpu`, or `k8s/run.py train gpu`.
 
-Replaces the job of the last time, whether Job or RayJob, applies the overlay's settings and this
-job, resumes it if it is suspended (in a Kueue queue, Kueue does that), prints its log from one pod
-to the next, says why a pod waits, and ends with the exit code of the job's container. Ctrl-C leaves
-the job running. Needs kubectl, and of Python the standard library alone.
+Replaces the job of the last time, whether Job, RayJob or TrainJob, applies the overlay's settings
+and this job, resumes it if it is suspended (in a Kueue queue, Kueue does that), prints its log from
+one pod to the next, says what holds it up, and ends with the exit code of the job's container.
+Ctrl-C leaves the job running. Needs kubectl, and of Python the standard library alone.
 """
 
 import argparse
@@ -19,8 +19,13 @@ from pod_logs import JOB_NAME, PodLogs
 from troubles import QUEUE, Troubles
 
 OVERLAYS = Path(__file__).resolve().parent / "overlays"
-KINDS = {"Job": "jobs.batch", "RayJob": "rayjobs.ray.io"}
+KINDS = {
+    "Job": "jobs.batch",
+    "RayJob": "rayjobs.ray.io",
+    "TrainJob": "trainjobs.trainer.kubeflow.org",
+}
 COMPONENT = "app.kubernetes.io/component"
+JOB_SET = "jobset.sigs.k8s.io/jobset-name"  # of a TrainJob's pods
 SECRET = "distill-secrets"
 PORT = 8080  # of the report
 
@@ -75,7 +80,8 @@ def find_job(kubectl: Kubectl, target: str, uid: str) -> Object:
 
 def find_pods(kubectl: Kubectl, job: Object) -> list[Object]:
     """A Job's pods; for a RayJob, its submitter's and its cluster's. The oldest comes first."""
-    pods = kubectl.find("pods", f"--selector={JOB_NAME}={job['metadata']['name']}")
+    label = JOB_SET if job["kind"] == "TrainJob" else JOB_NAME
+    pods = kubectl.find("pods", f"--selector={label}={job['metadata']['name']}")
     if cluster := job.get("status", {}).get("rayClusterName"):
         pods += kubectl.find("pods", f"--selector=ray.io/cluster={cluster}")
     return sorted(pods, key=lambda pod: pod["metadata"]["creationTimestamp"])
@@ -153,13 +159,13 @@ def look_for_keys(kubectl: Kubectl, manifests: list[Object]) -> None:
 
 
 def delete(kubectl: Kubectl, job: str) -> None:
-    """Deletes the Job and the RayJob of a component: two of them would contend for one run."""
+    """Deletes the jobs of a component, of any kind: two of them would contend for one run."""
     selector = f"--selector=app.kubernetes.io/name=distill,{COMPONENT}={job}"
     for resource in KINDS.values():
         try:
             found = kubectl.find(resource, selector)
         except KubectlError as error:
-            # There is no KubeRay, or this user has nothing to do with it.
+            # There is no such operator, or this user has nothing to do with it.
             if not re.search(r"doesn't have a resource type|\(Forbidden\)", str(error)):
                 raise
             continue

@@ -35,7 +35,7 @@ STUDENTS = {"train", "evaluate", "predict"}
 GPU = "nvidia.com/gpu"
 QUEUE = "kueue.x-k8s.io/queue-name"
 ELASTIC = "kueue.x-k8s.io/elastic-job"
-CUSTOM = {"jobset.x-k8s.io", "ray.io", "kueue.x-k8s.io"}
+CUSTOM = {"jobset.x-k8s.io", "ray.io", "kueue.x-k8s.io", "trainer.kubeflow.org"}
 FOREIGN = {"AWS_REGION", "AWS_ENDPOINT_URL", "HF_HUB_OFFLINE"}
 METADATA_SERVER = "169.254.169.254"  # of AWS, Google and Azure: gives out the machine's credentials
 COMPOSITIONS = [
@@ -46,6 +46,7 @@ COMPOSITIONS = [
     "gpu+model-cache+jobset+kueue",
     "gpu+model-cache+ray+ray-token+s3-identity+user-namespaces",
     "gpu+model-image+user-namespaces+jobset",
+    "gpu+model-image+user-namespaces+trainjob+kueue",
     "gpu+ray+kueue",
 ]
 
@@ -117,13 +118,21 @@ def test_valid_for_the_oldest_and_the_newest_versions_of_kubernetes(source, rend
             assert kubernetes_validate.validate(manifest, wanted, strict=True) == wanted
 
 
+def get_known(manifest):
+    """What there is a schema for: in a TrainingRuntime is a JobSet."""
+    if manifest["kind"] == "TrainingRuntime":
+        spec = manifest["spec"]["template"]["spec"]
+        return {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "spec": spec}
+    return manifest if manifest["kind"] != "TrainJob" else None
+
+
 @pytest.mark.shared
 @pytest.mark.skipif(not (SHARED / "crds").exists(), reason="needs the schemas beside the checkout")
 def test_custom_resources_are_valid(rendered):
     jsonschema = pytest.importorskip("jsonschema")
     queues = yaml.safe_load_all((K8S / "components/kueue/cluster-queue.yaml").read_text("utf-8"))
-    for manifest in (*rendered, *queues):
-        if get_group(manifest) in CUSTOM:
+    for manifest in map(get_known, (*rendered, *queues)):
+        if manifest and get_group(manifest) in CUSTOM:
             group_version = manifest["apiVersion"].replace("/", ".")
             name = f"{manifest['kind'].lower()}.{group_version}.json"
             schema = json.loads((SHARED / "crds" / name).read_text("utf-8"))
@@ -272,8 +281,9 @@ def test_jobs_end(source, rendered):
         assert spec["activeDeadlineSeconds"] > 0
         assert spec["podReplacementPolicy"] == "Failed"
         assert pod["terminationGracePeriodSeconds"] >= (120 if name == "train" else 30)
-        is_in_job_set = has(source, "jobset") and name in PIPELINE
-        assert ("ttlSecondsAfterFinished" in spec) is not is_in_job_set
+        is_copied = has(source, "jobset") and name in PIPELINE
+        is_copied |= has(source, "trainjob") and name == "train"
+        assert ("ttlSecondsAfterFinished" in spec) is not is_copied
     for whole in [*find(rendered, "JobSet"), *find(rendered, "RayJob"), *find(rendered, "Job")]:
         assert whole["spec"]["ttlSecondsAfterFinished"] > 0
     for ray_job in find(rendered, "RayJob"):
@@ -316,7 +326,8 @@ def test_nothing_waits_on_a_gpu(source, rendered):
             deadline = before.get("activeDeadlineSeconds", 0)
             assert wait >= deadline  # as long as the job before may take
             assert spec["activeDeadlineSeconds"] > deadline
-        is_suspended = (has(source, "gpu") or has(source, "kueue")) and not has(source, "jobset")
+        is_copied = has(source, "jobset") or (has(source, "trainjob") and name == "train")
+        is_suspended = (has(source, "gpu") or has(source, "kueue")) and not is_copied
         assert spec.get("suspend", False) is (is_suspended or name == "predict")
     assert jobs["report"]["suspend"] is True  # until there is an evaluation
     if "predict" not in jobs:
@@ -356,7 +367,8 @@ def test_no_field_is_one_that_the_api_server_does_not_store(rendered):
 
 
 def test_kueue_admits_what_it_has_a_quota_for(source, rendered):
-    owners = [owner for kind in ("Job", "JobSet", "RayJob") for owner in find(rendered, kind)]
+    kinds = ("Job", "JobSet", "RayJob", "TrainJob")
+    owners = [owner for kind in kinds for owner in find(rendered, kind)]
     for owner in owners:
         is_queued = has(source, "kueue")
         assert (QUEUE in owner["metadata"]["labels"]) is is_queued
@@ -404,6 +416,25 @@ def test_a_job_set_is_made_of_the_jobs(before):
             if key not in ("suspend", "ttlSecondsAfterFinished")
         }
         assert part["template"]["spec"] == wanted
+
+
+@pytest.mark.parametrize("before", ["gpu+model-cache", "model-image+user-namespaces"])
+def test_a_train_job_is_made_of_the_job(before):
+    jobs, rendered = list_jobs(render(before)), render(f"{before}+trainjob")
+    assert "distill-train" not in {job["metadata"]["name"] for job in find(rendered, "Job")}
+    ((runtime,), (train_job,)) = find(rendered, "TrainingRuntime"), find(rendered, "TrainJob")
+    name = runtime["metadata"]["name"]
+    reference = {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": name}
+    assert train_job["spec"] == {"suspend": True, "runtimeRef": reference}
+    # Trainer wants this label, one replica, and the container's name.
+    (part,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    assert (part["name"], part["replicas"]) == ("node", 1)
+    assert list(part["template"]["metadata"]["labels"].values()) == ["trainer"]
+    wanted = json.dumps(jobs["train"]).replace('"containerName": "job"', '"containerName": "node"')
+    wanted = json.loads(wanted.replace('"name": "job"', '"name": "node"'))
+    for field in ("suspend", "ttlSecondsAfterFinished"):
+        wanted.pop(field, None)
+    assert part["template"]["spec"] == wanted
 
 
 def test_ray_is_the_installed_one():
@@ -512,6 +543,7 @@ def test_labels_select_one_job(rendered):
         assert labels["app.kubernetes.io/part-of"] == "distill"
         name = manifest["metadata"]["name"].removeprefix("distill-")
         component = {"Job": name, "RayJob": name.removesuffix("-ray"), "JobSet": "pipeline"}
+        component |= {"TrainJob": "train", "TrainingRuntime": "train"}
         assert labels["app.kubernetes.io/component"] == component.get(manifest["kind"], "settings")
 
 

@@ -144,6 +144,24 @@ def test_a_ray_job_that_is_suspended_is_resumed(cluster):
     assert job["spec"]["suspend"] is False  # it is created suspended
 
 
+@pytest.mark.parametrize("exit_code", [0, 3])
+def test_a_train_job_runs_in_place_of_the_job(cluster, tmp_path, exit_code):
+    def control(job):
+        pod = cluster.start_pod(job, "distill-train-node-0-0-x")
+        cluster.print(pod, "train: 12 updates")
+        cluster.end(job, pod, exit_code=exit_code)
+
+    cluster.control = lambda job: cluster.end(job, cluster.start_pod(job, "of-the-job"))
+    run("train", "gpu")
+    cluster.control = control
+    code, output, said = run("train", "own", k8s=make_overlay(tmp_path, "gpu", "trainjob"))
+    assert (code, output.splitlines()[-1]) == (exit_code, "train: 12 updates")
+    end = "is complete" if exit_code == 0 else "failed: PodFailurePolicy: it failed"
+    assert said[-1] == f"trainjobs.trainer.kubeflow.org/distill-train {end}"
+    jobs = {key[0] for key in cluster.objects if key[2] == "distill-train"}
+    assert jobs == {"trainjobs", "trainingruntimes"}
+
+
 def test_without_kuberay_a_job_runs_and_a_ray_job_changes_nothing(cluster):
     del cluster.groups["ray.io/v1"]
     assert run("label", "gpu")[0] == 0

@@ -22,6 +22,7 @@ GROUPS = {
     "kueue.x-k8s.io/v1beta2": ["LocalQueue"],
     "networking.k8s.io/v1": ["NetworkPolicy"],
     "ray.io/v1": ["RayJob"],
+    "trainer.kubeflow.org/v1alpha1": ["TrainJob", "TrainingRuntime"],
 }
 
 
@@ -50,7 +51,7 @@ class FakeKubernetes:
             item["spec"].pop("ingress", None)  # the API server stores no empty list
         before = self.objects.get(get_key(item))
         self.objects[get_key(item)] = item
-        may_run = item["kind"] in ("Job", "RayJob") and not item["spec"].get("suspend")
+        may_run = item["kind"] in ("Job", "RayJob", "TrainJob") and not item["spec"].get("suspend")
         if may_run and (before is None or before["spec"].get("suspend")):
             threading.Thread(target=self.control, args=(item,), daemon=True).start()
         return item
@@ -66,6 +67,11 @@ class FakeKubernetes:
         """Starts a pod of a job, or of its `ray_cluster`."""
         self.logs[name] = []
         label = {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
+        if job["kind"] == "TrainJob":
+            label = {
+                "batch.kubernetes.io/job-name": f"{job['metadata']['name']}-node-0",
+                "jobset.sigs.k8s.io/jobset-name": job["metadata"]["name"],
+            }
         metadata = {
             "name": name,
             "labels": {"ray.io/cluster": ray_cluster} if ray_cluster else label,
