@@ -72,9 +72,9 @@ class PodLogs:
         name, node = pod["metadata"]["name"], pod["spec"].get("nodeName")
         try:
             (found,) = self.kubectl.find("nodes", f"--field-selector=metadata.name={node}")
-        except (KubectlError, ValueError):  # not everybody may read nodes
+            (ready,) = [c for c in found["status"]["conditions"] if c["type"] == "Ready"]
+        except (KubectlError, KeyError, ValueError):  # not everybody may read nodes
             return False
-        (ready,) = [c for c in found["status"]["conditions"] if c["type"] == "Ready"]
         if ready["status"] == "True":
             return False
         say(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from kubectl import Kubectl, KubectlError, Object, RunError, say
 from pod_logs import JOB_NAME, PodLogs
-from troubles import QUEUE, Troubles
+from troubles import NODE, QUEUE, Troubles
 
 OVERLAYS = Path(__file__).resolve().parent / "overlays"
 KINDS = {
@@ -137,7 +137,8 @@ def render(kubectl: Kubectl, folder: str) -> list[Object]:
 
 def choose(manifests: list[Object], job: str, folder: str) -> Object:
     """The manifest of a job."""
-    jobs = {m["metadata"]["labels"].get(COMPONENT): m for m in manifests if m["kind"] in KINDS}
+    found = [manifest for manifest in manifests if manifest["kind"] in KINDS]
+    jobs = {manifest["metadata"]["labels"].get(COMPONENT): manifest for manifest in found}
     if job not in jobs:
         sets = [manifest["kind"] for manifest in manifests].count("JobSet")
         rest = f"; this overlay's JobSet runs the others: kubectl apply {folder}" if sets else ""
@@ -147,8 +148,8 @@ def choose(manifests: list[Object], job: str, folder: str) -> Object:
 
 def look_for_keys(kubectl: Kubectl, manifests: list[Object]) -> None:
     """Says that the namespace has no keys, which the jobs may do without: an identity, no key."""
-    (config,) = [manifest for manifest in manifests if manifest["kind"] == "ConfigMap"]
-    if config["data"].get("DISTILL_TEACHER__BASE_URL") == "builtin":
+    configs = [manifest["data"] for manifest in manifests if manifest["kind"] == "ConfigMap"]
+    if any(config.get("DISTILL_TEACHER__BASE_URL") == "builtin" for config in configs):
         return
     try:
         kubectl.read("get", "secret", SECRET, "--output=name")
@@ -196,7 +197,7 @@ def main() -> int:
         return error.exit_code
     except KeyboardInterrupt:
         if target:
-            name = target.split("/")[1]
+            name = target.split("/")[1] + (NODE if KINDS["TrainJob"] in target else "")
             say(f"{target} goes on; `{kubectl} logs -f job/{name}` shows its log, and")
             say(f"`{kubectl} delete {target}` ends it")
         return 130

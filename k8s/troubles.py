@@ -5,9 +5,10 @@ import re
 from collections.abc import Hashable
 from typing import NamedTuple
 
-from kubectl import Kubectl, KubectlError, Object, say
+from kubectl import OPERATORS, Kubectl, KubectlError, Object, say
 from pod_logs import JOB_NAME
 
+NODE = "-node-0"  # the Job of a TrainJob's has this after its name
 QUEUE = "kueue.x-k8s.io/queue-name"
 
 # The job's end tells these.
@@ -50,9 +51,8 @@ class Troubles:
             self._explain_item(item, list_troubles(item.get("status", {})))
         if not pods:  # a quota may refuse them
             self._explain_item(job, [])
-            if cluster := job.get("status", {}).get("rayClusterName"):
-                events = self._find_events(f"involvedObject.name={cluster}")
-                self._say("RayCluster", cluster, events)
+            for kind, name in list_owned(job):
+                self._say(kind, name, self._find_events(f"involvedObject.name={name}"))
         explain_job(job, pods)
 
     def _explain_gone(self, pods: list[Object]) -> None:
@@ -73,12 +73,10 @@ class Troubles:
             return
         self._untouched += 1
         if self._untouched == PATIENCE:
-            operator, name = "Kubernetes' controller manager", "kube-controller-manager"
-            if is_ray:
-                operator, name = "the KubeRay operator", "kuberay-operator"
+            operator = OPERATORS.get(job["kind"], "Kubernetes' controller manager")
             say(
                 f"{job['kind']} {job['metadata']['name']}: nothing takes it up; does {operator} "
-                f"run? `kubectl get pods --all-namespaces | grep {name}`"
+                "run? `kubectl get pods --all-namespaces` shows it"
             )
 
     def _explain_item(self, item: Object, troubles: list[Trouble]) -> None:
@@ -123,6 +121,13 @@ class Troubles:
                     name = f"PersistentVolumeClaim {claim['claimName']}"
                     say(f"{name}: {event.get('message')}; {CLAIM_FIX}", name)
         return is_known
+
+
+def list_owned(job: Object) -> list[tuple[str, str]]:
+    """Kind and name of what makes the pods of a RayJob or a TrainJob."""
+    if cluster := job.get("status", {}).get("rayClusterName"):
+        return [("RayCluster", cluster)]
+    return [("Job", job["metadata"]["name"] + NODE)] if job["kind"] == "TrainJob" else []
 
 
 def explain_job(job: Object, pods: list[Object]) -> None:

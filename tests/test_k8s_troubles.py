@@ -8,7 +8,7 @@ import time
 import pytest
 
 from support.fake_kubernetes import make_status
-from support.k8s_run import TIMEOUT, run, start, wait_for_poll
+from support.k8s_run import TIMEOUT, make_overlay, run, start, wait_for_poll
 
 END = "jobs.batch/distill-train is complete"
 NODE = (
@@ -221,10 +221,8 @@ def test_a_ray_job_that_no_operator_takes_up_is_told(cluster):
 
     cluster.control = control
     _, _, said = run("label", "ray")
-    command = "`kubectl get pods --all-namespaces | grep kuberay-operator`"
-    told = (
-        f"RayJob distill-label-ray: nothing takes it up; does the KubeRay operator run? {command}"
-    )
+    command = "`kubectl get pods --all-namespaces` shows it"
+    told = f"RayJob distill-label-ray: nothing takes it up; does KubeRay run? {command}"
     assert said == [told, "rayjobs.ray.io/distill-label-ray is complete"]
 
 
@@ -239,6 +237,23 @@ def test_a_quota_that_refuses_a_ray_cluster_is_told(cluster):
     cluster.control = control
     _, _, said = run("label", "ray")
     assert said[0] == "RayCluster ray-1: FailedToCreateHeadPod: exceeded quota"
+
+
+def test_a_quota_that_refuses_a_train_job_is_told(cluster, tmp_path):
+    def control(job):
+        owned = {
+            "kind": "Job",
+            "metadata": {"name": "distill-train-node-0", "namespace": "default"},
+        }
+        cluster.warn(owned, "FailedCreate", "exceeded quota")
+        wait_for_poll(cluster)
+        cluster.end(job, cluster.start_pod(job, "a"))
+
+    cluster.control = control
+    _, _, said = run("train", "own", k8s=make_overlay(tmp_path, "trainjob"))
+    end = "trainjobs.trainer.kubeflow.org/distill-train is complete"
+    told = "Job distill-train-node-0: FailedCreate: exceeded quota"
+    assert said == [told, "log of pod a", end]
 
 
 def test_a_claim_without_a_storage_class_is_told_with_the_fix(cluster):
