@@ -51,8 +51,9 @@ class Troubles:
             self._explain_item(item, list_troubles(item.get("status", {})))
         if not pods:  # a quota may refuse them
             self._explain_item(job, [])
+            since = job["metadata"]["creationTimestamp"]  # the last time's had the same name
             for kind, name in list_owned(job):
-                self._say(kind, name, self._find_events(f"involvedObject.name={name}"))
+                self._say(kind, name, self._find_events(f"involvedObject.name={name}", since))
         explain_job(job, pods)
 
     def _explain_gone(self, pods: list[Object]) -> None:
@@ -93,7 +94,7 @@ class Troubles:
         for trouble in troubles:
             say(f"{kind} {name}: {trouble.text}", (kind, name, trouble.key))
 
-    def _find_events(self, about: str) -> list[Trouble]:
+    def _find_events(self, about: str, since: str = "") -> list[Trouble]:
         # FailedScheduling says what the pod's condition says, and stays when that has passed.
         selector = f"--field-selector=type=Warning,reason!=FailedScheduling,{about}"
         with contextlib.suppress(KubectlError):  # not everybody may read events
@@ -101,7 +102,9 @@ class Troubles:
             return [
                 make_trouble(event.get("reason"), event.get("message"))
                 for event in events
-                if event.get("reason") not in ENDS and is_cause(event.get("message") or "")
+                if event.get("reason") not in ENDS
+                and is_cause(event.get("message") or "")
+                and (event.get("lastTimestamp") or event.get("eventTime") or since) >= since
             ]
         return []
 

@@ -100,9 +100,12 @@ class FakeKubernetes:
         self.print(pod, "done")
         self.end(job, pod)
 
-    def warn(self, item: Object, reason: str, message: str, kind: str = "Warning") -> None:
+    def warn(
+        self, item: Object, reason: str, message: str, kind: str = "Warning", moment: str = ""
+    ) -> None:
         """Records an event about an object."""
         event = {"apiVersion": "v1", "kind": "Event", "type": kind, "reason": reason}
+        event["lastTimestamp"] = moment or self._tick()
         about = {"kind": item["kind"]}
         about |= {name: item["metadata"].get(name) for name in ("name", "namespace", "uid")}
         named = {"metadata": {"name": f"event-{self._tick()}"}}
