@@ -100,7 +100,7 @@ k8s-run:
 # checkov pins many packages, so that it gets an environment of its own. It needs kubectl, too.
 checkov := 3.3.30
 check-k8s: build/checkov/.$(checkov) $(VENV)/.installed
-	$(python) -m pytest -m k8s tests/test_k8s.py tests/test_k8s_run.py
+	$(python) -m pytest -m k8s tests/test_k8s*.py
 	rm -rf build/k8s && mkdir -p build/k8s
 	set -e; for overlay in k8s/overlays/*/; do \
 	  kubectl kustomize "$$overlay" >"build/k8s/$$(basename "$$overlay").yaml"; \

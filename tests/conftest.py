@@ -14,6 +14,7 @@ import pytest
 from common.environment import load_settings
 from common.run.storage import RunStorage
 from common.settings import Settings
+from support.fake_kubernetes import FakeKubernetes, serve
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # also for what is imported while tests are collected
 # Two processes whose threads wait for each other on the same cores are ten times slower than one.
@@ -30,6 +31,15 @@ def clean_environment(tmp_path: Path) -> Iterator[None]:
             del os.environ[name]
         os.environ |= {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
         yield
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKubernetes]:
+    """A fake cluster of Kubernetes, which kubectl talks to."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    with serve(tmp_path) as cluster:
+        yield cluster
 
 
 @pytest.fixture

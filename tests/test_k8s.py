@@ -34,7 +34,8 @@ KEYS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "DISTILL_TEACH
 STUDENTS = {"train", "evaluate", "predict"}
 GPU = "nvidia.com/gpu"
 QUEUE = "kueue.x-k8s.io/queue-name"
-CUSTOM = {"jobset.x-k8s.io", "ray.io", "kueue.x-k8s.io"}
+ELASTIC = "kueue.x-k8s.io/elastic-job"
+CUSTOM = {"jobset.x-k8s.io", "ray.io", "kueue.x-k8s.io", "trainer.kubeflow.org"}
 FOREIGN = {"AWS_REGION", "AWS_ENDPOINT_URL", "HF_HUB_OFFLINE"}
 METADATA_SERVER = "169.254.169.254"  # of AWS, Google and Azure: gives out the machine's credentials
 COMPOSITIONS = [
@@ -43,7 +44,9 @@ COMPOSITIONS = [
     "gpu+kueue",
     "gpu+model-cache+jobset",
     "gpu+model-cache+jobset+kueue",
-    "gpu+model-cache+ray+s3-identity",
+    "gpu+model-cache+ray+ray-token+s3-identity+user-namespaces",
+    "gpu+model-image+user-namespaces+jobset",
+    "gpu+model-image+user-namespaces+trainjob+kueue",
     "gpu+ray+kueue",
 ]
 
@@ -81,10 +84,19 @@ def get_group(manifest):
     return manifest["apiVersion"].split("/")[0]
 
 
-def list_newest_versions():
+def list_versions(source):
+    """The oldest version that the documentation names, for components too, and the newest three."""
     validate = pytest.importorskip("kubernetes_validate", reason="it has Kubernetes' schemas")
+    page = (ROOT / "docs/kubernetes.md").read_text("utf-8")
+    needed = [re.search(r"They need kubectl and \[Kubernetes 1\.(\d+) or", page)[1]]
+    table = page.partition("## Components")[2]
+    for component in COMPONENTS:
+        (row,) = re.findall(rf"^\| `{component}` \|.*", table, re.M)
+        if has(source, component):
+            needed += re.findall(r"Kubernetes 1\.(\d+) or newer", row)
     versions = {tuple(map(int, v.split(".")[:2])) for v in validate.utils.all_versions()}
-    return [f"{major}.{minor}" for major, minor in sorted(versions)[-3:]]
+    newest = [minor for _, minor in sorted(versions)[-3:]]
+    return [f"1.{minor}" for minor in {max(map(int, needed)), *newest}]
 
 
 def test_every_overlay_and_component_is_found():
@@ -92,8 +104,8 @@ def test_every_overlay_and_component_is_found():
     assert {"gpu", "s3-identity", "model-cache", "kueue", "jobset", "ray"} <= set(COMPONENTS)
 
 
-def test_valid_for_the_newest_versions_of_kubernetes(rendered):
-    versions = list_newest_versions()
+def test_valid_for_the_oldest_and_the_newest_versions_of_kubernetes(source, rendered):
+    versions = list_versions(source)
     import kubernetes_validate
 
     # What is inside of a JobSet or a RayJob becomes Jobs and Pods.
@@ -106,13 +118,21 @@ def test_valid_for_the_newest_versions_of_kubernetes(rendered):
             assert kubernetes_validate.validate(manifest, wanted, strict=True) == wanted
 
 
+def get_known(manifest):
+    """What there is a schema for: in a TrainingRuntime is a JobSet."""
+    if manifest["kind"] == "TrainingRuntime":
+        spec = manifest["spec"]["template"]["spec"]
+        return {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "spec": spec}
+    return manifest if manifest["kind"] != "TrainJob" else None
+
+
 @pytest.mark.shared
 @pytest.mark.skipif(not (SHARED / "crds").exists(), reason="needs the schemas beside the checkout")
 def test_custom_resources_are_valid(rendered):
     jsonschema = pytest.importorskip("jsonschema")
     queues = yaml.safe_load_all((K8S / "components/kueue/cluster-queue.yaml").read_text("utf-8"))
-    for manifest in (*rendered, *queues):
-        if get_group(manifest) in CUSTOM:
+    for manifest in map(get_known, (*rendered, *queues)):
+        if manifest and get_group(manifest) in CUSTOM:
             group_version = manifest["apiVersion"].replace("/", ".")
             name = f"{manifest['kind'].lower()}.{group_version}.json"
             schema = json.loads((SHARED / "crds" / name).read_text("utf-8"))
@@ -205,7 +225,7 @@ def test_users_are_the_image_s(rendered):
         assert given == [int(user[1]), int(user[2]), int(user[2])]
 
 
-def test_pods_are_restricted(rendered):
+def test_pods_are_restricted(source, rendered):
     cluster = [job["spec"]["rayClusterSpec"] for job in find(rendered, "RayJob")]
     sidecars = [spec["autoscalerOptions"] for spec in cluster if "autoscalerOptions" in spec]
     for container in [*[c for pods in list_pods(rendered) for c in pods.containers], *sidecars]:
@@ -227,7 +247,8 @@ def test_pods_are_restricted(rendered):
         has_autoscaler = (pods.job, pods.name) == ("label", "head")
         assert pods.spec["automountServiceAccountToken"] is has_autoscaler
         kinds = {kind for volume in pods.spec["volumes"] for kind in volume} - {"name"}
-        assert kinds <= {"emptyDir", "persistentVolumeClaim"}
+        images = {"image"} if has(source, "model-image") else set()
+        assert kinds <= {"emptyDir", "persistentVolumeClaim"} | images
     for account in find(rendered, "ServiceAccount"):
         assert account["automountServiceAccountToken"] is False
 
@@ -260,8 +281,9 @@ def test_jobs_end(source, rendered):
         assert spec["activeDeadlineSeconds"] > 0
         assert spec["podReplacementPolicy"] == "Failed"
         assert pod["terminationGracePeriodSeconds"] >= (120 if name == "train" else 30)
-        is_in_job_set = has(source, "jobset") and name in PIPELINE
-        assert ("ttlSecondsAfterFinished" in spec) is not is_in_job_set
+        is_copied = has(source, "jobset") and name in PIPELINE
+        is_copied |= has(source, "trainjob") and name == "train"
+        assert ("ttlSecondsAfterFinished" in spec) is not is_copied
     for whole in [*find(rendered, "JobSet"), *find(rendered, "RayJob"), *find(rendered, "Job")]:
         assert whole["spec"]["ttlSecondsAfterFinished"] > 0
     for ray_job in find(rendered, "RayJob"):
@@ -304,8 +326,10 @@ def test_nothing_waits_on_a_gpu(source, rendered):
             deadline = before.get("activeDeadlineSeconds", 0)
             assert wait >= deadline  # as long as the job before may take
             assert spec["activeDeadlineSeconds"] > deadline
-        is_suspended = (has(source, "gpu") or has(source, "kueue")) and not has(source, "jobset")
+        is_copied = has(source, "jobset") or (has(source, "trainjob") and name == "train")
+        is_suspended = (has(source, "gpu") or has(source, "kueue")) and not is_copied
         assert spec.get("suspend", False) is (is_suspended or name == "predict")
+    assert jobs["report"]["suspend"] is True  # until there is an evaluation
     if "predict" not in jobs:
         spec = list_ray_jobs(rendered)["predict"]["spec"]
         assert spec["suspend"] is True
@@ -316,15 +340,43 @@ def test_nothing_waits_on_a_gpu(source, rendered):
         }
 
 
+def test_the_report_is_served_where_a_port_forward_alone_reaches_it(rendered):
+    (pods,) = [pods for pods in list_pods(rendered) if pods.name == "report"]
+    (container,) = pods.containers
+    assert "ports" not in container
+    env = {item["name"]: item["value"] for item in container["env"]}
+    assert env == {
+        "DISTILL_REPORT__SERVE": "127.0.0.1:8080",
+        "DISTILL_STORAGE__WAIT_SECONDS": "0",
+    }
+
+
+def test_no_field_is_one_that_the_api_server_does_not_store(rendered):
+    """Else each apply changes it again: an empty list or text is left out as it is stored."""
+
+    def list_empty(value, path=""):
+        if value in ([], ""):
+            yield path
+        elif isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, item in items:
+                yield from list_empty(item, f"{path}/{key}")
+
+    for manifest in rendered:
+        assert not list(list_empty(manifest))
+
+
 def test_kueue_admits_what_it_has_a_quota_for(source, rendered):
-    owners = [*find(rendered, "Job"), *find(rendered, "JobSet")]
-    for ray_job in find(rendered, "RayJob"):
-        # Kueue admits none whose workers come and go.
-        if not ray_job["spec"]["rayClusterSpec"].get("enableInTreeAutoscaling"):
-            owners.append(ray_job)
-    for owner in [*owners, *find(rendered, "RayJob")]:
-        is_queued = has(source, "kueue") and owner in owners
+    kinds = ("Job", "JobSet", "RayJob", "TrainJob")
+    owners = [owner for kind in kinds for owner in find(rendered, kind)]
+    for owner in owners:
+        is_queued = has(source, "kueue")
         assert (QUEUE in owner["metadata"]["labels"]) is is_queued
+        # Without the annotation, Kueue admits none whose workers come and go.
+        cluster = owner["spec"].get("rayClusterSpec", {})
+        is_elastic = is_queued and cluster.get("enableInTreeAutoscaling", False)
+        annotations = owner["metadata"].get("annotations", {})
+        assert annotations == ({ELASTIC: "true"} if is_elastic else {})
     if has(source, "kueue"):
         (queue,) = find(rendered, "LocalQueue")
         assert {owner["metadata"]["labels"][QUEUE] for owner in owners} == {
@@ -347,7 +399,8 @@ def test_kueue_admits_what_it_has_a_quota_for(source, rendered):
 @pytest.mark.parametrize("before", ["gpu+model-cache", "model-cache"])
 def test_a_job_set_is_made_of_the_jobs(before):
     jobs, rendered = list_jobs(render(before)), render(f"{before}+jobset")
-    assert [job["spec"] for job in find(rendered, "Job")] == [jobs["predict"]]
+    rest = [jobs["predict"], jobs["report"]]
+    assert [job["spec"] for job in find(rendered, "Job")] == rest
     (job_set,) = find(rendered, "JobSet")
     parts = job_set["spec"]["replicatedJobs"]
     assert [part["name"] for part in parts] == list(PIPELINE)
@@ -363,6 +416,25 @@ def test_a_job_set_is_made_of_the_jobs(before):
             if key not in ("suspend", "ttlSecondsAfterFinished")
         }
         assert part["template"]["spec"] == wanted
+
+
+@pytest.mark.parametrize("before", ["gpu+model-cache", "model-image+user-namespaces"])
+def test_a_train_job_is_made_of_the_job(before):
+    jobs, rendered = list_jobs(render(before)), render(f"{before}+trainjob")
+    assert "distill-train" not in {job["metadata"]["name"] for job in find(rendered, "Job")}
+    ((runtime,), (train_job,)) = find(rendered, "TrainingRuntime"), find(rendered, "TrainJob")
+    name = runtime["metadata"]["name"]
+    reference = {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": name}
+    assert train_job["spec"] == {"suspend": True, "runtimeRef": reference}
+    # Trainer wants this label, one replica, and the container's name.
+    (part,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    assert (part["name"], part["replicas"]) == ("node", 1)
+    assert list(part["template"]["metadata"]["labels"].values()) == ["trainer"]
+    wanted = json.dumps(jobs["train"]).replace('"containerName": "job"', '"containerName": "node"')
+    wanted = json.loads(wanted.replace('"name": "job"', '"name": "node"'))
+    for field in ("suspend", "ttlSecondsAfterFinished"):
+        wanted.pop(field, None)
+    assert part["template"]["spec"] == wanted
 
 
 def test_ray_is_the_installed_one():
@@ -471,6 +543,7 @@ def test_labels_select_one_job(rendered):
         assert labels["app.kubernetes.io/part-of"] == "distill"
         name = manifest["metadata"]["name"].removeprefix("distill-")
         component = {"Job": name, "RayJob": name.removesuffix("-ray"), "JobSet": "pipeline"}
+        component |= {"TrainJob": "train", "TrainingRuntime": "train"}
         assert labels["app.kubernetes.io/component"] == component.get(manifest["kind"], "settings")
 
 
@@ -489,6 +562,27 @@ def test_model_cache_takes_the_place_of_the_empty_one():
     for pods in list_pods(render("model-cache")):
         (cache,) = [volume for volume in pods.spec["volumes"] if volume["name"] == "cache"]
         assert ("persistentVolumeClaim" in cache) is (pods.name in STUDENTS)
+
+
+def test_the_student_of_an_image_is_the_one_that_is_set():
+    for pods in list_pods(render("model-image")):
+        (container,) = pods.containers
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        env = {item["name"]: item["value"] for item in container.get("env", [])}
+        volumes = [volume["name"] for volume in pods.spec["volumes"] if "image" in volume]
+        assert [mounts[name] for name in volumes] == (["/student"] if pods.name in STUDENTS else [])
+        assert env.get("DISTILL_STUDENT__MODEL") == ("/student" if volumes else None)
+
+
+def test_user_namespaces_are_those_of_all_pods(source, rendered):
+    for pods in list_pods(rendered):
+        expected = False if has(source, "user-namespaces") else None
+        assert pods.spec.get("hostUsers") is expected
+
+
+def test_ray_s_clusters_have_a_token():
+    for ray_job in find(render("ray+ray-token"), "RayJob"):
+        assert ray_job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
 
 
 @pytest.mark.parametrize("component", COMPONENTS)

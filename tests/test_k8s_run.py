@@ -3,63 +3,18 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from support.fake_kubernetes import make_status, serve
+from support.fake_kubernetes import make_status
+from support.k8s_run import ROOT, TIMEOUT, make_overlay, run, start, wait_for_poll
 
-ROOT = Path(__file__).parent.parent
 TRAIN = ("jobs", "default", "distill-train")
-TIMEOUT = 120  # seconds, of which a busy machine may need some
 
 pytestmark = [
     pytest.mark.k8s,
     pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _home(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-
-
-@pytest.fixture
-def cluster(tmp_path):
-    with serve(tmp_path) as cluster:
-        yield cluster
-
-
-def start(*arguments, k8s=ROOT / "k8s"):
-    command = [sys.executable, "-I", str(k8s / "run.py"), *arguments, "--poll-seconds=0.1"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def run(*arguments, **options):
-    """The exit code, what the job printed (and kubectl), and the lines that the command said."""
-    process = start(*arguments, **options)
-    output, said = process.communicate(timeout=TIMEOUT)
-    return process.returncode, output, said.replace("k8s-run: ", "").splitlines()
-
-
-def make_overlay(folder, *components):
-    """A copy of k8s/ with an overlay `own`."""
-    shutil.copytree(ROOT / "k8s", folder / "k8s")
-    (folder / "k8s/overlays/own").mkdir()
-    lines = ["resources: [../../base]", "components:"]
-    lines += [f"- ../../components/{component}" for component in components]
-    (folder / "k8s/overlays/own/kustomization.yaml").write_text("\n".join(lines), "utf-8")
-    return folder / "k8s"
-
-
-def wait_for_poll(cluster):
-    """Until the command has seen the cluster as it is."""
-    seen, poll = len(cluster.requests), "GET /api/v1/namespaces/default/pods"
-    deadline = time.monotonic() + TIMEOUT
-    while cluster.requests[seen:].count(poll) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_job_is_applied_resumed_and_waited_for(cluster):
@@ -121,9 +76,7 @@ def test_what_holds_a_job_up_and_how_containers_ended_is_said_once(cluster):
     killed = {"lastState": {"terminated": {"reason": "OOMKilled", "exitCode": 137}}}
 
     def warn(item, reason, message):
-        event = {"apiVersion": "v1", "kind": "Event", "type": "Warning", "message": message}
-        event |= {"reason": reason, "involvedObject": {"uid": item["metadata"]["uid"]}}
-        cluster.put(event | {"metadata": {"name": reason}})
+        cluster.warn(item, reason, message)
         wait_for_poll(cluster)
 
     def control(job):
@@ -191,12 +144,31 @@ def test_a_ray_job_that_is_suspended_is_resumed(cluster):
     assert job["spec"]["suspend"] is False  # it is created suspended
 
 
+@pytest.mark.parametrize("exit_code", [0, 3])
+def test_a_train_job_runs_in_place_of_the_job(cluster, tmp_path, exit_code):
+    def control(job):
+        pod = cluster.start_pod(job, "distill-train-node-0-0-x")
+        cluster.print(pod, "train: 12 updates")
+        cluster.end(job, pod, exit_code=exit_code)
+
+    cluster.control = lambda job: cluster.end(job, cluster.start_pod(job, "of-the-job"))
+    run("train", "gpu")
+    cluster.control = control
+    code, output, said = run("train", "own", k8s=make_overlay(tmp_path, "gpu", "trainjob"))
+    assert (code, output.splitlines()[-1]) == (exit_code, "train: 12 updates")
+    end = "is complete" if exit_code == 0 else "failed: PodFailurePolicy: it failed"
+    assert said[-1] == f"trainjobs.trainer.kubeflow.org/distill-train {end}"
+    jobs = {key[0] for key in cluster.objects if key[2] == "distill-train"}
+    assert jobs == {"trainjobs", "trainingruntimes"}
+
+
 def test_without_kuberay_a_job_runs_and_a_ray_job_changes_nothing(cluster):
     del cluster.groups["ray.io/v1"]
     assert run("label", "gpu")[0] == 0
     cluster.requests.clear()
     code, _, said = run("label", "ray")
-    assert (code, 'no matches for kind "RayJob"' in said[0]) == (1, True)
+    fix = "install KubeRay (docs/kubernetes.md#components), or choose another OVERLAY"
+    assert (code, said) == (2, [f"error: the cluster does not know RayJob: {fix}"])
     assert {request.split()[0] for request in cluster.requests} == {"GET"}
 
 
@@ -237,7 +209,7 @@ def test_a_ray_job_has_its_submitter_s_log_and_exit_code_and_its_cluster_s_pods(
     assert (code, output.count("labels: 12 rows")) == (exit_code, 1)
     assert "not for the user" not in output
     end = f"rayjobs.ray.io/distill-label-ray {message}"
-    assert said == ["Pod worker: ErrImagePull: not found", "log of pod submitter", end]
+    assert said == ["log of pod submitter", "Pod worker: ErrImagePull: not found", end]
 
 
 @pytest.mark.parametrize("end", ["deleted", "replaced by another one"])
@@ -292,9 +264,12 @@ def test_the_predict_job_runs_in_any_overlay(cluster, tmp_path, component):
 def test_a_wrong_job_or_overlay_is_told_with_those_that_there_are(cluster, tmp_path):
     k8s = make_overlay(tmp_path, "jobset")
     for arguments, message in (
-        (("trian", "gpu"), "JOB is 'trian', and should be one of evaluate, label, predict, train"),
+        (("trian", "gpu"), "should be one of evaluate, label, predict, report, train"),
         (("train", "../base"), "invalid choice: '../base' (choose from"),
-        (("train", "own"), "should be one of predict; this overlay's JobSet runs the others: kube"),
+        (
+            ("train", "own"),
+            "should be one of predict, report; this overlay's JobSet runs the others: kube",
+        ),
     ):
         code, _, said = run(*arguments, k8s=k8s)
         assert (code, message in said[-1]) == (2, True)
@@ -302,6 +277,8 @@ def test_a_wrong_job_or_overlay_is_told_with_those_that_there_are(cluster, tmp_p
 
 
 def test_a_missing_cluster_or_kubectl_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
     code, _, said = run("train", "gpu")
     assert (code, "was refused" in said[0]) == (1, True)
     monkeypatch.setenv("PATH", str(tmp_path))

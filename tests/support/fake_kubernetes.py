@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,12 +14,15 @@ from urllib.parse import parse_qs, urlsplit
 Object = dict[str, Any]
 
 GROUPS = {
-    "v1": ["ConfigMap", "Event", "PersistentVolumeClaim", "Pod", "ServiceAccount"],
+    "v1": [
+        *("ConfigMap", "Event", "Node", "PersistentVolumeClaim", "Pod", "Secret", "ServiceAccount")
+    ],
     "batch/v1": ["Job"],
     "jobset.x-k8s.io/v1alpha2": ["JobSet"],
     "kueue.x-k8s.io/v1beta2": ["LocalQueue"],
     "networking.k8s.io/v1": ["NetworkPolicy"],
     "ray.io/v1": ["RayJob"],
+    "trainer.kubeflow.org/v1alpha1": ["TrainJob", "TrainingRuntime"],
 }
 
 
@@ -32,6 +36,10 @@ class FakeKubernetes:
         self.requests: list[str] = []
         self.groups = dict(GROUPS)  # without ray.io/v1 there is no KubeRay
         self.unretrieved_logs = 0  # how many readings of a log the kubelet fails
+        self.lost_nodes: set[str] = set()  # their kubelets do not answer
+        self.namespaces = {"default", "team"}
+        self.keys = {"default", "team"}  # namespaces with the secret
+        self.forbidden: set[str] = set()  # resources that the user may not read
         self.is_failing = False
         self._numbers = itertools.count(1)
 
@@ -39,9 +47,11 @@ class FakeKubernetes:
         """Creates or changes an object."""
         metadata = {"namespace": "default", "uid": self._tick(), "creationTimestamp": self._tick()}
         item["metadata"] = metadata | item["metadata"]
+        if item["kind"] == "NetworkPolicy" and not item["spec"].get("ingress"):
+            item["spec"].pop("ingress", None)  # the API server stores no empty list
         before = self.objects.get(get_key(item))
         self.objects[get_key(item)] = item
-        may_run = item["kind"] in ("Job", "RayJob") and not item["spec"].get("suspend")
+        may_run = item["kind"] in ("Job", "RayJob", "TrainJob") and not item["spec"].get("suspend")
         if may_run and (before is None or before["spec"].get("suspend")):
             threading.Thread(target=self.control, args=(item,), daemon=True).start()
         return item
@@ -57,13 +67,18 @@ class FakeKubernetes:
         """Starts a pod of a job, or of its `ray_cluster`."""
         self.logs[name] = []
         label = {"batch.kubernetes.io/job-name": job["metadata"]["name"]}
+        if job["kind"] == "TrainJob":
+            label = {
+                "batch.kubernetes.io/job-name": f"{job['metadata']['name']}-node-0",
+                "jobset.sigs.k8s.io/jobset-name": job["metadata"]["name"],
+            }
         metadata = {
             "name": name,
             "labels": {"ray.io/cluster": ray_cluster} if ray_cluster else label,
         }
         metadata |= {"namespace": job["metadata"]["namespace"], "owner": job["metadata"]["uid"]}
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
-        pod["spec"] = {"containers": [{"name": "job"}]}
+        pod["spec"] = {"containers": [{"name": "job"}], "nodeName": "node-a"}
         return self.put(pod | {"status": make_status("Running", running={})})
 
     def print(self, pod: Object, *lines: str) -> None:
@@ -84,6 +99,26 @@ class FakeKubernetes:
         pod = self.start_pod(job, "pod-a")
         self.print(pod, "done")
         self.end(job, pod)
+
+    def warn(
+        self, item: Object, reason: str, message: str, kind: str = "Warning", moment: str = ""
+    ) -> None:
+        """Records an event about an object."""
+        event = {"apiVersion": "v1", "kind": "Event", "type": kind, "reason": reason}
+        event["lastTimestamp"] = moment or self._tick()
+        about = {"kind": item["kind"]}
+        about |= {name: item["metadata"].get(name) for name in ("name", "namespace", "uid")}
+        named = {"metadata": {"name": f"event-{self._tick()}"}}
+        self.put(event | named | {"message": message, "involvedObject": about})
+
+    def lose_node(self, name: str) -> None:
+        """A node's kubelet stops to answer, and the cluster notices."""
+        self.lost_nodes.add(name)
+        ready = {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}
+        ready |= {"message": "Kubelet stopped posting node status.", "lastTransitionTime": "now"}
+        metadata = {"name": name, "namespace": ""}
+        node = {"apiVersion": "v1", "kind": "Node", "metadata": metadata}
+        self.put(node | {"status": {"conditions": [ready]}})
 
     def set_status(self, item: Object, **status: Any) -> None:
         """Changes the status of a pod or a job."""
@@ -128,6 +163,14 @@ def has_field(item: Any, selector: str) -> bool:
     return (item == value) != path.endswith("!")
 
 
+def merge(item: Any, patch: Any) -> Any:
+    """A JSON merge patch (RFC 7396)."""
+    if not isinstance(item, dict) or not isinstance(patch, dict):
+        return patch
+    changed = {key: merge(item.get(key), value) for key, value in patch.items()}
+    return {key: value for key, value in (item | changed).items() if value is not None}
+
+
 @contextmanager
 def serve(folder: Path) -> Iterator[FakeKubernetes]:
     """A cluster whose kubeconfig is `folder`/kubeconfig."""
@@ -164,11 +207,19 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(length)) if length else {}
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         if self.cluster.is_failing:
-            self._send({}, 503)
+            self._fail(503, "ServiceUnavailable", "the server is currently unable to handle it")
         elif document := find_document(url.path, self.cluster.groups):
             self._send(document)
+        elif re.fullmatch("/api/v1/namespaces/[^/]+", url.path):
+            name = url.path.rpartition("/")[2]
+            if name in self.cluster.namespaces:
+                self._send({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+            else:
+                self._fail(404, "NotFound", f'namespaces "{name}" not found')
         elif "/namespaces/" in url.path:
             self._serve_objects(url.path.partition("/namespaces/")[2].split("/"), query, body)
+        elif url.path == "/api/v1/nodes":
+            self._serve_objects(["", "nodes"], query, body)
         else:
             self._send({}, 404)
 
@@ -177,14 +228,24 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve_objects(self, path: list[str], query: dict[str, str], body: Object) -> None:
         namespace, resource, name, log = (*path, "", "")[:4]
         item = self.cluster.objects.get((resource, namespace, name))
-        if self.command == "POST":
+        if resource == "secrets" and namespace in self.cluster.keys:
+            item = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}}
+        if (log or resource) in self.cluster.forbidden:
+            self._fail(403, "Forbidden", f"the user cannot read {log or resource}")
+        elif self.command == "POST" and namespace not in self.cluster.namespaces:
+            self._fail(404, "NotFound", f'namespaces "{namespace}" not found')
+        elif self.command == "POST":
             body["metadata"]["namespace"] = namespace
             self._send(self.cluster.put(body), 201)
         elif not name:
             items = self.cluster.find(resource, namespace, query)
             self._send({"kind": "List", "apiVersion": "v1", "items": items})
         elif item is None:
-            self._send({}, 404)
+            self._fail(404, "NotFound", f'{resource} "{name}" not found')
+        elif log and item["spec"]["nodeName"] in self.cluster.lost_nodes:
+            url, port = f"https://10.0.0.7:10250/containerLogs/{name}", self.client_address[1]
+            reason = f"read tcp 10.0.0.1:{port}->10.0.0.7:10250: connection reset by peer"
+            self._fail(500, "", f'Get "{url}": {reason}')
         elif log and self.cluster.unretrieved_logs:
             self.cluster.unretrieved_logs -= 1
             self._send("unable to retrieve container logs for containerd://0")
@@ -195,9 +256,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.cluster.delete(item, body.get("propagationPolicy", "Background"))
             self._send(item)
         elif self.command == "PATCH":
-            self._send(self.cluster.put(item | {"spec": item["spec"] | body["spec"]}))
+            self._send(self.cluster.put(merge(item, body)))
         else:
             self._send(item)
+
+    def _fail(self, code: int, reason: str, message: str) -> None:
+        status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code}
+        self._send(status | {"reason": reason, "message": message}, code)
 
     def _send(self, document: Object | str, code: int = 200) -> None:
         text = document if isinstance(document, str) else json.dumps(document)
@@ -227,6 +292,8 @@ def find_document(path: str, known: dict[str, list[str]]) -> Object | None:
         documents["/openapi/v3"]["paths"][root] = {"serverRelativeURL": "/openapi/v3/all"}
         more = {"namespaced": True, "verbs": ["create", "delete", "get", "list", "patch"]}
         resources = [{"name": get_resource(kind), "kind": kind} | more for kind in kinds]
+        for resource in resources:
+            resource["namespaced"] = resource["kind"] != "Node"
         listed = {"kind": "APIResourceList", "groupVersion": group_version}
         documents[f"/{root}"] = listed | {"resources": resources}
         for kind in kinds:

@@ -14,7 +14,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 PIPELINE = ("label", "train", "evaluate")
-JOBS = (*PIPELINE, "predict")
+JOBS = (*PIPELINE, "predict", "report")
 OVERLAYS = tuple(sorted(path.parent.name for path in K8S.glob("overlays/*/kustomization.yaml")))
 COMPONENTS = tuple(sorted(path.parent.name for path in K8S.glob("components/*/kustomization.yaml")))
 OTHER_IMAGE = "registry.example/team/distill:1.2"
@@ -82,12 +82,15 @@ def find(manifests: Sequence[Manifest], kind: str, name: str | None = None) -> l
 
 
 def list_jobs(manifests: Sequence[Manifest]) -> dict[str, Manifest]:
-    """Job specs by the job's name, those of Jobs and those in a JobSet."""
+    """Job specs by the job's name: those of Jobs, in a JobSet, and in a TrainJob's runtime."""
     jobs = {j["metadata"]["name"].removeprefix("distill-"): j for j in find(manifests, "Job")}
     specs = {name: job["spec"] for name, job in jobs.items()}
     for job_set in find(manifests, "JobSet"):
         for job in job_set["spec"]["replicatedJobs"]:
             specs[job["name"]] = job["template"]["spec"]
+    for runtime in find(manifests, "TrainingRuntime"):
+        (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+        specs["train"] = job["template"]["spec"]
     return specs
 
 
