@@ -26,7 +26,7 @@ KINDS = {
 }
 COMPONENT = "app.kubernetes.io/component"
 JOB_SET = "jobset.sigs.k8s.io/jobset-name"  # of a TrainJob's pods
-SECRET = "distill-secrets"
+KEYS = "distill-secrets"
 PORT = 8080  # of the report
 
 PATIENCE_SECONDS = 300.0  # how long the cluster may fail to answer
@@ -152,11 +152,11 @@ def look_for_keys(kubectl: Kubectl, manifests: list[Object]) -> None:
     if any(config.get("DISTILL_TEACHER__BASE_URL") == "builtin" for config in configs):
         return
     try:
-        kubectl.read("get", "secret", SECRET, "--output=name")
+        kubectl.read("get", "secret", KEYS, "--output=name")
     except KubectlError as error:
         if "(NotFound)" in error.reason:  # not everybody may read secrets
             command = f"{kubectl} apply -f my-secret.yaml"
-            say(f"this namespace has no secret {SECRET}, so the job has no keys: `{command}`")
+            say(f"this namespace has no secret {KEYS}, so the job has no keys: `{command}`")
 
 
 def delete(kubectl: Kubectl, job: str) -> None:
