@@ -191,6 +191,11 @@ def _explain(error: Exception) -> DistillError:
     for cause in causes:
         if isinstance(cause, DistillError):
             return cause
+    from common.labels.lanes.ray.memory import MemoryWatch
+
+    texts = " ".join(str(cause) for cause in causes)
+    if used_up := MemoryWatch("DISTILL_PREDICT__ACTORS").explain(texts):
+        return used_up
     reason = " ".join(f"{type(causes[-1]).__name__}: {causes[-1]}".split())
     if any(isinstance(cause, ray.exceptions.RayActorError) for cause in causes):
         return DistillError(
