@@ -23,7 +23,7 @@ from common.errors import DistillError, SettingsError
 from common.signals import STOP_SIGNALS
 
 _ANSWER_SECONDS = 10.0
-_LONGEST_FOLDER, _SHORT_FOLDERS = 36, ("/tmp", "/var/tmp", "/dev/shm")
+_LONGEST_FOLDER, _SHORT_FOLDERS = 36, ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - as Ray
 """The longest folder for Ray's, in bytes: the path of a socket in it may have 107."""
 _AGENT = (
     "import ctypes, os, runpy, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGKILL); "
