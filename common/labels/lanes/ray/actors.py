@@ -1,6 +1,7 @@
 """A session's workers on Ray."""
 
 import asyncio
+import faulthandler
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,6 +22,8 @@ from common.records import Example, make_label_table
 from common.run.lock import is_locked
 from common.run.run import PackedRun
 from common.tasks.languages import load_detector
+
+_FROZEN_SECONDS, _BEAT_SECONDS = 60.0, 5.0
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +79,11 @@ class LabelActor:
         self._keeper, self._known, self._labels = keeper, known, labels
         self._opening: asyncio.Task[Desk] | None = None
         self._loading: asyncio.Task[Any] | None = None
+        self._guarding: asyncio.Task[None] | None = None
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """Labels a block, whose rows go into a part. A failure reaches the driver by the quota."""
+        self._guarding = self._guarding or asyncio.create_task(end_if_frozen())
         self._opening = self._opening or asyncio.create_task(self._open())
         try:
             desk = await self._opening
@@ -129,6 +134,20 @@ class LabelActor:
 
         worker = Worker(run, self._url, renew, await self._known, keeps_replies=True)
         return Desk(worker, Parts(run, *self._labels))
+
+
+async def end_if_frozen() -> None:
+    """Ends this process if its event loop stands still for a minute; Ray starts another.
+
+    Else the job would wait for its rows for ever. What stops the loop may hold the interpreter's
+    lock, without which only faulthandler's thread runs.
+    """
+    try:
+        while True:
+            faulthandler.dump_traceback_later(_FROZEN_SECONDS, exit=True, file=2)
+            await asyncio.sleep(_BEAT_SECONDS)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def _find_missing(desk: Desk, block: Sequence[Example]) -> Sequence[Example]:
