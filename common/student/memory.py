@@ -17,13 +17,19 @@ def explaining_memory(advice: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not is_memory_error(error):
             raise
-        reason = str(error).split(". ")[0]
-        raise SettingsError(f"the memory does not suffice ({reason}); {advice}") from None
+        raise SettingsError(f"the memory does not suffice ({_shorten(error)}); {advice}") from None
 
 
 def is_memory_error(error: Exception) -> bool:
     """Whether an error says that memory is used up."""
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS)
+
+
+def _shorten(error: Exception) -> str:
+    """The sentence that says what could not be allocated; torch's begins with a place in C++."""
+    sentences = " ".join(str(error).split()).split(". ")
+    telling = (text for text in sentences if any(sign in text for sign in _SIGNS))
+    return next(telling, sentences[0]) or type(error).__name__
 
 
 def advise_on_memory(settings: Settings) -> str:

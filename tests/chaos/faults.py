@@ -195,21 +195,24 @@ class Outage(Fault):
 
 
 class SecondCopy(Fault):
-    """The same job is started again beside the first."""
+    """The same job is started twice at once."""
 
     name = "second copy"
-    part = (0.0, 0.3)
+    codes = (0, 1)
+    words = "is held since"
+    part = None
     lasts = 600.0
 
     def strike(self, cell: Any, started: Any) -> list[str]:
-        self._second = cell.start()
+        self._other = cell.start()
         return []
 
     def heal(self, cell: Any) -> None:
-        code, log = cell.end(self._second)
-        cell.note = f"the second ended with {code}"
-        if code not in (0, 1) or (code == 1 and "is held since" not in log):
-            cell.problems.append(f"the second copy ended with {code}: {log[-2000:]}")
+        code, log = cell.end(self._other)
+        cell.check_end(code, log)
+        cell.note = f"they ended with {cell.code} and {code}"
+        if cell.code and code:
+            cell.problems.append("none of the copies did the job")
 
 
 class Memory(Fault):
