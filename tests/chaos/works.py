@@ -15,7 +15,7 @@ from tests.chaos.teachers import KEY
 from tests.support.fake_teacher import FakeTeacher
 
 CONCURRENCY = 16
-_ROWS, _INPUTS, _TESTS, _PART_ROWS = 400, 240, 40, 12
+_ROWS, _INPUTS, _TESTS, _PART_ROWS = 400, 240, 100, 12
 _TIMES = ("seconds", "_per_second", "savings")
 """Endings of the metrics that tell how fast a run was."""
 
@@ -51,7 +51,7 @@ def make_settings(folder: Path, teacher: FakeTeacher) -> dict[str, object]:
         inputs.write_text("".join(json.dumps({"modified": t}) + "\n" for t in texts), "utf-8")
     return {
         "DATA__SOURCE": "builtin",
-        "DATA__TRAIN_LIMIT": 200,
+        "DATA__TRAIN_LIMIT": 240,
         "DATA__TEST_LIMIT": _TESTS,
         "TEACHER__BASE_URL": teacher.url,
         "TEACHER__MODEL": "big",
@@ -60,7 +60,7 @@ def make_settings(folder: Path, teacher: FakeTeacher) -> dict[str, object]:
         "TEACHER__MAX_CONCURRENCY": CONCURRENCY,
         "STUDENT__MODEL": "builtin",
         "TRAIN__PRESET": "builtin",
-        "TRAIN__EPOCHS": 1,
+        "TRAIN__EPOCHS": 2,
         "TRAIN__HELD_OUT": 20,
         "TRAIN__EVALUATIONS": 2,
         "TRAIN__CHECKPOINT_SECONDS": 0.1,
@@ -175,8 +175,8 @@ WORKS = {
     for work in (
         Work("label", "", True, True, _measure_label, (10, 300), _compare_nothing),
         Work("predict", "evaluate", True, True, _measure_predict, (10, 240), _compare_outputs),
-        Work("train", "label", False, False, _measure_train, (1, 9), _compare_adapters),
-        Work("evaluate", "train", False, True, _measure_evaluate, (5, 80), _compare_metrics),
+        Work("train", "label", False, False, _measure_train, (1, 20), _compare_adapters),
+        Work("evaluate", "train", False, True, _measure_evaluate, (5, 140), _compare_metrics),
     )
 }
 """In the order of the columns."""
