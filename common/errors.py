@@ -71,6 +71,7 @@ _MEMORY_SIGNS = (
     "can't allocate memory",
     "Cannot allocate memory",
     "not enough memory",
+    "Unable to allocate",
     "ALLOC_FAILED",
     "can't start new thread",  # which has no room for its stack
 )
@@ -83,7 +84,8 @@ def is_memory_error(error: Exception) -> bool:
 
 def explain_memory(error: Exception, advice: str) -> SettingsError:
     """An error of `is_memory_error` as one that no job retries."""
-    sentences = " ".join(str(error).split()).split(". ")  # torch's begin with a place in C++
+    # Torch's begin with a place in C++, and Ray puts a traceback behind its own.
+    sentences = " ".join(str(error).partition("traceback:")[0].split()).rstrip(".").split(". ")
     telling = (text for text in sentences if any(sign in text for sign in _MEMORY_SIGNS))
     reason = next(telling, sentences[0]) or type(error).__name__
     return SettingsError(f"the memory does not suffice ({reason}); {advice}")
