@@ -104,24 +104,38 @@ def test_a_part_is_written_once_though_old_journal_files_stay(
     assert len(list_sealed(storage)) == 1
 
 
-def test_an_actor_that_stands_still_ends() -> None:
-    """Also in code that holds the interpreter's lock, as this regular expression does."""
-    code = """
+ALONE = """
 import asyncio, re
 from common.labels.lanes.ray import actors
 
-actors._FROZEN_SECONDS, actors._BEAT_SECONDS = 0.5, 0.05
+actors._FROZEN_SECONDS, actors._BEAT_SECONDS, actors._ANSWER_SECONDS = 0.5, 0.05, 0.1
 
 async def stand_still():
     guard = asyncio.create_task(actors.end_if_frozen())
     await asyncio.sleep(1)
     print("alive", flush=True)
-    re.match("(a+)+b", "a" * 40)
+    re.match("(a+)+b", "a" * 40)  # holds the interpreter's lock
 
-asyncio.run(stand_still())
+async def wait_for_an_answer():
+    await actors.hear(asyncio.sleep(0.01))
+    print("alive", flush=True)
+    await actors.hear(asyncio.get_running_loop().create_future())
+
+asyncio.run({}())
 """
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [("stand_still", "stand_still"), ("wait_for_an_answer", "the quota has not answered")],
+)
+def test_an_actor_that_cannot_go_on_ends(what: str, told: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", ALONE.format(what)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert (done.returncode, done.stdout) == (1, "alive\n")
-    assert "stand_still" in done.stderr
+    assert told in done.stderr

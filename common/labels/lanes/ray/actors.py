@@ -3,11 +3,12 @@
 import asyncio
 import faulthandler
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from socket import gethostname
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import pyarrow as pa
 
@@ -24,7 +25,10 @@ from common.run.run import PackedRun
 from common.tasks.languages import load_detector
 
 _FROZEN_SECONDS, _BEAT_SECONDS = 60.0, 5.0
+_ANSWER_SECONDS = 60.0
+"""By then, the quota has long counted the worker as crashed."""
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -88,7 +92,7 @@ class LabelActor:
         try:
             desk = await self._opening
         except DistillError as error:
-            await self._keeper.stop.remote(type(error)(f"{error} (on {gethostname()})"))
+            await hear(self._keeper.stop.remote(type(error)(f"{error} (on {gethostname()})")))
             return make_label_table([])
         desk.blocks += 1
         try:
@@ -97,13 +101,13 @@ class LabelActor:
             log.debug("a block has ended: %s", error)  # the driver knows by the quota
         finally:
             desk.blocks -= 1
-        is_last = not desk.blocks and await self._keeper.has_started_all.remote()
+        is_last = not desk.blocks and await hear(self._keeper.has_started_all.remote())
         if desk.parts.is_full or is_last:
             await desk.write_part()
         return make_label_table([])
 
     async def _label(self, desk: Desk, examples: Sequence[Example]) -> None:
-        if await self._keeper.start_block.remote(examples[0].id, len(examples)):
+        if await hear(self._keeper.start_block.remote(examples[0].id, len(examples))):
             examples = await asyncio.to_thread(_find_missing, desk, examples)
         for outcome in await desk.worker.label(examples):
             desk.parts.add(outcome)
@@ -129,7 +133,7 @@ class LabelActor:
             self._loading = asyncio.create_task(asyncio.to_thread(load_detector, tuple(languages)))
 
         async def renew(name: str, tally: Tally) -> Lease:
-            lease: Lease = await self._keeper.renew.remote(name, tally)
+            lease: Lease = await hear(self._keeper.renew.remote(name, tally))
             return lease
 
         worker = Worker(run, self._url, renew, await self._known, keeps_replies=True)
@@ -146,8 +150,27 @@ async def end_if_frozen() -> None:
         while True:
             faulthandler.dump_traceback_later(_FROZEN_SECONDS, exit=True, file=2)
             await asyncio.sleep(_BEAT_SECONDS)
+    except RuntimeError as error:  # there is no memory for a thread
+        _end(str(error))
     finally:
         faulthandler.cancel_dump_traceback_later()
+
+
+async def hear(answer: Awaitable[T]) -> T:
+    """What the quota's actor answers; ends this process if nothing comes, as `end_if_frozen` does.
+
+    Ray drops an answer for which this process has no memory.
+    """
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            return await answer
+    except TimeoutError:
+        _end(f"the quota has not answered for {_ANSWER_SECONDS:g} s")
+
+
+def _end(reason: str) -> NoReturn:
+    os.write(2, f"this label actor ends: {reason}\n".encode())  # into Ray's log
+    os._exit(1)
 
 
 def _find_missing(desk: Desk, block: Sequence[Example]) -> Sequence[Example]:
