@@ -2,6 +2,7 @@
 # make run-real   the same with a real student and real people's answers (up to 30 minutes)
 # make test     all tests but       make test-containers   the image, compose, pods, a Ray cluster
 # make check    style and types
+# make chaos    each job under kills, full disks, failing stores and teachers (20 minutes); what held
 # make test-peers   real gateways and clients of others, in an environment of their own
 # make test-real    a short make run-real
 # make bench-label   the label job against curator, its quotas, its memory (tests/benchmarks)
@@ -19,8 +20,8 @@ python := $(VENV)/bin/python
 torch := $(shell sed -n 's/^torch==//p' constraints.txt)
 transformers := $(shell sed -n 's/^transformers==//p' constraints.txt)
 
-.PHONY: help install run run-real test test-containers test-peers test-real bench-label bench-train bench-evaluate \
-  ablation ladder check audit format \
+.PHONY: help install run run-real test chaos test-containers test-peers test-real bench-label bench-train \
+  bench-evaluate ablation ladder check audit format \
   settings-table constraints k8s-run check-k8s clean
 
 help:
@@ -42,6 +43,9 @@ run-real: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(python) -m pytest -m "not containers and not k8s and not peers and not real" --numprocesses=2 --dist=worksteal
+
+chaos: $(VENV)/.installed
+	$(python) -m tests.chaos $(ARGS)
 
 test-containers: $(VENV)/.installed
 	$(python) -m pytest tests/containers

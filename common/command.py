@@ -15,10 +15,17 @@ from types import FrameType
 from typing import Any, NoReturn, get_origin
 
 from common.environment import describe_choices, describe_default, list_settings, load_settings
-from common.errors import DistillError, StoppedError
+from common.errors import (
+    DistillError,
+    SettingsError,
+    StoppedError,
+    explain_memory,
+    is_memory_error,
+)
 from common.settings import Settings
 
 _FORMAT = "%(asctime)s %(message)s"
+_MEMORY_ADVICE = "give the job more memory (a container: raise its limit), and run again"
 
 
 def run_job(
@@ -70,12 +77,15 @@ def _run(main: Callable[[Settings], None]) -> int:
     except (DistillError, StoppedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:  # a disk, a store or a cluster fails
-        reason = (str(error).splitlines() or [""])[0]
-        print(f"error: {type(error).__name__}: {reason}; run again", file=sys.stderr)
-        return DistillError.exit_code
-    except Exception:
-        sys.excepthook(*sys.exc_info())
+    except Exception as error:
+        if is_memory_error(error):
+            print(f"error: {explain_memory(error, _MEMORY_ADVICE)}", file=sys.stderr)
+            return SettingsError.exit_code
+        if isinstance(error, OSError):  # a disk, a store or a cluster fails
+            reason = (str(error).splitlines() or [""])[0]
+            print(f"error: {type(error).__name__}: {reason}; run again", file=sys.stderr)
+        else:
+            sys.excepthook(*sys.exc_info())
         return DistillError.exit_code
     return 0
 

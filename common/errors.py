@@ -64,3 +64,28 @@ class StoppedError(BaseException):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}; run the same command to resume")
         self.exit_code = 128 + signal_number
+
+
+_MEMORY_SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "not enough memory",
+    "Unable to allocate",
+    "ALLOC_FAILED",
+    "can't start new thread",  # which has no room for its stack
+)
+
+
+def is_memory_error(error: Exception) -> bool:
+    """Whether an error says that memory is used up: torch and Python raise RuntimeErrors, too."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in _MEMORY_SIGNS)
+
+
+def explain_memory(error: Exception, advice: str) -> SettingsError:
+    """An error of `is_memory_error` as one that no job retries."""
+    # Torch's begin with a place in C++, and Ray puts a traceback behind its own.
+    sentences = " ".join(str(error).partition("traceback:")[0].split()).rstrip(".").split(". ")
+    telling = (text for text in sentences if any(sign in text for sign in _MEMORY_SIGNS))
+    reason = next(telling, sentences[0]) or type(error).__name__
+    return SettingsError(f"the memory does not suffice ({reason}); {advice}")

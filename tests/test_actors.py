@@ -1,5 +1,7 @@
 import asyncio
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -17,6 +19,7 @@ from common.settings import Settings
 from common.tasks.task import Task
 from common.teacher.replies import Reply
 from common.teacher.sealed import list_sealed
+from support.commands import ROOT
 
 SECRET = "sk-very-secret"
 
@@ -99,3 +102,40 @@ def test_a_part_is_written_once_though_old_journal_files_stay(
     asyncio.run(desk.write_part())
     assert forgotten == [outcome]
     assert len(list_sealed(storage)) == 1
+
+
+ALONE = """
+import asyncio, re
+from common.labels.lanes.ray import actors
+
+actors._FROZEN_SECONDS, actors._BEAT_SECONDS, actors._ANSWER_SECONDS = 0.5, 0.05, 0.1
+
+async def stand_still():
+    guard = asyncio.create_task(actors.end_if_frozen())
+    await asyncio.sleep(1)
+    print("alive", flush=True)
+    re.match("(a+)+b", "a" * 40)  # holds the interpreter's lock
+
+async def wait_for_an_answer():
+    await actors.hear(asyncio.sleep(0.01))
+    print("alive", flush=True)
+    await actors.hear(asyncio.get_running_loop().create_future())
+
+asyncio.run({}())
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [("stand_still", "stand_still"), ("wait_for_an_answer", "the quota has not answered")],
+)
+def test_an_actor_that_cannot_go_on_ends(what: str, told: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE.format(what)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (1, "alive\n")
+    assert told in done.stderr

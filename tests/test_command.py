@@ -31,6 +31,13 @@ run_job(main, "A job.", ())
         ("raise InputError('no such file')", 3, "error: no such file\n"),
         ("open('missing')", 1, "missing"),
         ("raise ValueError('a bug')", 1, "Traceback"),
+        ("raise MemoryError()", 2, "error: the memory does not suffice (MemoryError); give the"),
+        (
+            """raise RuntimeError("can't start new thread")""",
+            2,
+            "error: the memory does not suffice (can't start new thread); give the job more memory",
+        ),
+        ("raise OSError(12, 'Cannot allocate memory')", 2, "error: the memory does not suffice"),
     ],
 )
 def test_the_exit_code_survives_a_crash_of_the_interpreters_end(tmp_path, what, code, message):

@@ -1,4 +1,4 @@
-"""What the label job survives, and what that costs; support/chaos.py is the long form."""
+"""What the label job survives, and what that costs; tests/chaos is the long form."""
 
 import json
 import os
@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
 
-from support.chaos import Chaos, Faults
 from support.commands import ROOT, Job, run_job, start_job
 from support.fake_teacher import FakeTeacher, make_body, refuse, running_teacher
+from tests.chaos.moments import Chaos
+from tests.chaos.teachers import Faults
 
 CONCURRENCY = 32
 

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray.exceptions import RaySystemError
 
 from common.data.testset import load_test_rows
-from common.errors import InputError, SettingsError
+from common.errors import DistillError, InputError, SettingsError
 from common.evaluation.confidence import Calibration
 from common.outputs.answers import answer_block
 from common.outputs.drift import describe_drift, measure_drift
@@ -21,7 +22,7 @@ from common.outputs.fill import fill, find_unsure
 from common.outputs.inputs import OUTPUT_SCHEMA, find_folder, load_inputs, name_columns
 from common.outputs.parts import OutputParts
 from common.outputs.source import cut, pack, unpack
-from common.outputs.students import share_cpus
+from common.outputs.students import _explain, share_cpus
 from common.records import Response, hash_content, hash_text
 from common.run.manifest import read_manifest, write_manifest
 from common.run.steps import ADAPTER, PREDICTIONS
@@ -411,3 +412,25 @@ def test_drift_is_said_where_it_is():
     assert "another language" in found
     assert "words are new, where 0% are usual" in found
     assert "mean confidence is 0.60, where 0.80 is usual" in found
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "told"),
+    [
+        (
+            RaySystemError("Unable to allocate internal buffer.", "Traceback (most recent call)"),
+            SettingsError,
+            "the memory does not suffice (System error: Unable to allocate internal buffer); lower",
+        ),
+        (
+            RaySystemError("It is gone.", "Traceback (most recent call)"),
+            DistillError,
+            "Ray: RaySystemError: System error: It is gone.; run again",
+        ),
+    ],
+)
+def test_an_error_of_ray_is_one_line_without_a_traceback(error, kind, told):
+    found = _explain(error)
+    assert type(found) is kind
+    assert str(found).startswith(told)
+    assert "Traceback" not in str(found)

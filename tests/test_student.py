@@ -8,6 +8,7 @@ from bitsandbytes.nn import Linear4bit
 from common.errors import InputError, SettingsError
 from common.sections import EvaluateSettings
 from common.student.generation import TransformersRuntime, sort_by_length, take_batch
+from common.student.memory import explaining_memory
 from common.student.prompt import (
     encode_example,
     encode_few_shot_prompt,
@@ -295,3 +296,23 @@ def test_a_folder_without_weights_is_found_before_anything_is_paid_for(settings,
     (tmp_path / "student/model.safetensors").unlink()
     with pytest.raises(InputError, match="no weights"):
         check_student(settings(STUDENT__MODEL=str(tmp_path / "student")), TASK)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate "
+                "memory: you tried to allocate 4194304 bytes. Error code 12 (no memory)"
+            ),
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4194304 bytes",
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB."), "CUDA out of memory"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_what_could_not_be_allocated_is_told(error, reason):
+    with pytest.raises(SettingsError) as raised, explaining_memory("lower something"):
+        raise error
+    assert str(raised.value) == f"the memory does not suffice ({reason}); lower something"

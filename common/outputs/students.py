@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from common import errors
 from common.arrivals import Arrivals
-from common.errors import DistillError
+from common.errors import DistillError, explain_memory, is_memory_error
 from common.evaluation.confidence import Calibration
 from common.labels.lanes.ray.cluster import check_ray, end_ray, start_ray
 from common.outputs.inputs import Block, Inputs
@@ -29,6 +29,10 @@ _RESTARTS = 3
 """How often a student's process may die."""
 _BLOCK_BYTES = 64 << 10
 """Ray gathers rows, each a whole block of ours, up to this size."""
+_MEMORY_ADVICE = (
+    "lower DISTILL_PREDICT__ACTORS or DISTILL_EVALUATE__BATCH_TOKENS, or give the nodes more, and "
+    "run again"
+)
 
 log = logging.getLogger(__name__)
 
@@ -196,10 +200,18 @@ def _explain(error: Exception) -> DistillError:
     texts = " ".join(str(cause) for cause in causes)
     if used_up := MemoryWatch("DISTILL_PREDICT__ACTORS").explain(texts):
         return used_up
-    reason = " ".join(f"{type(causes[-1]).__name__}: {causes[-1]}".split())
+    for cause in causes:
+        if isinstance(cause, Exception) and is_memory_error(cause):
+            return explain_memory(cause, _MEMORY_ADVICE)
+    reason = " ".join(f"{type(causes[-1]).__name__}: {_cut(causes[-1])}".split())
     if any(isinstance(cause, ray.exceptions.RayActorError) for cause in causes):
         return DistillError(
             f"Ray: a student's process died {_RESTARTS} times: {reason[:300]}; check the memory, "
             "lower DISTILL_PREDICT__ACTORS or DISTILL_EVALUATE__BATCH_TOKENS, and run again"
         )
     return DistillError(f"Ray: {reason[:300]}; run again")
+
+
+def _cut(error: BaseException) -> str:
+    """What an error says, without the traceback that Ray puts behind it."""
+    return str(error).partition("traceback:")[0]

@@ -15,10 +15,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from common.errors import is_memory_error
 from common.records import Response
 from common.student.certainty import Step, choose_tokens, measure_certainty, measure_steps
 from common.student.greedy import Decoded, KeyValues, can_share, decode, read_shared
-from common.student.memory import is_memory_error
 from common.student.prompt import count_shared
 from common.student.source import count_positions
 

@@ -3,10 +3,8 @@
 import contextlib
 from collections.abc import Iterator
 
-from common.errors import SettingsError
+from common.errors import explain_memory, is_memory_error
 from common.settings import Settings
-
-_SIGNS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
 @contextlib.contextmanager
@@ -17,13 +15,7 @@ def explaining_memory(advice: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if not is_memory_error(error):
             raise
-        reason = str(error).split(". ")[0]
-        raise SettingsError(f"the memory does not suffice ({reason}); {advice}") from None
-
-
-def is_memory_error(error: Exception) -> bool:
-    """Whether an error says that memory is used up."""
-    return isinstance(error, MemoryError) or any(sign in str(error) for sign in _SIGNS)
+        raise explain_memory(error, advice) from None
 
 
 def advise_on_memory(settings: Settings) -> str:

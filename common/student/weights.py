@@ -15,11 +15,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from common.errors import SettingsError
+from common.errors import SettingsError, is_memory_error
 from common.settings import Settings
 from common.student.cpu import has_bf16, multiply_in_bf16
 from common.student.lora import quicken
-from common.student.memory import is_memory_error
 from common.student.source import find_student, make_options, refuse_student
 
 log = logging.getLogger(__name__)

@@ -1,10 +1,16 @@
-"""An S3 server on loopback that fails when told to: a proxy in front of another one."""
+"""S3 servers on loopback: one that fails when told to, before another one; a mock in a process."""
 
 import http.client
+import os
+import re
+import subprocess
+import sys
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest import mock
 from urllib.parse import urlsplit
 
 import fsspec
@@ -74,6 +80,58 @@ class FailingStore:
         self.fails = lambda method, path: left.pop() if left and method in methods else None
         return left
 
+    @contextmanager
+    def serving(self) -> Iterator["FailingStore"]:
+        thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.server.shutdown()
+            self.server.server_close()
+            thread.join()
+
+
+@contextmanager
+def running_s3() -> Iterator[dict[str, str]]:
+    """A mock of S3 in a process of its own; gives the variables with which clients find it."""
+    command = "from moto.server import main; main(['-H', '127.0.0.1', '-p', '0'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            found = (re.search(r"http://127\.0\.0\.1:\d+", line) for line in server.stdout)
+            url = next(match[0] for match in found if match)
+            threading.Thread(target=server.stdout.read, daemon=True).start()
+            yield {
+                "AWS_ENDPOINT_URL": url,
+                "AWS_ACCESS_KEY_ID": "test",
+                "AWS_SECRET_ACCESS_KEY": "test",
+                "AWS_DEFAULT_REGION": "us-east-1",
+            }
+        finally:
+            server.kill()
+
+
+def make_bucket(environment: dict[str, str]) -> str:
+    """The URL of a new bucket."""
+    url = f"s3://bucket-{uuid.uuid4().hex}"
+    with finding_s3(environment):
+        fsspec.filesystem("s3").mkdir(url)
+    return url
+
+
+@contextmanager
+def finding_s3(environment: dict[str, str]) -> Iterator[None]:
+    """Clients that connect in the block find the server of these variables, and keep it."""
+    with mock.patch.dict(os.environ, environment):
+        fsspec.filesystem("s3").clear_instance_cache()
+        try:
+            yield
+        finally:
+            fsspec.filesystem("s3").clear_instance_cache()
+
 
 @contextmanager
 def running_failing_store(
@@ -86,12 +144,8 @@ def running_failing_store(
     store = FailingStore(bucket, url)
     monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
     fsspec.filesystem("s3").clear_instance_cache()
-    thread = threading.Thread(target=store.server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
     try:
-        yield store
+        with store.serving():
+            yield store
     finally:
         fsspec.filesystem("s3").clear_instance_cache()
-        store.server.shutdown()
-        store.server.server_close()
-        thread.join()

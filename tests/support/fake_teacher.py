@@ -11,17 +11,18 @@ from typing import Any
 
 from aiohttp import web
 
-Answer = Callable[[str, int], "str | web.StreamResponse | Exception"]
+Result = str | dict[str, Any] | web.StreamResponse | Exception
+Answer = Callable[[str, int], Result]
 
 
 class FakeTeacher:
-    """`answer(text, call_number)` gives a response text, a whole response, or an exception.
+    """`answer(text, call_number)` gives a text, a body, a whole response, or an exception.
 
     ConnectionResetError breaks the connection; TimeoutError never answers.
 
     Attributes:
         bodies: of all calls, in the order of `began`, when they came.
-        answered: when and to which text each response text was given: what is paid for.
+        answered: when and to which text each text or body was given: what is paid for.
         in_flight: calls that have not got their answer yet.
         seconds: how long a call takes, or a function of its text that says so.
         watch: is given every request.
@@ -38,6 +39,13 @@ class FakeTeacher:
         self.seconds: float | Callable[[str], float] = 0.0
         self.watch: Callable[[web.Request], None] = lambda request: None
         self.models = ["big"]
+
+    def forget(self) -> None:
+        """Forgets all calls, for another job."""
+        self.bodies.clear()
+        self.began.clear()
+        self.answered.clear()
+        self.most_in_flight = 0
 
     @property
     def paid(self) -> Counter[str]:
@@ -62,8 +70,10 @@ class FakeTeacher:
         self.in_flight -= 1
         result = self.answer(text, number)
         if isinstance(result, str):
+            result = make_body(result, chat="messages" in body)
+        if isinstance(result, dict):
             self.answered.append((time.monotonic(), text))
-            return web.json_response(make_body(result, chat="messages" in body))
+            return web.json_response(result)
         is_reset = isinstance(result, ConnectionResetError)
         if is_reset and request.transport is not None:  # the client is still there
             request.transport.abort()

@@ -1,12 +1,14 @@
 """A session's workers on Ray."""
 
 import asyncio
+import faulthandler
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from socket import gethostname
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import pyarrow as pa
 
@@ -23,6 +25,11 @@ from common.run.run import PackedRun
 from common.signals import die_with_parent
 from common.tasks.languages import load_detector
 
+_FROZEN_SECONDS, _BEAT_SECONDS = 60.0, 5.0
+_ANSWER_SECONDS = 60.0
+"""By then, the quota has long counted the worker as crashed."""
+
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -78,14 +85,16 @@ class LabelActor:
         self._keeper, self._known, self._labels = keeper, known, labels
         self._opening: asyncio.Task[Desk] | None = None
         self._loading: asyncio.Task[Any] | None = None
+        self._guarding: asyncio.Task[None] | None = None
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """Labels a block, whose rows go into a part. A failure reaches the driver by the quota."""
+        self._guarding = self._guarding or asyncio.create_task(end_if_frozen())
         self._opening = self._opening or asyncio.create_task(self._open())
         try:
             desk = await self._opening
         except DistillError as error:
-            await self._keeper.stop.remote(type(error)(f"{error} (on {gethostname()})"))
+            await hear(self._keeper.stop.remote(type(error)(f"{error} (on {gethostname()})")))
             return make_label_table([])
         desk.blocks += 1
         try:
@@ -94,13 +103,13 @@ class LabelActor:
             log.debug("a block has ended: %s", error)  # the driver knows by the quota
         finally:
             desk.blocks -= 1
-        is_last = not desk.blocks and await self._keeper.has_started_all.remote()
+        is_last = not desk.blocks and await hear(self._keeper.has_started_all.remote())
         if desk.parts.is_full or is_last:
             await desk.write_part()
         return make_label_table([])
 
     async def _label(self, desk: Desk, examples: Sequence[Example]) -> None:
-        if await self._keeper.start_block.remote(examples[0].id, len(examples)):
+        if await hear(self._keeper.start_block.remote(examples[0].id, len(examples))):
             examples = await asyncio.to_thread(_find_missing, desk, examples)
         for outcome in await desk.worker.label(examples):
             desk.parts.add(outcome)
@@ -126,11 +135,44 @@ class LabelActor:
             self._loading = asyncio.create_task(asyncio.to_thread(load_detector, tuple(languages)))
 
         async def renew(name: str, tally: Tally) -> Lease:
-            lease: Lease = await self._keeper.renew.remote(name, tally)
+            lease: Lease = await hear(self._keeper.renew.remote(name, tally))
             return lease
 
         worker = Worker(run, self._url, renew, await self._known, keeps_replies=True)
         return Desk(worker, Parts(run, *self._labels))
+
+
+async def end_if_frozen() -> None:
+    """Ends this process if its event loop stands still for a minute; Ray starts another.
+
+    Else the job would wait for its rows for ever. What stops the loop may hold the interpreter's
+    lock, without which only faulthandler's thread runs.
+    """
+    try:
+        while True:
+            faulthandler.dump_traceback_later(_FROZEN_SECONDS, exit=True, file=2)
+            await asyncio.sleep(_BEAT_SECONDS)
+    except RuntimeError as error:  # there is no memory for a thread
+        _end(str(error))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+async def hear(answer: Awaitable[T]) -> T:
+    """What the quota's actor answers; ends this process if nothing comes, as `end_if_frozen` does.
+
+    Ray drops an answer for which this process has no memory.
+    """
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            return await answer
+    except TimeoutError:
+        _end(f"the quota has not answered for {_ANSWER_SECONDS:g} s")
+
+
+def _end(reason: str) -> NoReturn:
+    os.write(2, f"this label actor ends: {reason}\n".encode())  # into Ray's log
+    os._exit(1)
 
 
 def _find_missing(desk: Desk, block: Sequence[Example]) -> Sequence[Example]:

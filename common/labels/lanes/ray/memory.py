@@ -8,7 +8,9 @@ from ray._private.utils import get_used_memory
 
 from common.errors import DistillError, SettingsError
 
-_SIGN = re.compile(r"running low on memory|address the out of memory issue|OutOfMemoryError")
+_SIGN = re.compile(
+    r"running low on memory|address the out of memory issue|exceptions\.OutOfMemoryError"
+)
 _FIGURES = re.compile(r"([\d.]+)GB used / ([\d.]+)GB limit")
 _NEARLY_FULL = 0.9
 """Ray kills a process at 95 %."""

@@ -1,0 +1,1 @@
+"""Attacks on the jobs, and what has to hold after them: `make chaos`."""
