@@ -16,6 +16,7 @@ from common.arrivals import Arrivals
 from common.errors import DistillError, explain_memory, is_memory_error
 from common.evaluation.confidence import Calibration
 from common.labels.lanes.ray.cluster import check_ray, end_ray, start_ray
+from common.labels.lanes.ray.memory import MemoryWatch
 from common.outputs.inputs import Block, Inputs
 from common.outputs.parts import OutputParts
 from common.run.lock import RunLock
@@ -195,8 +196,6 @@ def _explain(error: Exception) -> DistillError:
     for cause in causes:
         if isinstance(cause, DistillError):
             return cause
-    from common.labels.lanes.ray.memory import MemoryWatch
-
     texts = " ".join(str(cause) for cause in causes)
     if used_up := MemoryWatch("DISTILL_PREDICT__ACTORS").explain(texts):
         return used_up
