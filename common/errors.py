@@ -89,3 +89,13 @@ def explain_memory(error: Exception, advice: str) -> SettingsError:
     telling = (text for text in sentences if any(sign in text for sign in _MEMORY_SIGNS))
     reason = next(telling, sentences[0]) or type(error).__name__
     return SettingsError(f"the memory does not suffice ({reason}); {advice}")
+
+
+def explain_error(what: str, error: Exception, advice: str) -> DistillError:
+    """An error of any library as one of ours: `what` has failed. `advice` is for used-up memory."""
+    if isinstance(error, DistillError):
+        return error
+    if is_memory_error(error):
+        return explain_memory(error, advice)
+    reason = (str(error).splitlines() or [""])[0]
+    return DistillError(f"{what} failed ({type(error).__name__}: {reason}); run again")

@@ -30,9 +30,13 @@ class Keeper:
     def __init__(self) -> None:
         self.failures: list[DistillError] = []
         self.stop = SimpleNamespace(remote=self._stop)
+        self.has_started_all = SimpleNamespace(remote=self._has_started_all)
 
     async def _stop(self, failure: DistillError) -> None:
         self.failures.append(failure)
+
+    async def _has_started_all(self) -> bool:
+        return False
 
 
 def label(settings: Settings, *needed: str) -> list[DistillError]:
@@ -102,6 +106,35 @@ def test_a_part_is_written_once_though_old_journal_files_stay(
     asyncio.run(desk.write_part())
     assert forgotten == [outcome]
     assert len(list_sealed(storage)) == 1
+
+
+@pytest.mark.parametrize("place", ["_open", "_label"])
+@pytest.mark.parametrize(
+    ("error", "kind", "told"),
+    [
+        (MemoryError(), SettingsError, "the memory does not suffice (MemoryError); give the nodes"),
+        (ValueError("a\nb"), DistillError, "a label actor failed (ValueError: a); run again (on"),
+    ],
+)
+def test_what_an_actor_fails_with_ends_the_job(
+    settings: Callable[..., Settings],
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    error: Exception,
+    kind: type[DistillError],
+    told: str,
+) -> None:
+    async def fail(*_: object) -> None:
+        raise error
+
+    async def open_desk(*_: object) -> object:
+        return SimpleNamespace(blocks=0, parts=SimpleNamespace(is_full=False))
+
+    monkeypatch.setattr(LabelActor, "_open", open_desk)
+    monkeypatch.setattr(LabelActor, place, fail)
+    (failure,) = label(settings(TEACHER__MODEL="m").for_workers())
+    assert type(failure) is kind
+    assert str(failure).startswith(told)
 
 
 ALONE = """

@@ -16,6 +16,7 @@ from ray.exceptions import RaySystemError
 from common.data.testset import load_test_rows
 from common.errors import DistillError, InputError, SettingsError
 from common.evaluation.confidence import Calibration
+from common.outputs.actor import StudentActor
 from common.outputs.answers import answer_block
 from common.outputs.drift import describe_drift, measure_drift
 from common.outputs.fill import fill, find_unsure
@@ -420,7 +421,7 @@ def test_drift_is_said_where_it_is():
         (
             RaySystemError("Unable to allocate internal buffer.", "Traceback (most recent call)"),
             SettingsError,
-            "the memory does not suffice (System error: Unable to allocate internal buffer); lower",
+            "the memory does not suffice (System error: Unable to allocate internal buffer); give",
         ),
         (
             RaySystemError("It is gone.", "Traceback (most recent call)"),
@@ -434,3 +435,22 @@ def test_an_error_of_ray_is_one_line_without_a_traceback(error, kind, told):
     assert type(found) is kind
     assert str(found).startswith(told)
     assert "Traceback" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("error", "failure", "told"),
+    [
+        (MemoryError(), "SettingsError", "the memory does not suffice (MemoryError); give the"),
+        (ValueError("no such\nlayer"), "DistillError", "a student failed (ValueError: no such); "),
+        (InputError("it is gone"), "InputError", "it is gone (on "),
+    ],
+)
+def test_what_a_student_fails_with_reaches_the_driver(monkeypatch, error, failure, told):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(StudentActor, "_answer", fail)
+    block = pack(make_rows(["a"]), "part-0", b"")
+    (result,) = StudentActor(None, "outputs/x", "f", None)(block).to_pylist()
+    assert result["failure"] == failure
+    assert result["message"].startswith(told)

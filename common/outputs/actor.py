@@ -1,5 +1,6 @@
 """A student on Ray that answers blocks."""
 
+import logging
 import os
 import tempfile
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from common.environment import load_environment
-from common.errors import DistillError, InputError
+from common.errors import InputError, explain_error
 from common.evaluation.confidence import Calibration
 from common.outputs.answers import answer_block
 from common.outputs.inputs import open_outputs
@@ -27,6 +28,9 @@ from common.signals import die_with_parent
 from common.torch_environment import prepare_torch
 
 _ADVICE = "a batch of one row is too large; lower DISTILL_EVALUATE__MAX_NEW_TOKENS"
+MEMORY_ADVICE = "give the nodes more memory or lower DISTILL_PREDICT__ACTORS, and run again"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,16 @@ class StudentActor:
         self._student: Any = None
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Answers the blocks of a batch. An error of ours reaches the driver as a row."""
+        """Answers the blocks of a batch. An error, of which Ray tells little, comes as a row."""
         results = []
         for block in batch.to_pylist():
             try:
                 results.append(self._answer(**block))
-            except DistillError as error:
-                message = f"{error} (on {gethostname()})"
-                results.append(BlockResult(failure=type(error).__name__, message=message))
+            except Exception as error:
+                log.warning("a block has failed", exc_info=error)  # into Ray's log
+                failure = explain_error("a student", error, MEMORY_ADVICE)
+                message = f"{failure} (on {gethostname()})"
+                results.append(BlockResult(failure=type(failure).__name__, message=message))
         return pa.Table.from_pylist([asdict(result) for result in results], RESULT_SCHEMA)
 
     def _answer(self, part: str, rows: bytes, is_new: bytes) -> BlockResult:

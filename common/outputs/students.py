@@ -30,11 +30,6 @@ _RESTARTS = 3
 """How often a student's process may die."""
 _BLOCK_BYTES = 64 << 10
 """Ray gathers rows, each a whole block of ours, up to this size."""
-_MEMORY_ADVICE = (
-    "lower DISTILL_PREDICT__ACTORS or DISTILL_EVALUATE__BATCH_TOKENS, or give the nodes more, and "
-    "run again"
-)
-
 log = logging.getLogger(__name__)
 
 
@@ -190,6 +185,8 @@ def _converting_errors() -> Iterator[None]:
 def _explain(error: Exception) -> DistillError:
     import ray
 
+    from common.outputs.actor import MEMORY_ADVICE
+
     causes: list[BaseException] = [error]
     while (cause := getattr(causes[-1], "cause", None) or causes[-1].__cause__) is not None:
         causes.append(cause)
@@ -201,7 +198,7 @@ def _explain(error: Exception) -> DistillError:
         return used_up
     for cause in causes:
         if isinstance(cause, Exception) and is_memory_error(cause):
-            return explain_memory(cause, _MEMORY_ADVICE)
+            return explain_memory(cause, MEMORY_ADVICE)
     reason = " ".join(f"{type(causes[-1]).__name__}: {_cut(causes[-1])}".split())
     if any(isinstance(cause, ray.exceptions.RayActorError) for cause in causes):
         return DistillError(

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from common.data.examples import Examples
 from common.environment import load_environment, read_teacher_secrets
-from common.errors import DistillError, InputError, SettingsError, StorageError
+from common.errors import DistillError, InputError, SettingsError, StorageError, explain_error
 from common.labels.parts import Parts
 from common.labels.resume import read_known
 from common.labels.worker import Worker
@@ -28,6 +28,7 @@ from common.tasks.languages import load_detector
 _FROZEN_SECONDS, _BEAT_SECONDS = 60.0, 5.0
 _ANSWER_SECONDS = 60.0
 """By then, the quota has long counted the worker as crashed."""
+_MEMORY_ADVICE = "give the nodes more memory or lower DISTILL_LABEL__ACTORS, and run again"
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -93,20 +94,28 @@ class LabelActor:
         self._opening = self._opening or asyncio.create_task(self._open())
         try:
             desk = await self._opening
-        except DistillError as error:
-            await hear(self._keeper.stop.remote(type(error)(f"{error} (on {gethostname()})")))
+        except Exception as error:
+            await self._fail(error)
             return make_label_table([])
         desk.blocks += 1
         try:
             await self._label(desk, [Example(**row) for row in batch.to_pylist()])
         except DistillError as error:
             log.debug("a block has ended: %s", error)  # the driver knows by the quota
+        except Exception as error:
+            await self._fail(error)
         finally:
             desk.blocks -= 1
         is_last = not desk.blocks and await hear(self._keeper.has_started_all.remote())
         if desk.parts.is_full or is_last:
             await desk.write_part()
         return make_label_table([])
+
+    async def _fail(self, error: Exception) -> None:
+        """Ends the job. Of another error than ours, Ray would tell little."""
+        log.warning("a block has failed", exc_info=error)  # into Ray's log
+        failure = explain_error("a label actor", error, _MEMORY_ADVICE)
+        await hear(self._keeper.stop.remote(type(failure)(f"{failure} (on {gethostname()})")))
 
     async def _label(self, desk: Desk, examples: Sequence[Example]) -> None:
         if await hear(self._keeper.start_block.remote(examples[0].id, len(examples))):
