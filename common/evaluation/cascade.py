@@ -5,9 +5,9 @@ says whether that holds, and what it costs.
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from common.evaluation.confidence import Mask
 from common.metrics.metrics import Metric

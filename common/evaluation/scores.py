@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Required, TypedDict
+from typing import Any, Required
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from common.data.testset import TestRow, TestRows
 from common.evaluation.cascade import CascadeFacts

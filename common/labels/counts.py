@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 from common.errors import DistillError, InputError
+from common.records import LABEL_SCHEMA
 from common.run.storage import RunStorage
 from common.settings import Settings
 from common.teacher.statuses import TRANSIENT_ERRORS
@@ -32,7 +33,7 @@ class LabelCounts:
         self._storage, self._files = storage, files
         self._kinds: Counter[tuple[str, str | None]] = Counter()
         for name in files:
-            columns = storage.read_columns(name, ["status", "error"]).to_pydict()
+            columns = storage.read_columns(name, ["status", "error"], LABEL_SCHEMA).to_pydict()
             self._kinds.update(zip(columns["status"], columns["error"], strict=True))
 
     @property
@@ -58,7 +59,7 @@ class LabelCounts:
         errors = {error: n for (found, error), n in self._kinds.items() if found == status}
         commonest = max(errors, key=lambda error: errors[error])
         for name in self._files:
-            table = self._storage.read_columns(name, ["status", "error", column])
+            table = self._storage.read_columns(name, ["status", "error", column], LABEL_SCHEMA)
             for row in table.to_pylist():
                 if (row["status"], row["error"]) == (status, commonest):
                     return commonest or "", row[column] or ""
