@@ -113,7 +113,7 @@ def _explain(error: Any) -> str:
     name = PREFIX + "__".join(place[:2]).upper() + "".join(f" {part!r}" for part in place[2:])
     given = str(error["input"])
     has_secret = any(secret.upper() in name.upper() for secret in SECRETS)
-    if error["type"] == "extra_forbidden" or _SECRET.search(given):
+    if error["type"] == "extra_forbidden" or _SECRET.search(f"{' '.join(place[2:])}={given}"):
         has_secret = True  # what is unknown, or cannot be parsed, may be a key
     reason = shorten(str(error["msg"]).removeprefix("Value error, "))
     is_group = isinstance(error["input"], dict)

@@ -495,10 +495,8 @@ class ReportSettings(Section):
     @field_validator("compare")
     @classmethod
     def _check_runs(cls, names: list[str]) -> list[str]:
-        if wrong := [name for name in names if not re.fullmatch(RUN_NAME, name)]:
-            raise ValueError(
-                f"{wrong[0]!r} should be letters, digits, dots, dashes and underscores"
-            )
+        if not all(re.fullmatch(RUN_NAME, name) for name in names):
+            raise ValueError("should be names of letters, digits, dots, dashes and underscores")
         if names and len(set(names)) < max(2, len(names)):
             raise ValueError("should be two runs or more, each once")
         return names

@@ -23,6 +23,8 @@ def tidy_location(given: str) -> str:
     Raises a ValueError if it is a mistyped URL, has a password or control characters.
     """
     check_line(given)
+    if re.match(r"\w+:/{1,2}[^/]*@", given):
+        raise ValueError("should hold no user or password")
     if found := re.match(r"([a-z][a-z0-9]+):/(?!/)(.+)", given):
         raise ValueError(f"is no URL; write {found[1]}://{found[2]}")
     if given.startswith("~"):
@@ -31,8 +33,6 @@ def tidy_location(given: str) -> str:
         except RuntimeError:
             raise ValueError("there is no user of this name; write the whole path") from None
     scheme, is_url, path = given.partition("://")
-    if is_url and "@" in path.partition("/")[0]:
-        raise ValueError("should hold no user or password")
     return f"{scheme}{is_url}{re.sub('/{2,}', '/', path)}" if scheme in ("s3", "s3a") else given
 
 

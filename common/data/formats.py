@@ -175,6 +175,8 @@ def _check_object(file: DataFile, where: str, row: Any) -> dict[str, Any]:
 
 
 def _parse(file: DataFile, line: int, content: bytes) -> Any:
+    if content.startswith(_POINTER):
+        raise ValueError("it is a pointer")  # `read_file` says of what
     try:
         return json.loads(content)
     except json.JSONDecodeError as error:

@@ -22,7 +22,7 @@ from common.metrics.metrics import METRICS
 from common.metrics.statistics import Array
 
 
-class Savings(TypedDict, total=False):
+class Savings(TypedDict):
     """What the chosen cascade saves, in US dollars; None if the teacher's price is unknown.
 
     Attributes:

@@ -15,6 +15,7 @@ from common.evaluation.systems import list_baselines, order_systems
 from common.metrics.metrics import METRICS, Metric
 from common.metrics.statistics import (
     Array,
+    Bounds,
     bootstrap_interval,
     mcnemar_exact,
     paired_bootstrap,
@@ -42,7 +43,7 @@ class Figure(TypedDict, total=False):
 
     value: float | None
     n: int
-    interval: list[float] | None
+    interval: Bounds | None
     is_small: bool
 
 
@@ -53,7 +54,7 @@ class Comparison(TypedDict, total=False):
     than: Required[str]
     metric: Required[str]
     difference: float
-    interval: list[float]
+    interval: Bounds
     p_value: float
     smallest: float | None
 
