@@ -8,6 +8,7 @@ RAY_ADDRESS.
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -16,12 +17,17 @@ from dotenv import dotenv_values
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from common.errors import SettingsError
-from common.sections import SECRETS, Section
+from common.errors import SettingsError, shorten, show
+from common.fields import Section
+from common.sections import SECRETS
 from common.settings import PREFIX, Settings
 
 _FOREIGN = ("OPENAI_", "AWS_", "HF_", "RAY_ADDRESS", "RAY_AUTH_")
 _SECRETS_DIR = "DISTILL_SECRETS_DIR"
+_SECRET = re.compile(
+    r"@|(key|token|secret|password|authorization|sig)[^=:]{0,20}[=:]", re.IGNORECASE
+)
+"""A value with a user and password, or with a parameter that may be a key."""
 
 
 def load_settings() -> Settings:
@@ -106,14 +112,14 @@ def _explain(error: Any) -> str:
     place = [str(part) for part in error["loc"] if isinstance(part, str)]
     name = PREFIX + "__".join(place[:2]).upper() + "".join(f" {part!r}" for part in place[2:])
     given = str(error["input"])
-    has_secret = any(secret.upper() in name.upper() for secret in SECRETS) or "@" in given
-    if error["type"] == "extra_forbidden" or "api_key" in given:
+    has_secret = any(secret.upper() in name.upper() for secret in SECRETS)
+    if error["type"] == "extra_forbidden" or _SECRET.search(f"{' '.join(place[2:])}={given}"):
         has_secret = True  # what is unknown, or cannot be parsed, may be a key
-    reason = str(error["msg"]).removeprefix("Value error, ")
+    reason = shorten(str(error["msg"]).removeprefix("Value error, "))
     is_group = isinstance(error["input"], dict)
     if is_group and len(place) < 3:  # the reason names the fields
         return reason
-    value = "" if has_secret or is_group else f"={error['input']!r}"
+    value = "" if has_secret or is_group else f"={show(error['input'])}"
     return f"{name}{value}: {reason[0].lower()}{reason[1:]}"
 
 

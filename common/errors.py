@@ -13,6 +13,12 @@ StoppedError             143    SIGTERM (130: Ctrl-C); a BaseException, as Keybo
 A message is one line: what is wrong, the value, the place, and the fix.
 """
 
+import reprlib
+
+_LONGEST = 300
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxlong = _SHOWN.maxother = 120
+
 
 class DistillError(Exception):
     """The root of the tree."""
@@ -99,3 +105,15 @@ def explain_error(what: str, error: Exception, advice: str) -> DistillError:
         return explain_memory(error, advice)
     reason = (str(error).splitlines() or [""])[0]
     return DistillError(f"{what} failed ({type(error).__name__}: {reason}); run again")
+
+
+def show(value: object) -> str:
+    """A value of any size and depth as Python writes it, but for its middle."""
+    return _SHOWN.repr(value)
+
+
+def shorten(reason: object) -> str:
+    """What a library says as one line without control characters, at most 300 characters."""
+    line = " ".join(str(reason)[: 10 * _LONGEST].split())
+    line = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"

@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import TypeAdapter, ValidationError
 
 Float32 = Annotated[float, pa.float32()]
 
@@ -117,6 +121,44 @@ PREDICTION_SCHEMA = pa.schema(
 """`edits`: tokens `start` to `end` of the text became `tokens`, see `common.metrics.edits`; null
 unless the task has a metric of edits. The columns from `tokens` on are the `Response`'s. The task's
 group columns follow."""
+
+
+_FIRST_COLUMNS = ("id", "text", "status", "prediction", "references", "replies")
+"""Those that tables of all versions have, if their schema does."""
+
+
+def check_table(table: pa.Table, schema: pa.Schema, columns: Iterable[str]) -> None:
+    """Raises a ValueError unless a table with some of a schema's columns was written as such.
+
+    A table of an older version lacks columns that came later.
+    """
+    for name in set(columns) & set(schema.names):
+        if name not in table.column_names:
+            if name in _FIRST_COLUMNS:
+                raise ValueError(f"it has no column {name!r}")
+        elif (kind := table.schema.field(name).type) not in (schema.field(name).type, pa.null()):
+            raise ValueError(f"its column {name!r} holds {kind}")
+    if "id" in table.column_names:
+        is_id = pc.match_substring_regex(table["id"].cast(pa.string()), "^[0-9a-f]{32}$")
+        if not pc.all(pc.fill_null(is_id, False)).as_py():
+            raise ValueError("its column 'id' holds more than ids")
+
+
+@cache
+def _adapt(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def check_kind(kind: Any, content: Any) -> Any:
+    """JSON in bytes, or what it says, as a type that pydantic knows; a ValueError if it is not."""
+    try:
+        if isinstance(content, bytes):
+            return _adapt(kind).validate_json(content, strict=True)
+        return _adapt(kind).validate_python(content, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg']}".removeprefix(": ")) from None
 
 
 def hash_text(text: str) -> str:

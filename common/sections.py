@@ -1,15 +1,11 @@
 """The sections of the settings, each with its fields: add one here."""
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     StringConstraints,
@@ -18,12 +14,12 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode
 
+from common.fields import RUN_NAME, Amount, Count, Section, check_url, parse_json, split_names
 from common.urls import Location
 
 BUILTIN = "builtin"
 """The value of a setting that selects the project's own data, teacher or student."""
 
-_SECRET_PARAMETER = re.compile(r"(^|&)[^=&]*(key|token|secret|password|sig)[^=&]*=", re.IGNORECASE)
 _OWN_PARAMETERS = {
     "model": "DISTILL_TEACHER__MODEL",
     "messages": "the task",
@@ -73,46 +69,11 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-RUN_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-
-
-def split_names(names: str | list[str]) -> list[str]:
-    """Names that commas separate."""
-    if isinstance(names, list):
-        return names
-    return [name.strip() for name in names.split(",") if name.strip()]
-
-
-class Section(BaseModel):
-    """A group of settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
-
-
-def _parse_json(given: Any) -> Any:
-    if not isinstance(given, str):
-        return given
-    try:
-        return json.loads(given)
-    except ValueError as error:
-        raise ValueError(f"should be a JSON object: {error}") from None
-
-
-def _check_url(url: str, place_of_key: str) -> str:
-    """An API's URL without its last slash."""
-    if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url):
-        raise ValueError("should be an http(s) URL such as http://localhost:8000/v1")
-    parts = urlsplit(url)
-    if "@" in parts.netloc or _SECRET_PARAMETER.search(parts.query):
-        raise ValueError(f"should hold no user, password or key; {place_of_key}")
-    return urlunsplit(parts._replace(path=parts.path.rstrip("/"), fragment=""))
-
-
 class StorageSettings(Section):
     """Where runs are kept."""
 
     root: Location = Field("runs", description="Folder or s3://bucket/prefix that holds all runs.")
-    wait_seconds: float = Field(0, ge=0, description="Time to wait for the previous job to end.")
+    wait_seconds: Amount = Field(0, description="Time to wait for the previous job to end.")
 
     @property
     def absolute_root(self) -> str:
@@ -138,8 +99,8 @@ class DataSettings(Section):
     s3_key: str = Field("", description="Access key of the sources' store, if not the run's.")
     s3_secret: SecretStr = Field(SecretStr(""), description="Its secret key.")
     s3_endpoint_url: str = Field("", description="Its endpoint, if not AWS_ENDPOINT_URL.")
-    train_limit: int = Field(5000, ge=0, description="Examples to label, by content hash; 0: all.")
-    test_limit: int = Field(0, ge=0, description="Test rows, chosen by content hash; 0: all.")
+    train_limit: Count = Field(5000, description="Examples to label, by content hash; 0: all.")
+    test_limit: Count = Field(0, description="Test rows, chosen by content hash; 0: all.")
     text_column: str | None = Field(None, description="Column of the text; empty: the task's.")
     reference_column: str | None = Field(
         None, description="Column of the reference, used only to evaluate; empty: the task's."
@@ -167,16 +128,18 @@ class TeacherSettings(Section):
     endpoint: Literal["chat", "completions"] = Field(
         "chat", description="/chat/completions, or the legacy /completions."
     )
-    requests_per_minute: int | None = Field(
+    requests_per_minute: Count | None = Field(
         None, ge=1, description="Request quota of the whole job; empty: unknown."
     )
-    tokens_per_minute: int | None = Field(
+    tokens_per_minute: Count | None = Field(
         None, ge=1, description="Token quota of the whole job; empty: unknown."
     )
-    max_concurrency: int = Field(64, ge=1, description="Calls in flight, over all actors.")
-    timeout_seconds: float = Field(60, gt=0, description="Time limit of one call.")
-    max_attempts: int = Field(6, ge=1, description="Calls per example, 429s aside, until it fails.")
-    max_tokens: int = Field(512, ge=1, description="Length limit of a response, in tokens.")
+    max_concurrency: Count = Field(64, ge=1, description="Calls in flight, over all actors.")
+    timeout_seconds: Amount = Field(60, gt=0, description="Time limit of one call.")
+    max_attempts: int = Field(
+        6, ge=1, le=1000, description="Calls per example, 429s aside, until it fails."
+    )
+    max_tokens: Count = Field(512, ge=1, description="Length limit of a response, in tokens.")
     temperature: float = Field(0.0, ge=0, le=2, description="Sampling temperature.")
     logprobs: int = Field(0, ge=0, le=20, description="Top log-probabilities per token to keep.")
     extra_body: Annotated[dict[str, Any], NoDecode] = Field(
@@ -185,11 +148,11 @@ class TeacherSettings(Section):
     extra_headers: Annotated[dict[str, SecretStr], NoDecode] = Field(
         {}, description='More headers of each request, as JSON: {"api-key": "…"}. Kept secret.'
     )
-    startup_seconds: float = Field(
-        120, ge=0, description="Time for a teacher that loads its model to give its first answer."
+    startup_seconds: Amount = Field(
+        120, description="Time for a teacher that loads its model to give its first answer."
     )
-    outage_seconds: float = Field(
-        900, ge=0, description="Longest wait while the teacher is down, or asks to wait."
+    outage_seconds: Amount = Field(
+        900, description="Longest wait while the teacher is down, or asks to wait."
     )
     prices: Location | None = Field(
         None, description="Path or s3 URL of a TOML file with more model prices."
@@ -198,9 +161,9 @@ class TeacherSettings(Section):
     @field_validator("base_url")
     @classmethod
     def _check_address(cls, url: str) -> str:
-        return url if url == BUILTIN else _check_url(url, "the key is DISTILL_TEACHER__API_KEY")
+        return url if url == BUILTIN else check_url(url, "the key is DISTILL_TEACHER__API_KEY")
 
-    _parse = field_validator("extra_body", "extra_headers", mode="before")(_parse_json)
+    _parse = field_validator("extra_body", "extra_headers", mode="before")(parse_json)
 
     @field_validator("extra_body")
     @classmethod
@@ -239,33 +202,40 @@ class TeacherSettings(Section):
 class LabelSettings(Section):
     """The label job."""
 
-    actors: int = Field(2, ge=1, description="Ray actors that share the calls.")
-    actor_cpus: float = Field(0.1, gt=0, description="CPUs that Ray reserves for an actor.")
+    actors: int = Field(2, ge=1, le=10_000, description="Ray actors that share the calls.")
+    actor_cpus: float = Field(
+        0.1, ge=0.001, le=1000, description="CPUs that Ray reserves for an actor."
+    )
     lane: Literal["online", "batch"] = Field(
         "online", description="batch: OpenAI's Batch API, at half the price, within a day."
     )
-    batch_requests: int = Field(50_000, ge=1, description="Requests per batch, at most.")
-    batch_megabytes: float = Field(200, gt=0, description="Size of a batch's file, at most.")
-    batch_wait_seconds: float = Field(
-        90_000, ge=0, description="How long to wait for batches; then run again to collect them."
+    batch_requests: Count = Field(50_000, ge=1, description="Requests per batch, at most.")
+    batch_megabytes: float = Field(
+        200, ge=0.001, le=1e6, description="Size of a batch's file, at most."
+    )
+    batch_wait_seconds: Amount = Field(
+        90_000, description="How long to wait for batches; then run again to collect them."
     )
     batch_rest: Literal["batch", "online"] = Field(
         "batch", description="How to ask for what a batch has not answered."
     )
-    samples: int = Field(1, ge=1, description="Responses per example; the majority wins.")
+    samples: int = Field(1, ge=1, le=1000, description="Responses per example; the majority wins.")
     rounds: int = Field(
-        1, ge=1, description="Rounds; from the second on, the student chooses the texts to label."
+        1,
+        ge=1,
+        le=1000,
+        description="Rounds; from the second on, the student chooses the texts to label.",
     )
-    stop_gain: float = Field(
-        0.0, ge=0, description="Points of agreement under which another round is not worth it."
+    stop_gain: Amount = Field(
+        0.0, description="Points of agreement under which another round is not worth it."
     )
-    max_cost_usd: float | None = Field(None, gt=0, description="Cost cap of the run; empty: none.")
-    drain_seconds: float = Field(25, ge=0, description="Time for calls in flight after SIGTERM.")
+    max_cost_usd: Amount | None = Field(None, gt=0, description="Cost cap of the run; empty: none.")
+    drain_seconds: Amount = Field(25, description="Time for calls in flight after SIGTERM.")
     dry_run: bool = Field(
         False, description="Only print the forecast, as the flag `--dry-run` does."
     )
-    preview: int = Field(
-        0, ge=0, description="Only ask for so many examples and show them, as `--preview 10` does."
+    preview: Count = Field(
+        0, description="Only ask for so many examples and show them, as `--preview 10` does."
     )
     max_failure_rate: float = Field(0.1, ge=0, le=1, description="Share of rows that may fail.")
     dashboard_host: str | None = Field(
@@ -294,7 +264,7 @@ class StudentSettings(Section):
     quantization: Literal["nf4", "none"] = Field(
         "nf4", description="Quantization of the base weights, in training and evaluation."
     )
-    max_tokens: int = Field(512, ge=8, description="Prompt and label; longer rows are dropped.")
+    max_tokens: Count = Field(512, ge=8, description="Prompt and label; longer rows are dropped.")
     require_gpu: bool = Field(False, description="Fail without a GPU instead of using the CPU.")
 
     @field_validator("models", mode="before")
@@ -310,17 +280,17 @@ class TrainSettings(Section):
         "default",
         description="`auto` tries learning rates first; `builtin` is the built-in student's.",
     )
-    epochs: float = Field(3, gt=0, allow_inf_nan=False, description="Passes over the labels.")
+    epochs: Amount = Field(3, gt=0, description="Passes over the labels.")
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of batches, dropout and LoRA's weights.")
-    batch_size: int = Field(8, ge=1, description="Examples per update.")
-    learning_rate: float | None = Field(
+    batch_size: Count = Field(8, ge=1, description="Examples per update.")
+    learning_rate: Amount | None = Field(
         None, gt=0, description="Peak of the cosine schedule; empty: by the student's width."
     )
-    warmup_steps: int = Field(20, ge=0, description="Updates of linear warm-up.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW's weight decay.")
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradient clipping.")
-    lora_rank: int = Field(8, ge=1, description="LoRA's rank r.")
-    lora_alpha: int = Field(32, ge=1, description="LoRA's alpha; its scale is alpha / r.")
+    warmup_steps: Count = Field(20, description="Updates of linear warm-up.")
+    weight_decay: Amount = Field(0.0, description="AdamW's weight decay.")
+    max_grad_norm: Amount = Field(1.0, gt=0, description="Gradient clipping.")
+    lora_rank: int = Field(8, ge=1, le=65_536, description="LoRA's rank r.")
+    lora_alpha: Count = Field(32, ge=1, description="LoRA's alpha; its scale is alpha / r.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="LoRA's dropout; 0 is much faster.")
     target_modules: Annotated[list[str], NoDecode] = Field(
         ["all-linear"], min_length=1, description="Modules to adapt, by comma; `all-linear`: all."
@@ -330,23 +300,23 @@ class TrainSettings(Section):
         description="What is learned: the label; the same, by the teacher's certainty; all "
         "sampled or allowed labels, by their shares; or the teacher's likeliest tokens, too.",
     )
-    edit_weight: float = Field(
+    edit_weight: Amount = Field(
         1.0, gt=0, description="Weight in the loss of a label's tokens that its text lacks."
     )
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations instead of keeping them: slower, less memory."
     )
-    held_out: int = Field(
-        200, ge=0, description="Labels held out to choose the checkpoint; at most 10 % of all."
+    held_out: Count = Field(
+        200, description="Labels held out to choose the checkpoint; at most 10 % of all."
     )
     evaluations: int = Field(
-        6, ge=1, description="Evaluations on the held-out labels, evenly spaced."
+        6, ge=1, le=10_000, description="Evaluations on the held-out labels, evenly spaced."
     )
-    patience: int = Field(3, ge=0, description="Early stopping: evaluations without gain; 0: off.")
+    patience: Count = Field(3, description="Early stopping: evaluations without gain; 0: off.")
     curve: bool = Field(
         False, description="Also train on an eighth, a quarter and a half, for a learning curve."
     )
-    checkpoint_seconds: float = Field(300, gt=0, description="Longest time between checkpoints.")
+    checkpoint_seconds: Amount = Field(300, gt=0, description="Longest time between checkpoints.")
     report_to: Annotated[list[str], NoDecode] = Field(
         [], description="Installed trackers to use, by comma: tensorboard, mlflow, wandb …"
     )
@@ -357,7 +327,10 @@ class TrainSettings(Section):
     )
     merge: bool = Field(False, description="The same as `DISTILL_TRAIN__EXPORT=merged`.")
     push_to: str | None = Field(
-        None, description="Hub repository for the adapter and the exports; uses HF_TOKEN."
+        None,
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*/)?[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=96,
+        description="Hub repository for the adapter and the exports; uses HF_TOKEN.",
     )
 
     @property
@@ -400,9 +373,9 @@ class Endpoint(Section):
     prompt: Literal["student", "text", "teacher"] = "student"
     # not the key itself, which mostly has lower-case letters
     api_key_variable: str = Field("", pattern=r"^([A-Z][A-Z0-9_]*)?$")
-    max_tokens: int | None = Field(None, ge=1)
-    requests_per_minute: int | None = Field(None, ge=1)
-    extra_body: dict[str, Any] = {}
+    max_tokens: Count | None = Field(None, ge=1)
+    requests_per_minute: Count | None = Field(None, ge=1)
+    extra_body: dict[str, Any] = Field({})
 
     @model_validator(mode="before")
     @classmethod
@@ -412,7 +385,7 @@ class Endpoint(Section):
     @field_validator("base_url")
     @classmethod
     def _check_address(cls, url: str) -> str:
-        return _check_url(url, "api_key_variable names the variable with the key")
+        return check_url(url, "api_key_variable names the variable with the key")
 
     @field_validator("extra_body")
     @classmethod
@@ -431,10 +404,13 @@ class Endpoint(Section):
 class EvaluateSettings(Section):
     """The evaluate job."""
 
-    batch_tokens: int = Field(16_384, ge=64, description="Prompt and response tokens per batch.")
-    max_new_tokens: int = Field(256, ge=1, description="Length limit of a student's response.")
+    batch_tokens: Count = Field(16_384, ge=64, description="Prompt and response tokens per batch.")
+    max_new_tokens: Count = Field(256, ge=1, description="Length limit of a student's response.")
     samples: int = Field(
-        0, ge=0, description="Sampled answers a text, whose agreement tells how sure a student is."
+        0,
+        ge=0,
+        le=1000,
+        description="Sampled answers a text, whose agreement tells how sure a student is.",
     )
     margin: float = Field(
         0.02,
@@ -442,8 +418,8 @@ class EvaluateSettings(Section):
         lt=1,
         description="How much lower than the teacher's the main metric of a cascade may be.",
     )
-    usd_per_hour: float = Field(
-        0, ge=0, description="Price of the machine that trains the student and runs it."
+    usd_per_hour: Amount = Field(
+        0, description="Price of the machine that trains the student and runs it."
     )
 
     endpoints: Annotated[
@@ -452,11 +428,11 @@ class EvaluateSettings(Section):
         {},
         description='Served models to compare, as JSON: {"served": "http://localhost:8000/v1"}.',
     )
-    min_retention: float = Field(
-        0.0, ge=0, description="Share of the teacher's score to keep, else exit code 6; 0: any."
+    min_retention: Amount = Field(
+        0.0, description="Share of the teacher's score to keep, else exit code 6; 0: any."
     )
 
-    _parse = field_validator("endpoints", mode="before")(_parse_json)
+    _parse = field_validator("endpoints", mode="before")(parse_json)
 
 
 class PredictSettings(Section):
@@ -475,9 +451,12 @@ class PredictSettings(Section):
         [], description="Columns of the source to keep, by comma; `id:key` renames one."
     )
     actors: int = Field(
-        0, ge=0, description="Students at work; 0: one per GPU, or per node of a cluster without."
+        0,
+        ge=0,
+        le=10_000,
+        description="Students at work; 0: one per GPU, or per node of a cluster without.",
     )
-    part_rows: int = Field(2000, ge=1, description="Rows of a part, which is written at once.")
+    part_rows: Count = Field(2000, ge=1, description="Rows of a part, which is written at once.")
     cascade: str = Field(
         "off",
         description="Whom to leave to the teacher: `off`; `auto`: as evaluate has chosen; or the "
@@ -516,10 +495,8 @@ class ReportSettings(Section):
     @field_validator("compare")
     @classmethod
     def _check_runs(cls, names: list[str]) -> list[str]:
-        if wrong := [name for name in names if not re.fullmatch(RUN_NAME, name)]:
-            raise ValueError(
-                f"{wrong[0]!r} should be letters, digits, dots, dashes and underscores"
-            )
+        if not all(re.fullmatch(RUN_NAME, name) for name in names):
+            raise ValueError("should be names of letters, digits, dots, dashes and underscores")
         if names and len(set(names)) < max(2, len(names)):
             raise ValueError("should be two runs or more, each once")
         return names
@@ -535,6 +512,7 @@ class ReportSettings(Section):
     def _check_address(cls, address: str) -> str:
         if address.lower() == "true":  # the flag
             return "localhost:8080"
-        if address and not re.fullmatch(r"[^\s/]+:\d{1,5}", address):
+        found = re.fullmatch(r"[^\s/]+:(\d{1,5})", address, re.ASCII)
+        if address and not (found and 0 < int(found[1]) < 2**16):
             raise ValueError("should be host:port, such as localhost:8080")
         return address

@@ -10,16 +10,15 @@ from typing import Any
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from common.fields import MOST_CHARACTERS, RUN_NAME, Section
 from common.sections import (
     BUILTIN,
-    RUN_NAME,
     SECRETS,
     DataSettings,
     EvaluateSettings,
     LabelSettings,
     PredictSettings,
     ReportSettings,
-    Section,
     StorageSettings,
     StudentSettings,
     TeacherSettings,
@@ -42,6 +41,7 @@ class Settings(BaseSettings):
         extra="forbid",
         frozen=True,
         str_strip_whitespace=True,
+        str_max_length=MOST_CHARACTERS,
     )
 
     run: str = Field("default", description="Name of the run: its folder under the storage root.")
@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_run(cls, run: str) -> str:
         if not re.fullmatch(RUN_NAME, run):
-            raise ValueError("should be letters, digits, dots, dashes and underscores")
+            raise ValueError("should be up to 200 letters, digits, dots, dashes and underscores")
         return run
 
     @model_validator(mode="before")

@@ -18,6 +18,7 @@ from common.evaluation.confidence import SIGNALS, read_signals
 from common.evaluation.decision import Savings, count_savings
 from common.evaluation.gate import check_retention, list_weaknesses
 from common.evaluation.lm_eval import write_results
+from common.evaluation.metrics_file import read_metrics
 from common.evaluation.online import check_endpoints
 from common.evaluation.predictions import read_predictions, write_predictions
 from common.evaluation.runner import SystemRunner, describe_system
@@ -72,7 +73,7 @@ def main(settings: Settings) -> None:
     scored = describe_scored(run, systems)
     if is_scored(run, fingerprint, scored):
         log.info("evaluate: already done, see %s/%s", storage.url, METRICS_FILE)
-        conclude(run, storage.read_json(METRICS_FILE))
+        conclude(run, read_metrics(storage))
         return
     log.info(
         "evaluate: %d test rows, %d dropped as seen in train (but for spaces)",
@@ -83,7 +84,8 @@ def main(settings: Settings) -> None:
     has_edits = any(METRICS[name].of_edits for name in run.task.metrics)
     for system in systems:
         own = {**fingerprint, **system.fingerprint}
-        if read_predictions(storage, system.key, own, ["id"]) is None:
+        found = read_predictions(storage, system.key, own, ["id"])
+        if found is None or found["id"].to_pylist() != [row.id for row in test.rows]:
             responses = runner.ask(system, test.rows)
             write_predictions(storage, system.key, own, test.rows, responses, has_edits)
     metrics = score(run, systems, test, fingerprint, labels, adapter)
@@ -146,7 +148,7 @@ def is_scored(run: Run, fingerprint: Fingerprint, scored: dict[str, list[str]]) 
     place = f"{run.storage.url}/{PREDICTIONS.folder}"
     check_same(place, done.fingerprint, fingerprint)
     before, now = ({key: set(found) for key, found in s.items()} for s in (done.scored, scored))
-    is_same = before == now and done.scored["metrics"] == scored["metrics"]
+    is_same = before == now and done.scored.get("metrics") == scored["metrics"]
     return is_same and run.storage.exists(METRICS_FILE)
 
 

@@ -14,8 +14,9 @@ from common.command import run_job
 from common.data.examples import load_examples
 from common.data.testset import load_test_rows
 from common.errors import RetentionError, SettingsError
+from common.evaluation.metrics_file import read_metrics
 from common.evaluation.online import check_endpoints
-from common.evaluation.scores import METRICS_FILE, Metrics
+from common.evaluation.scores import Metrics
 from common.labels.copies import copy_labels
 from common.labels.rounds import load_pool
 from common.report.sweep import make_sweep_table
@@ -75,7 +76,7 @@ def sweep(settings: Settings) -> None:
                 run_jobs(own, train, evaluate, report)
         except RetentionError as error:
             refusal = refusal or error
-        found[own.student.model] = storage.read_json(METRICS_FILE)
+        found[own.student.model] = read_metrics(storage)
     text = render_table(make_sweep_table(found))
     first.write_bytes(SWEEP_FILE, f"{text}\n".encode())
     print(f"\n{text}\n\nsweep: {first.url}/{SWEEP_FILE}")

@@ -8,6 +8,7 @@ With a cascade, the teacher answers where the student is not sure. A rerun does 
 import logging
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from common.command import run_job
 from common.data.examples import Examples
@@ -113,7 +114,8 @@ def begin(storage: RunStorage, step: Step[PredictSummary], answers: Fingerprint)
     name = f"{step.folder}/{MADE_FROM}"
     if storage.exists(name):
         url = f"{storage.url}/{step.folder}"
-        check_same(url, storage.read_json(name), answers, variable="DISTILL_PREDICT__NAME")
+        before = storage.read_json(name, dict[str, Any])
+        check_same(url, before, answers, variable="DISTILL_PREDICT__NAME")
     storage.write_json(name, dict(answers))
     remove_manifest(storage, step)  # a cascade follows outputs without one
 

@@ -8,10 +8,11 @@ as <root>/compare.html.
 
 import logging
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 from common.command import run_job
 from common.errors import InputError, StoppedError
+from common.evaluation.metrics_file import read_metrics
 from common.evaluation.predictions import read_predictions
 from common.evaluation.scores import METRICS_FILE, Metrics
 from common.report.answers import choose_rows
@@ -43,7 +44,7 @@ def main(settings: Settings) -> None:
         return
     storage = RunStorage(settings)
     evaluated = require_manifest(storage, PREDICTIONS)
-    metrics = _read_metrics(storage)
+    metrics = read_metrics(storage)
     tables = {name: _read_rows(storage, name, evaluated, metrics) for name in metrics["systems"]}
     manifests = _read_manifests(storage)
     history = read_history(storage)
@@ -80,7 +81,7 @@ def _read_run(settings: Settings, name: str) -> ComparedRun:
     evaluated = read_manifest(storage, PREDICTIONS)
     columns = ["id", "text", "references", "prediction"]
     answers = evaluated and read_predictions(storage, "distilled", evaluated.fingerprint, columns)
-    return ComparedRun(name, Scores(_read_metrics(storage)), _read_manifests(storage), answers)
+    return ComparedRun(name, Scores(read_metrics(storage)), _read_manifests(storage), answers)
 
 
 def _read_manifests(storage: RunStorage) -> Manifests:
@@ -91,13 +92,6 @@ def _read_manifests(storage: RunStorage) -> Manifests:
     if curve and adapter and curve.fingerprint != adapter.fingerprint:
         found[CURVE.folder] = None
     return {folder: manifest for folder, manifest in found.items() if manifest}
-
-
-def _read_metrics(storage: RunStorage) -> Metrics:
-    content = storage.read_json(METRICS_FILE)
-    if not isinstance(content, dict) or "systems" not in content:
-        raise InputError(f"{storage.url}/{METRICS_FILE} holds no metrics; {_FIX}")
-    return cast(Metrics, content)
 
 
 def _read_rows(

@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 import fsspec
+import hypothesis
 import pytest
 
 from common.environment import load_settings
@@ -19,6 +20,13 @@ from support.fake_kubernetes import FakeKubernetes, serve
 os.environ["HF_HUB_OFFLINE"] = "1"  # also for what is imported while tests are collected
 # Two processes whose threads wait for each other on the same cores are ten times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples each time; `--hypothesis-profile=more` takes many more.
+hypothesis.settings.register_profile(
+    "few", derandomize=True, deadline=None, max_examples=60, database=None
+)
+hypothesis.settings.register_profile("more", deadline=None, max_examples=3000)
+hypothesis.settings.load_profile("few")
 
 _FOREIGN = ("DISTILL_", "OPENAI_", "AWS_", "RAY_ADDRESS", "HF_")
 

@@ -24,6 +24,7 @@ FLOORS = [
     {"arrivals", "environment", "signals", "records", "hub", "torch_environment"},
     {"settings"},
     {"sections"},
+    {"fields"},
     {"errors", "urls"},
 ]
 """From the top down; rooms of one floor do not import each other."""

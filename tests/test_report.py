@@ -127,7 +127,7 @@ def test_the_answers_are_given_to_the_page():
     assert data["groups"] == {"lang": ["a", "b"]}
     assert data["total"] == 2
     assert data["rows"][1] == {
-        "id": "id-1",
+        "id": f"{1:032x}",
         "text": "two",
         "references": ["two"],
         "groups": {"lang": "b"},
@@ -428,7 +428,7 @@ def test_the_job_writes_the_page_and_the_text(settings, capsys):
     with pytest.raises(InputError, match=r"predictions/base\.parquet is not what was scored"):
         report.main(settings())
     storage.write_json("metrics.json", {})
-    with pytest.raises(InputError, match=r"metrics\.json holds no metrics"):
+    with pytest.raises(InputError, match=r"metrics\.json is damaged.*task: Field required"):
         report.main(settings())
     storage.write_bytes("metrics.json", b"{")
     with pytest.raises(InputError, match=r"metrics\.json is damaged.*delete that file"):

@@ -187,5 +187,5 @@ def test_the_report_tells_what_more_labels_would_bring(tmp_path, settings):
     (tmp_path / "runs/default/curve/_manifest.json").unlink()
     half.write_text(json.dumps(kept | {"agreement": 0.123}))
     train.main(settings(STORAGE__ROOT=tmp_path / "runs", **own))  # reads what is measured
-    assert read_manifest(storage, CURVE).summary["points"][2] == [90, 0.123]
+    assert read_manifest(storage, CURVE).summary["points"][2] == (90, 0.123)
     report.main(settings(STORAGE__ROOT=tmp_path / "runs", **own))

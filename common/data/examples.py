@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from common.data.place import find_place
 from common.data.sources import Shard, list_shards, read_shard
-from common.errors import InputError
+from common.errors import InputError, show
 from common.records import Example, hash_text
 from common.settings import Settings
 from common.tasks.task import Task
@@ -270,7 +270,8 @@ def strip_prefix(text: Any, settings: Settings, task: Task) -> str:
     prefix = settings.data.text_prefix
     if not isinstance(text, str | None):
         raise InputError(
-            f"the text column has {text!r}, not a string: set DISTILL_DATA__TEXT_COLUMN"
+            f"the text column {settings.data.text_column or task.columns.text!r} has {show(text)}, "
+            "not a string: set DISTILL_DATA__TEXT_COLUMN"
         )
     return (text or "").removeprefix(task.columns.text_prefix if prefix is None else prefix)
 

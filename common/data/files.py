@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from common.data.place import INPUTS, Place
+from common.errors import shorten
 
 TABLES = {
     ".parquet": "parquet",
@@ -33,6 +34,8 @@ _SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 """The words that name a split, as in `datasets.data_files`."""
+_NUMBERED = re.compile(r"(.*)-\d{5}-of-(\d{5})(\D.*)?")
+"""The name of a file of several, as the hub and the package datasets number them."""
 _MOST_NAMES = 10
 
 log = logging.getLogger(__name__)
@@ -81,8 +84,11 @@ def find_files(place: Place, split: str) -> list[DataFile] | None:
         if not paths and not fs.exists(path):
             return None
     except Exception as error:  # each storage raises its own types
-        raise place.refuse(f"cannot be read: {type(error).__name__}: {error}") from None
+        raise place.refuse(f"cannot be read: {type(error).__name__}: {shorten(error)}") from None
+    if "file" in fs.protocol and (special := [p for p in paths if _is_special(Path(p))]):
+        raise place.refuse(f"has pipes or devices, which may never end: {_join(special)}")
     files = list(_choose_data(fs, paths, place, is_named=is_file))
+    _warn_of_missing(place, [] if is_file else files)
     if split == INPUTS:
         return files
     named = {} if is_file else _name_splits(files, path, place)
@@ -100,6 +106,26 @@ def find_files(place: Place, split: str) -> list[DataFile] | None:
     unnamed = [file.path for file in files if file.path not in named]
     _warn(place, unnamed, "their names tell no split, as those of others do")
     return chosen
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _warn_of_missing(place: Place, files: list[DataFile]) -> None:
+    """Warns of files that are missing among numbered ones."""
+    found: dict[tuple[str, int, str], int] = {}
+    for file in files:
+        if match := _NUMBERED.fullmatch(PurePosixPath(file.path).name):
+            group = (match[1], int(match[2]), match[3])
+            found[group] = found.get(group, 0) + 1
+    for (start, count, end), files_found in found.items():
+        if files_found < count:
+            log.warning(
+                "%s=%r: has only %d of the %d files %s-…-of-%05d%s; the rows of the others are "
+                "missing",
+                *(place.variable, place.url, files_found, count, start, count, end),
+            )
 
 
 def _choose_data(fs: Any, paths: Iterable[str], place: Place, is_named: bool) -> Iterator[DataFile]:

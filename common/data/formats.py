@@ -7,6 +7,7 @@ mixed types.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from common.data.files import DataFile
-from common.errors import DistillError, InputError
+from common.errors import DistillError, InputError, shorten, show
 
 _CSV_BLOCK_BYTES = 64 << 20
 """A value longer than a block cannot be read."""
@@ -26,6 +27,7 @@ _SAMPLE_ROWS = 100
 _ROWS = 10_000
 """The rows of a table."""
 _KINDS = {"json": "JSON", "csv": "CSV", "tsv": "TSV"}
+_POINTER = b"version https://git-lfs.github.com/spec/"
 
 Part = tuple[Sequence[str], pa.Table]
 """The names of all columns, and rows of those that are wanted."""
@@ -41,13 +43,24 @@ def read_file(file: DataFile, wanted: Sequence[str]) -> Iterator[Part]:
         InputError: the file is damaged; the message names the line where it can.
     """
     try:
-        yield from _READERS[file.format](file, wanted)
+        for names, table in _READERS[file.format](file, wanted):
+            table.validate(full=True)  # the readers take bytes that are not UTF-8 for strings
+            yield names, table
     except DistillError:
         raise
     except Exception as error:  # pyarrow and each storage raise their own types
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        reason = shorten(error) or type(error).__name__
+        with suppress(Exception):
+            reason = _explain_pointer(file) or reason
         kind = _KINDS.get(file.format, file.format)
         raise InputError(f"{file.name} cannot be read as {kind}: {reason}") from None
+
+
+def _explain_pointer(file: DataFile) -> str:
+    """What to do if a clone has only a pointer to the file; empty if it has the file."""
+    with replace(file, compression=None).open() as content:
+        is_pointer = content.read(len(_POINTER)) == _POINTER
+    return "it is a pointer of Git LFS, not the file itself: run git lfs pull" if is_pointer else ""
 
 
 def _group(items: Iterator[T]) -> Iterator[list[T]]:
@@ -61,7 +74,7 @@ def _choose(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
 
 def _read_parquet(file: DataFile, wanted: Sequence[str]) -> Iterator[Part]:
     with file.open() as content:
-        parquet = pq.ParquetFile(content)
+        parquet = pq.ParquetFile(content, page_checksum_verification=True)
         names = parquet.schema_arrow.names
         for batch in parquet.iter_batches(_ROWS, columns=_choose(names, wanted)):
             yield names, pa.Table.from_batches([batch])
@@ -157,18 +170,24 @@ def _iterate_objects(file: DataFile, content: Iterable[bytes]) -> Iterator[dict[
 
 def _check_object(file: DataFile, where: str, row: Any) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise InputError(f"{file.name}: {where} should be one JSON object, not {row!r:.80}")
+        raise InputError(f"{file.name}: {where} should be one JSON object, not {show(row)}")
     return row
 
 
 def _parse(file: DataFile, line: int, content: bytes) -> Any:
+    if content.startswith(_POINTER):
+        raise ValueError("it is a pointer")  # `read_file` says of what
     try:
         return json.loads(content)
     except json.JSONDecodeError as error:
         place = f"line {line + error.lineno - 1}, column {error.colno}"
-        raise InputError(f"{file.name} cannot be read as JSON: {place}: {error.msg}") from None
-    except ValueError as error:  # no UTF-8
-        raise InputError(f"{file.name} cannot be read as JSON: line {line}: {error}") from None
+        raise InputError(
+            f"{file.name} cannot be read as JSON: {place}: {error.msg}; it should have an object "
+            "a line, or be one array of objects"
+        ) from None
+    except (ValueError, RecursionError) as error:  # no UTF-8; a number or a nesting without end
+        reason = shorten(error)
+        raise InputError(f"{file.name} cannot be read as JSON: line {line}: {reason}") from None
 
 
 def _to_array(file: DataFile, name: str, values: list[Any]) -> pa.Array:
@@ -176,6 +195,11 @@ def _to_array(file: DataFile, name: str, values: list[Any]) -> pa.Array:
         values = [[value] if isinstance(value, str) else value for value in values]
     try:
         return pa.array(values)
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{file.name}: the column {name!r} has {show(error.object)}, which holds half of a "
+            "character (a lone surrogate); repair that text"
+        ) from None
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         raise InputError(
             f"{file.name}: the column {name!r} holds values of several kinds, not text; name "
@@ -185,6 +209,8 @@ def _to_array(file: DataFile, name: str, values: list[Any]) -> pa.Array:
 
 def _read_text(file: DataFile, wanted: Sequence[str]) -> Iterator[Part]:
     """A text per line, in the column `text`."""
+    if reason := _explain_pointer(file):
+        raise ValueError(reason)
     with file.open() as content:
         texts = (line.decode("utf-8-sig").rstrip("\r\n") for line in content if line.strip())
         for lines in _group(texts):

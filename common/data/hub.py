@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from common.data.formats import Part
 from common.data.place import Place
-from common.errors import DistillError, InputError
+from common.errors import DistillError, InputError, shorten
 from common.sections import DataSettings
 
 _ROWS = 10_000
@@ -29,7 +29,7 @@ def load_from_hub(
     try:
         dataset = datasets.load_dataset(place.url, data.config, split=split, revision=data.revision)
     except Exception as error:  # the hub client raises many types
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"{type(error).__name__}: {shorten(error)}"
         if is_transient(error):
             raise DistillError(
                 f"{place.variable}={place.url!r} could not be fetched: {reason}; run again when "

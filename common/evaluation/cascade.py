@@ -5,13 +5,13 @@ says whether that holds, and what it costs.
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from common.evaluation.confidence import Mask
 from common.metrics.metrics import Metric
-from common.metrics.statistics import Array, bootstrap_interval, paired_bootstrap
+from common.metrics.statistics import Array, Bounds, bootstrap_interval, paired_bootstrap
 
 _SHARES = np.linspace(0, 1, 21)
 """The shares of local answers that are tried."""
@@ -30,9 +30,9 @@ class CascadePoint(TypedDict):
     threshold: float
     share: float
     value: float
-    interval: list[float]
+    interval: Bounds
     difference: float
-    difference_interval: list[float]
+    difference_interval: Bounds
 
 
 class CascadeFacts(TypedDict):

@@ -6,11 +6,12 @@ half says how far that is from the truth.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from common.metrics.statistics import Array
 from common.records import Response

@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import TypedDict
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from common.data.testset import TestRow
 from common.errors import InputError
@@ -22,7 +22,7 @@ from common.metrics.metrics import METRICS
 from common.metrics.statistics import Array
 
 
-class Savings(TypedDict, total=False):
+class Savings(TypedDict):
     """What the chosen cascade saves, in US dollars; None if the teacher's price is unknown.
 
     Attributes:

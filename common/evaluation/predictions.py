@@ -5,6 +5,7 @@ A table's metadata has the fingerprint of its inputs: a rerun keeps those that m
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -45,8 +46,13 @@ def read_predictions(
     name = _name(system)
     if not storage.exists(name):
         return None
-    table = storage.read_columns(name, columns) if columns else storage.read_table(name)
-    found = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
+    if columns:
+        table = storage.read_columns(name, columns, PREDICTION_SCHEMA)
+    else:
+        table = storage.read_table(name, PREDICTION_SCHEMA)
+    found = None
+    with suppress(ValueError):
+        found = json.loads((table.schema.metadata or {}).get(_KEY, b"null"))
     is_same = isinstance(found, dict) and not list_changes(found, fingerprint)
     return table if is_same else None
 

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
 from common.data.testset import TestRow
+from common.evaluation.metrics_file import SystemFacts
 from common.evaluation.online import ask_endpoint, ask_online, make_response
 from common.evaluation.systems import System
 from common.labels.endpoints import measure_cost
@@ -34,17 +35,6 @@ _ADVICE = "a batch of one row is too large; lower DISTILL_EVALUATE__MAX_NEW_TOKE
 _MERGED_ADVICE = "the merged student is not quantised; to leave it out, delete the run's merged/"
 
 log = logging.getLogger(__name__)
-
-
-class SystemFacts(TypedDict, total=False):
-    """Unanswered rows by reason, cost, speed, precision and address of a system."""
-
-    unanswered: dict[str, int]
-    cost_usd_per_1000: float
-    rows_per_second: float
-    tokens_per_second: float
-    precision: str
-    endpoint: dict[str, Any]
 
 
 class SystemRunner:

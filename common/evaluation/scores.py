@@ -2,9 +2,10 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Required, TypedDict
+from typing import Any, Required
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from common.data.testset import TestRow, TestRows
 from common.evaluation.cascade import CascadeFacts
@@ -14,6 +15,7 @@ from common.evaluation.systems import list_baselines, order_systems
 from common.metrics.metrics import METRICS, Metric
 from common.metrics.statistics import (
     Array,
+    Bounds,
     bootstrap_interval,
     mcnemar_exact,
     paired_bootstrap,
@@ -41,7 +43,7 @@ class Figure(TypedDict, total=False):
 
     value: float | None
     n: int
-    interval: list[float] | None
+    interval: Bounds | None
     is_small: bool
 
 
@@ -52,7 +54,7 @@ class Comparison(TypedDict, total=False):
     than: Required[str]
     metric: Required[str]
     difference: float
-    interval: list[float]
+    interval: Bounds
     p_value: float
     smallest: float | None
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypedDict
 
 from common.errors import DistillError, InputError
+from common.records import LABEL_SCHEMA
 from common.run.storage import RunStorage
 from common.settings import Settings
 from common.tasks.rules import SLOW_PATTERN, LabelRules, explain_slow_pattern
@@ -33,7 +34,7 @@ class LabelCounts:
         self._storage, self._files = storage, files
         self._kinds: Counter[tuple[str, str | None]] = Counter()
         for name in files:
-            columns = storage.read_columns(name, ["status", "error"]).to_pydict()
+            columns = storage.read_columns(name, ["status", "error"], LABEL_SCHEMA).to_pydict()
             self._kinds.update(zip(columns["status"], columns["error"], strict=True))
 
     @property
@@ -63,7 +64,8 @@ class LabelCounts:
     def _find_row(self, status: str, error: str, *columns: str) -> dict[str, Any]:
         """Some columns of the first row of a kind; empty if there is none."""
         for name in self._files:
-            table = self._storage.read_columns(name, ["status", "error", *columns])
+            wanted = ["status", "error", *columns]
+            table = self._storage.read_columns(name, wanted, LABEL_SCHEMA)
             for row in table.to_pylist():
                 if (row["status"], row["error"] or "") == (status, error):
                     return dict(row)

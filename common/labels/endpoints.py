@@ -7,6 +7,8 @@ the whole run.
 
 from typing import Any
 
+from typing_extensions import TypedDict
+
 from common.data.examples import Examples
 from common.environment import read_key
 from common.errors import InputError
@@ -21,6 +23,11 @@ from common.tasks.task import Task, TeacherPrompt
 FOLDER = "endpoints"
 RECORD = "endpoint.json"
 """The model whose replies the journal has, for their price."""
+
+
+class _Record(TypedDict):
+    base_url: str
+    model: str
 
 
 def open_endpoint(run: Run, name: str, endpoint: Endpoint) -> Run:
@@ -64,7 +71,7 @@ def record_model(own: Run) -> None:
     """Notes an endpoint's model. Raises an InputError if its journal is another model's."""
     teacher, storage = own.settings.teacher, own.storage
     now = {"base_url": teacher.base_url, "model": teacher.model}
-    before = storage.read_json(RECORD) if storage.exists(RECORD) else now
+    before = storage.read_json(RECORD, _Record) if storage.exists(RECORD) else now
     if before != now:
         raise InputError(
             f"{storage.url} has answers of {before['model']!r} at {before['base_url']}, and not of "
@@ -78,7 +85,7 @@ def measure_cost(run: Run, name: str) -> float:
     """The dollars for an endpoint's replies; 0 if there are none, or nothing tells their price."""
     if not run.storage.exists(f"{FOLDER}/{name}/{RECORD}"):
         return 0.0
-    record = run.storage.read_json(f"{FOLDER}/{name}/{RECORD}")
+    record = run.storage.read_json(f"{FOLDER}/{name}/{RECORD}", _Record)
     teacher = run.settings.teacher.model_copy(update=record)
     own = _open(run, name, teacher, run.task)
     return read_known(own, Examples.of([]), lambda outcome: None).cost_usd

@@ -17,7 +17,7 @@ from common.data.examples import Examples, pack_ids
 from common.errors import DistillError
 from common.labels.label_row import Outcome, is_final
 from common.labels.resume import Known, read_known, resume
-from common.records import Example, LabelRow, make_label_table
+from common.records import LABEL_SCHEMA, Example, LabelRow, make_label_table
 from common.run.run import Run
 from common.run.steps import LABELS
 from common.teacher.sealed import Sealed, write_sealed
@@ -111,7 +111,7 @@ class Parts:
     def read_sample(self) -> list[LabelRow]:
         """Some rows of a part."""
         for name, _ in self._iterate("part-", ["id"]):
-            table = self.run.storage.read_table(name).slice(0, _SAMPLE_ROWS)
+            table = self.run.storage.read_table(name, LABEL_SCHEMA).slice(0, _SAMPLE_ROWS)
             return [LabelRow(**row) for row in table.to_pylist()]
         return []
 
@@ -120,7 +120,7 @@ class Parts:
         storage = self.run.storage
         for name in storage.list_files(LABELS.folder):
             if name.startswith(f"{LABELS.folder}/{prefix}") and name.endswith(".parquet"):
-                table = storage.read_columns(name, columns)
+                table = storage.read_columns(name, columns, LABEL_SCHEMA)
                 if (table.schema.metadata or {}).get(_KEY) == self.fingerprint.encode():
                     yield name, table
 
@@ -150,7 +150,7 @@ class Parts:
                 first[np.unique(places, return_index=True)[1]] = True
                 is_new = first & (places >= 0) & ~seen[places]
                 if not is_new.all():
-                    table = self.run.storage.read_table(name).filter(is_new)
+                    table = self.run.storage.read_table(name, LABEL_SCHEMA).filter(is_new)
                     self.run.storage.write_table(name, table)
                 seen[places[is_new]] = True
                 names.append(name)

@@ -4,11 +4,15 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 Array = NDArray[np.float64]
+Bounds = Annotated[list[float], Field(min_length=2, max_length=2)]
+"""Of an interval."""
 Combine = Callable[[Array], Array]
 """From summed row statistics (…, statistics) to values (…)."""
 

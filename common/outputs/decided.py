@@ -6,6 +6,7 @@ from typing import Any
 from common.errors import InputError
 from common.evaluation.confidence import Calibration
 from common.evaluation.decision import read_calibration
+from common.evaluation.metrics_file import read_metrics
 from common.evaluation.scores import METRICS_FILE, Metrics
 from common.run.manifest import list_changes, read_manifest
 from common.run.run import Run
@@ -64,8 +65,7 @@ def _read_metrics(run: Run, adapter: str, with_teacher: bool) -> Metrics | None:
     }
     if list_changes(before, now):
         return None
-    metrics: Metrics = run.storage.read_json(METRICS_FILE)
-    return metrics
+    return read_metrics(run.storage)
 
 
 def _read_threshold(metrics: Metrics, place: str) -> float:

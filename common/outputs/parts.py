@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
+from common.outputs.inputs import OUTPUT_SCHEMA
 from common.run.storage import RunStorage
 
 REPEATED = "repeated"
@@ -72,8 +73,8 @@ class OutputParts:
     def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A part, or some of its columns."""
         if columns is None:
-            return self.storage.read_table(self.locate(name))
-        return self.storage.read_columns(self.locate(name), columns)
+            return self.storage.read_table(self.locate(name), OUTPUT_SCHEMA)
+        return self.storage.read_columns(self.locate(name), columns, OUTPUT_SCHEMA)
 
     def read_all(self, names: Sequence[str], columns: Sequence[str]) -> Iterator[pa.Table]:
         """Some columns of parts, one after the other."""

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import fsspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common.errors import InputError, SettingsError
+from common.errors import InputError, SettingsError, shorten, show
 from common.sections import TeacherSettings
 
 BATCH = "batch"
@@ -153,11 +153,11 @@ def _read_entries(path: str) -> list[_Entry]:
     except ValidationError as error:
         raise InputError(f"price file {path!r}: {_explain(error, content)}; {_FORMAT}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"price file {path!r} is not valid TOML: {error}") from None
+        raise InputError(f"price file {path!r} is not valid TOML: {shorten(error)}") from None
     except Exception as error:  # each storage raises its own types
         raise InputError(
             f"DISTILL_TEACHER__PRICES: the price file {path!r} cannot be read: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {shorten(error)}"
         ) from None
     names = [(entry.model, entry.host) for entry in entries]
     for name in names:
@@ -176,8 +176,8 @@ def _explain(error: ValidationError, content: dict[str, Any]) -> str:
     where = ""
     if len(place) > 1:
         entry = content["price"][place[1]]
-        where = f"entry {place[1] + 1} (model {entry.get('model')!r}): "
+        where = f"entry {place[1] + 1} (model {show(entry.get('model'))}): "
     if first["type"] == "missing":
         return f"{where}{field} is missing"
     reason = "no such field" if first["type"] == "extra_forbidden" else first["msg"].lower()
-    return f"{where}{field}={first['input']!r}: {reason}"
+    return f"{where}{field}={show(first['input'])}: {reason}"

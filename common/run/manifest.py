@@ -11,9 +11,9 @@ import logging
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from common.errors import InputError
 from common.records import hash_content
@@ -49,7 +49,7 @@ class Manifest(Generic[S]):
 
     step: str
     fingerprint: Fingerprint
-    summary: S
+    summary: S = field(default_factory=lambda: cast(Any, {}))
     files: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -77,14 +77,8 @@ def read_manifest(storage: RunStorage, step: Step[S]) -> Manifest[S] | None:
     name = next(filter(storage.exists, (step.manifest, step.old_manifest)), None)
     if name is None:
         return None
-    content = storage.read_json(name)
-    if not isinstance(content, dict) or not isinstance(content.get("fingerprint"), dict):
-        raise InputError(
-            f"{storage.url}/{name} is not a manifest; delete {step.folder} and make it again"
-        )
-    known = {f.name for f in fields(Manifest)}
-    given: dict[str, Any] = {"step": step.folder, "summary": {}} | content
-    return Manifest(**{name: value for name, value in given.items() if name in known})
+    manifest: Manifest[S] = storage.read_json(name, Manifest[step.summary])  # type: ignore[name-defined]
+    return manifest
 
 
 def require_manifest(storage: RunStorage, step: Step[S]) -> Manifest[S]:

@@ -6,7 +6,6 @@ The first round's texts are chosen by hash, each later one's by the student of t
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from common.errors import InputError
 from common.run.storage import RunStorage
 
 FOLDER = "rounds"
@@ -37,11 +36,7 @@ def read_rounds(storage: RunStorage) -> list[Round]:
     """The finished rounds, in their order. Raises an InputError if one is damaged."""
     rounds: list[Round] = []
     while storage.exists(name := _name(len(rounds) + 1)):
-        try:
-            rounds.append(Round(**storage.read_json(name)))
-        except TypeError as error:
-            place = f"{storage.url}/{FOLDER}"
-            raise InputError(f"{storage.url}/{name} is damaged ({error}); delete {place}") from None
+        rounds.append(storage.read_json(name, Round))
     return rounds
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypeVar
+
+from typing_extensions import TypedDict  # pydantic checks no other before Python 3.12
 
 Summary = TypeVar("Summary", covariant=True)
 _MANIFEST = "manifest.json"
@@ -94,10 +96,11 @@ class NoSummary(TypedDict):
 
 @dataclass(frozen=True)
 class Step(Generic[Summary]):
-    """A folder of a run, and the command that writes it."""
+    """A folder of a run, the command that writes it, and the type of its summary."""
 
     folder: str
     command: str
+    summary: Any
 
     @property
     def manifest(self) -> str:
@@ -115,19 +118,19 @@ def is_manifest(name: str) -> bool:
     return name.rpartition("/")[2].removeprefix("_") == _MANIFEST
 
 
-LABELS: Step[LabelSummary] = Step("labels", "python -m jobs.label")
-ADAPTER: Step[TrainSummary] = Step("adapter", "python -m jobs.train")
-CURVE: Step[CurveSummary] = Step("curve", "python -m jobs.train")
-MERGED: Step[MergeSummary] = Step("merged", "python -m jobs.train")
-GGUF: Step[GgufSummary] = Step("gguf", "python -m jobs.train")
-PREDICTIONS: Step[NoSummary] = Step("predictions", "python -m jobs.evaluate")
+LABELS: Step[LabelSummary] = Step("labels", "python -m jobs.label", LabelSummary)
+ADAPTER: Step[TrainSummary] = Step("adapter", "python -m jobs.train", TrainSummary)
+CURVE: Step[CurveSummary] = Step("curve", "python -m jobs.train", CurveSummary)
+MERGED: Step[MergeSummary] = Step("merged", "python -m jobs.train", MergeSummary)
+GGUF: Step[GgufSummary] = Step("gguf", "python -m jobs.train", GgufSummary)
+PREDICTIONS: Step[NoSummary] = Step("predictions", "python -m jobs.evaluate", NoSummary)
 
 
 def name_outputs(folder: str) -> Step[PredictSummary]:
     """The outputs in a folder as a step."""
-    return Step(folder, "python -m jobs.predict")
+    return Step(folder, "python -m jobs.predict", PredictSummary)
 
 
 def name_checkpoint(update: int) -> Step[NoSummary]:
     """The checkpoint after an update as a step."""
-    return Step(f"checkpoints/{update:08}", "python -m jobs.train")
+    return Step(f"checkpoints/{update:08}", "python -m jobs.train", NoSummary)

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
-from common.errors import InputError, StorageError
+from common.errors import InputError, StorageError, shorten
+from common.records import check_kind, check_table
 from common.run.stores import Disk, ObjectStore, WatchedFolder, explain_failure
 from common.settings import Settings
 
@@ -60,7 +61,10 @@ class RunStorage:
 
     @staticmethod
     def _check_folder(root: Path) -> None:
-        existing = next(p for p in (root, *root.parents) if p.exists())
+        try:
+            existing = next(p for p in (root, *root.parents) if p.exists())
+        except OSError as error:  # a name that is too long
+            raise InputError(f"DISTILL_STORAGE__ROOT={str(root)!r}: {error.strerror}") from None
         if not existing.is_dir():
             reason = "is not a folder"
         elif not os.access(existing, os.W_OK):
@@ -181,49 +185,71 @@ class RunStorage:
                 with suppress(OSError):
                     place.rmdir()
 
-    def read_json(self, name: str) -> Any:
-        """The content of a JSON file. Raises an InputError if it is damaged or missing."""
+    def read_json(self, name: str, kind: Any = Any) -> Any:
+        """The content of a JSON file, of a type that pydantic checks.
+
+        Raises an InputError if it is damaged, missing or of another type.
+        """
         try:
-            return json.loads(self.read_bytes(name))
+            return check_kind(kind, self.read_bytes(name))
         except (ValueError, FileNotFoundError) as error:
-            raise self._damaged(name, error) from None
+            raise self.damaged(name, error) from None
 
     def write_json(self, name: str, content: Any) -> None:
         """Writes a JSON file, indented."""
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         self.write_bytes(name, text.encode())
 
-    def read_table(self, name: str) -> pa.Table:
-        """The content of a Parquet file. Raises an InputError if it is damaged or missing."""
-        try:
-            return pq.read_table(io.BytesIO(self.read_bytes(name)))
-        except (pa.ArrowException, FileNotFoundError) as error:
-            raise self._damaged(name, error) from None
+    def read_table(self, name: str, schema: pa.Schema | None = None) -> pa.Table:
+        """The content of a Parquet file.
 
-    def read_columns(self, name: str, columns: Sequence[str]) -> pa.Table:
+        Raises an InputError if it is damaged, missing, or not of the schema, see `check_table`.
+        """
+        return self._read_parquet(name, None, schema)
+
+    def read_columns(
+        self, name: str, columns: Sequence[str], schema: pa.Schema | None = None
+    ) -> pa.Table:
         """Those of some columns that a Parquet file has. Raises as `read_table`."""
+        return self._read_parquet(name, columns, schema)
 
-        def read(path: str) -> pa.Table:
-            with self._store.open(path) as file, pq.ParquetFile(file) as parquet:
-                known = parquet.schema_arrow.names
-                return parquet.read(columns=[column for column in columns if column in known])
+    def _read_parquet(
+        self, name: str, columns: Sequence[str] | None, schema: pa.Schema | None
+    ) -> pa.Table:
+        def read(path: str) -> pa.Table | Exception:
+            with self._store.open(path) as file:
+                try:
+                    return _parse_parquet(file, columns, schema)
+                except (pa.ArrowException, ValueError) as error:
+                    return error
+                except OSError as error:
+                    if error.errno is not None:  # not Arrow's own, of a page
+                        raise
+                    return error
 
         try:
-            return self._try("read", name, read)
-        except (pa.ArrowException, FileNotFoundError) as error:
-            raise self._damaged(name, error) from None
+            found = self._try("read", name, read)
+        except FileNotFoundError as error:
+            found = error
+        if isinstance(found, Exception):
+            raise self.damaged(name, found)
+        return found
 
-    def _damaged(self, name: str, error: Exception) -> InputError:
-        reason = (str(error).splitlines() or [""])[0]
+    def damaged(self, name: str, reason: Exception) -> InputError:
+        """The error that a file cannot be used."""
+        folder = name.rpartition("/")[0]
+        fix = "delete the folder of its step and run its job again" if folder else ""
+        if folder == "journal":
+            fix = "delete that file, whose replies are then paid for again, and run again"
         return InputError(
-            f"{self.url}/{name} is damaged or missing ({reason}); delete "
-            f"{'the folder of its step' if '/' in name else 'that file'} and run its job again"
+            f"{self.url}/{name} is damaged or missing ({shorten(reason)}); "
+            f"{fix or 'delete that file and run its job again'}"
         )
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """Writes a Parquet file."""
+        """Writes a Parquet file, with checksums."""
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
         self.write_bytes(name, buffer.getvalue())
 
     def upload(self, local: Path, folder: str) -> list[str]:
@@ -240,6 +266,20 @@ class RunStorage:
             target = local / Path(name).relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(self.read_bytes(name))
+
+
+def _parse_parquet(
+    file: BinaryIO, columns: Sequence[str] | None, schema: pa.Schema | None
+) -> pa.Table:
+    """Raises an ArrowException, a ValueError, or an OSError without a number."""
+    with pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+        known = parquet.schema_arrow.names
+        chosen = known if columns is None else [name for name in columns if name in known]
+        table = parquet.read(columns=chosen)
+    table.validate(full=True)
+    if schema is not None:
+        check_table(table, schema, columns or schema.names)
+    return table
 
 
 def _client_options(root: str) -> dict[str, Any]:

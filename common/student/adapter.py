@@ -22,9 +22,9 @@ def read_history(storage: RunStorage) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = []
     lines = storage.read_bytes(HISTORY_FILE).splitlines() if storage.exists(HISTORY_FILE) else []
     for line in lines:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             entries.append(json.loads(line))
-    return entries
+    return [entry for entry in entries if isinstance(entry, dict)]
 
 
 def write_adapter(

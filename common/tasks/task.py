@@ -19,7 +19,7 @@ from pydantic import (
     field_validator,
 )
 
-from common.errors import InputError, SettingsError
+from common.errors import InputError, SettingsError, shorten, show
 from common.metrics.metrics import METRICS
 from common.records import PREDICTION_SCHEMA, hash_content
 from common.tasks.cleaning import guard
@@ -218,12 +218,12 @@ def load_task(name: str) -> Task:
         return Task.model_validate(_read_toml(name))
     except ValidationError as error:
         first: Any = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
+        where = shorten(".".join(map(str, first["loc"])))
+        reason = shorten(first["msg"].removeprefix("Value error, "))
         if first["type"] == "extra_forbidden":
             nearest = difflib.get_close_matches(where, _list_fields(Task), n=1, cutoff=0)[0]
             reason = f"there is no such field; the nearest is {nearest}"
-        raise InputError(f"task file {name!r}: {where}={first['input']!r}: {reason}") from None
+        raise InputError(f"task file {name!r}: {where}={show(first['input'])}: {reason}") from None
 
 
 def _list_fields(part: type[BaseModel], prefix: str = "") -> list[str]:
@@ -251,8 +251,7 @@ def _read_toml(name: str) -> dict[str, Any]:
         with fsspec.open(name, "rb") as file:
             return tomllib.loads(file.read().decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"task file {name!r} is not valid TOML: {error}") from None
+        raise InputError(f"task file {name!r} is not valid TOML: {shorten(error)}") from None
     except Exception as error:  # each storage raises its own types
-        raise InputError(
-            f"DISTILL_TASK: the task file {name!r} cannot be read: {type(error).__name__}: {error}"
-        ) from None
+        reason = f"{type(error).__name__}: {shorten(error)}"
+        raise InputError(f"DISTILL_TASK: the task file {name!r} cannot be read: {reason}") from None

@@ -67,7 +67,8 @@ def _read_object(content: Any) -> ApiError:
     error = content.get("error") or content.get("errors") or content
     error = error[0] if isinstance(error, list) else error
     if not isinstance(error, dict):
-        return ApiError(str(content.get("type") or ""), _join(str(error))[:_LONGEST])
+        kind = str(content.get("type") or "")[:_LONGEST]
+        return ApiError(kind, _join(str(error))[:_LONGEST])
     code = error.get("code", content.get("code"))
     names = (code, error.get("type"), error.get("status"), content.get("type"))
     codes = [str(n) for n in dict.fromkeys(names) if n is not None and not isinstance(n, dict)]
@@ -80,9 +81,9 @@ def _read_object(content: Any) -> ApiError:
     status = code if isinstance(code, int) else int(code) if str(code).isdigit() else 0
     details = error.get("details")
     return ApiError(
-        " ".join([*codes, *_list_quotas(details)]),
+        " ".join([*codes, *_list_quotas(details)])[:_LONGEST],
         _join(": ".join(parts) or json.dumps(content, ensure_ascii=False))[:_LONGEST],
-        str(error.get("param") or ""),
+        str(error.get("param") or "")[:_LONGEST],
         status if 400 <= status < 600 else 0,
         _read_retry_info(details),
     )

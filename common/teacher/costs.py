@@ -7,10 +7,14 @@ Rates = tuple[float, float]
 """Upper bounds of the dollars for a prompt's token and for a completion's."""
 
 
+_MOST_USD = 1e6
+"""A higher cost of a call is not believed."""
+
+
 def find_told_cost(reply: Reply, answer: Answer) -> float | None:
     """The dollars that the provider or a gateway says, the higher figure; None if neither does."""
     told = (reply.cost_usd, answer.usage.cost_usd if answer.usage else None)
-    return max((cost for cost in told if cost is not None), default=None)
+    return max((cost for cost in told if cost is not None and cost <= _MOST_USD), default=None)
 
 
 def find_cost(price: Price | None, reply: Reply, answer: Answer, max_tokens: int) -> float:

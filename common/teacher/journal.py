@@ -10,11 +10,13 @@ import asyncio
 import io
 import json
 import logging
+import re
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import NoneType
 
 from common.errors import DistillError, StorageError
 from common.run.storage import RunStorage
@@ -34,6 +36,15 @@ _MANY_PARTS = 16
 """A job that starts merges the parts if there are more."""
 _MERGED_BYTES = 16 * 2**20
 """The size of a merged part; parts of half this size are left alone."""
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("key", "body", "service_tier", "example_id"), (str,)),
+    **dict.fromkeys(("http_status", "attempts", "most_prompt_tokens", "max_tokens"), (int,)),
+    "seconds": (int, float),
+    "cost_usd": (int, float, NoneType),
+}
+"""The types of a reply's fields."""
+_ID = re.compile(r"([0-9a-f]{32})?")
 
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 log = logging.getLogger(__name__)
@@ -249,11 +260,15 @@ def encode_line(reply: Reply) -> bytes:
 
 
 def decode_line(line: str | bytes) -> Reply | None:
-    """The reply of a line; None if a crash has cut it off."""
+    """The reply of a line; None if a crash has cut it off, or it is not a reply."""
     try:
-        return Reply(**json.loads(line))
-    except (ValueError, TypeError):
+        reply = Reply(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
         return None
+    if not all(isinstance(getattr(reply, name), kinds) for name, kinds in _KINDS.items()):
+        return None
+    is_likely = 0 <= reply.http_status < 1000 and 0 <= (reply.cost_usd or 0) < float("inf")
+    return reply if is_likely and _ID.fullmatch(reply.example_id) else None
 
 
 def _make_name() -> str:

@@ -6,15 +6,18 @@ label rules cost nothing. A file's metadata has the dollars for its replies.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from common.data.examples import pack_ids
 from common.prices.prices import Price
-from common.records import Example, hash_content
+from common.records import Example, check_kind, hash_content
 from common.run.storage import RunStorage
 from common.teacher.costs import find_cost
 from common.teacher.journal import (
@@ -29,6 +32,11 @@ from common.teacher.replies import Reply, read_answer
 _PREFIX = f"{FOLDER}/sealed-"
 _COST = b"distill.cost"
 _SCHEMA = pa.schema({"id": pa.string(), "text": pa.string(), "replies": pa.list_(pa.string())})
+
+
+class _Cost(TypedDict):
+    usd: float
+    by: str
 
 
 @dataclass(frozen=True)
@@ -77,8 +85,10 @@ class SealedFile:
     def __init__(self, storage: RunStorage, name: str) -> None:
         """Raises an InputError if the file is damaged."""
         self._storage, self._name = storage, name
-        table = storage.read_columns(name, ["id"])
-        self._cost = json.loads((table.schema.metadata or {}).get(_COST, b"{}"))
+        table = storage.read_columns(name, ["id"], _SCHEMA)
+        self._cost: dict[str, Any] = {}
+        with suppress(ValueError):
+            self._cost = check_kind(_Cost, (table.schema.metadata or {}).get(_COST, b"{}"))
         self.ids: NDArray[np.bytes_] = pack_ids(table["id"].to_pylist())
 
     def find_cost(self, price: Price | None, max_tokens: int) -> float:
@@ -92,7 +102,7 @@ class SealedFile:
     def read(self, chosen: NDArray[np.bool_]) -> Iterator[Sealed]:
         """The rows that a mask chooses."""
         if chosen.any():
-            for row in self._storage.read_table(self._name).filter(chosen).to_pylist():
+            for row in self._storage.read_table(self._name, _SCHEMA).filter(chosen).to_pylist():
                 found = (decode_line(line) for line in row["replies"])
                 replies = [reply for reply in found if reply is not None]
                 yield Sealed(Example(row["id"], row["text"]), replies)

@@ -13,6 +13,7 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
+from typing_extensions import TypedDict
 
 from common.run.manifest import Fingerprint, write_manifest
 from common.run.run import Run
@@ -35,6 +36,17 @@ _TRIALS = "trials"
 _CHOSEN = f"{_TRIALS}/chosen.json"
 
 log = logging.getLogger(__name__)
+
+
+class _Measured(TypedDict):
+    fingerprint: dict[str, Any]
+    agreement: float
+    loss: float
+
+
+class _Chosen(TypedDict):
+    fingerprint: dict[str, Any]
+    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,7 @@ class Subsets:
         whole training: otherwise a short one would not reach its learning rate.
         """
         storage = self.run.storage
-        found = storage.read_json(name) if storage.exists(name) else {}
+        found = storage.read_json(name, _Measured) if storage.exists(name) else {}
         if found.get("fingerprint") != self.fingerprint:
             labels = self.data.labels.select(range(len(self.data.labels) // part))
             log.info("train: a training on %d of %d rows", len(labels), len(self.data.labels))
@@ -146,5 +158,5 @@ class _Checks(TrainerCallback):
 
 def read_rate(run: Run, fingerprint: Fingerprint) -> float | None:
     """The learning rate that earlier trials have found, if any."""
-    found = run.storage.read_json(_CHOSEN) if run.storage.exists(_CHOSEN) else {}
+    found = run.storage.read_json(_CHOSEN, _Chosen) if run.storage.exists(_CHOSEN) else {}
     return found["learning_rate"] if found.get("fingerprint") == fingerprint else None

@@ -17,7 +17,7 @@ from datasets import Dataset
 
 from common.data.examples import pack_ids
 from common.errors import InputError, SettingsError
-from common.records import LabelRow, hash_content, hash_text
+from common.records import LABEL_SCHEMA, LabelRow, hash_content, hash_text
 from common.run.manifest import Manifest
 from common.run.rounds import read_rounds
 from common.run.storage import RunStorage
@@ -158,7 +158,7 @@ def iterate_labels(storage: RunStorage, files: Sequence[str]) -> Iterator[LabelR
     known = {f.name for f in fields(LabelRow)}
     kinds: Counter[str] = Counter()
     for name in files:
-        table = storage.read_table(name)
+        table = storage.read_table(name, LABEL_SCHEMA)
         table = table.select([column for column in table.column_names if column in known])
         for batch in table.to_batches(_GROUP):
             for row in batch.to_pylist():

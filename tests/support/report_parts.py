@@ -52,7 +52,7 @@ def make_tables(answers, texts, references, langs):
     return {
         system: [
             {
-                "id": f"id-{i}",
+                "id": f"{i:032x}",
                 "text": texts[i],
                 "references": references[i],
                 "prediction": prediction,

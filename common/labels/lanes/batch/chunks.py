@@ -46,7 +46,7 @@ class Chunks:
         """All chunks."""
         names = [n for n in self._storage.list_files(FOLDER) if n.startswith(_PREFIX)]
         names = [name for name in names if name.endswith(".json")]
-        return [Chunk(**self._storage.read_json(name)) for name in sorted(names)]
+        return [self._storage.read_json(name, Chunk) for name in sorted(names)]
 
     def write(self, chunk: Chunk) -> None:
         """Writes a chunk's file, or replaces it."""
