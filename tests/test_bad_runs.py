@@ -154,7 +154,7 @@ def test_the_label_job_names_a_damaged_part_and_its_fix(old, monkeypatch):
     Path(storage.path("labels/manifest.json")).unlink()
     label.main(old)  # makes a part of this version
     (part,) = [n for n in storage.list_files("labels") if n.endswith(".parquet")]
-    (Path(storage.path("labels")) / "manifest.json").unlink()
+    (Path(storage.path("labels")) / "_manifest.json").unlink()
     content = storage.read_bytes(part)
     for damage in ("empty", "cut in half", "without its end", "noise"):
         storage.write_bytes(part, DAMAGES[damage](content))

@@ -22,7 +22,7 @@ def list_label_facts(manifest: Manifest[LabelSummary] | None) -> Facts:
     """Cost and efficiency of the labels; calls, tokens and times are the last job's."""
     if manifest is None or not manifest.summary:
         return []
-    summary, teacher = manifest.summary, manifest.settings.get("teacher", {})
+    summary, teacher = manifest.summary, manifest.read_settings("teacher")
     always = {k: summary.get(k) for k in ("ok", "failed", "filtered")}
     sometimes = {k: summary.get(k) or None for k in ("duplicates", "reused")}
     counts = [f"{n:,} {k}" for k, n in (always | sometimes).items() if n is not None]
@@ -90,7 +90,7 @@ def list_train_facts(manifest: Manifest[TrainSummary] | None) -> Facts:
     if manifest is None:
         return []
     summary, counts = manifest.summary, manifest.counts
-    student = manifest.settings.get("student", {})
+    student = manifest.read_settings("student")
     gpu = summary.get("peak_gpu_bytes")
     facts = [
         ("Base student", str(student.get("model", ""))),
