@@ -6,7 +6,6 @@ half says how far that is from the truth.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +45,7 @@ class Calibration:
         return np.where(np.isnan(signals).any(1), 0.0, confidence)
 
 
-class ConfidenceFacts(TypedDict, total=False):
+class ConfidenceFacts(TypedDict):
     """A calibration, and how good it is on the rows that it has not seen.
 
     Attributes:
@@ -57,7 +56,7 @@ class ConfidenceFacts(TypedDict, total=False):
         rows: those that it has not seen.
     """
 
-    calibration: dict[str, Any]
+    calibration: dict[str, list[float]]
     error: float
     auroc: float | None
     bins: list[tuple[float, float, int]]

@@ -85,13 +85,15 @@ def decide(
 
 def read_calibration(facts: ConfidenceFacts) -> Calibration:
     """The calibration that metrics.json holds. Raises an InputError if it is another version's."""
-    found = Calibration(**facts["calibration"])
-    if len(found.means) != len(SIGNALS):
+    found = facts["calibration"]
+    fields = ("means", "scales", "weights")
+    n = len(SIGNALS)
+    if [len(found.get(name, [])) for name in fields] != [n, n, n + 1]:
         raise InputError(
             "the calibration in metrics.json is of another version; delete that file and the "
             "folder predictions, and run python -m jobs.evaluate again"
         )
-    return found
+    return Calibration(**{name: found[name] for name in fields})
 
 
 def count_savings(

@@ -5,9 +5,8 @@ from typing import Any
 
 from common.errors import InputError
 from common.evaluation.confidence import Calibration
-from common.evaluation.decision import read_calibration
-from common.evaluation.metrics_file import read_metrics
-from common.evaluation.scores import METRICS_FILE, Metrics
+from common.evaluation.decision import Decision, read_calibration
+from common.evaluation.scores import METRICS_FILE
 from common.run.manifest import list_changes, read_manifest
 from common.run.run import Run
 from common.run.steps import PREDICTIONS
@@ -39,14 +38,14 @@ def read_decision(run: Run, adapter: str) -> Decided:
         )
     if metrics is None or confidence is None:
         return Decided()
-    usual = sum(sure * rows for sure, _, rows in confidence["bins"]) / confidence["rows"]
+    usual = sum(sure * rows for sure, _, rows in confidence["bins"]) / max(1, confidence["rows"])
     threshold = None if cascade in ("off", "auto") else float(cascade)
     if cascade == "auto":
         threshold = _read_threshold(metrics, place)
     return Decided(read_calibration(confidence), threshold, usual)
 
 
-def _read_metrics(run: Run, adapter: str, with_teacher: bool) -> Metrics | None:
+def _read_metrics(run: Run, adapter: str, with_teacher: bool) -> Decision | None:
     """The metrics, if they are of this adapter, of these settings, and of this teacher."""
     scored = read_manifest(run.storage, PREDICTIONS)
     if scored is None or not run.storage.exists(METRICS_FILE):
@@ -65,12 +64,14 @@ def _read_metrics(run: Run, adapter: str, with_teacher: bool) -> Metrics | None:
     }
     if list_changes(before, now):
         return None
-    return read_metrics(run.storage)
+    decision: Decision = run.storage.read_json(METRICS_FILE, Decision)
+    return decision
 
 
-def _read_threshold(metrics: Metrics, place: str) -> float:
-    chosen = metrics["cascade"]["chosen"]
-    if chosen is None or not metrics["cascade"]["holds"]:
+def _read_threshold(metrics: Decision, place: str) -> float:
+    cascade = metrics.get("cascade")
+    chosen = cascade and cascade["chosen"]
+    if chosen is None or not (cascade and cascade["holds"]):
         found = "names no confidence" if chosen is None else "cannot confirm the confidence"
         raise InputError(
             f"DISTILL_PREDICT__CASCADE=auto: {place} {found} from which the student is as good as "
