@@ -114,8 +114,9 @@ PREDICTION_SCHEMA = pa.schema(
         "agreement": pa.float32(),
     }
 )
-"""`edits`: tokens `start` to `end` of the text became `tokens`, see `common.metrics.edits`. The
-columns from `tokens` on are the `Response`'s. The task's group columns follow."""
+"""`edits`: tokens `start` to `end` of the text became `tokens`, see `common.metrics.edits`; null
+unless the task has a metric of edits. The columns from `tokens` on are the `Response`'s. The task's
+group columns follow."""
 
 
 def hash_text(text: str) -> str:

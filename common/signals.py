@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT, deferred in code that may stop at some places only."""
 
 import contextlib
+import ctypes
 import os
 import signal
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from types import FrameType
 from common.errors import StoppedError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_PARENT_DEATH_SIGNAL = 1
+"""PR_SET_PDEATHSIG of prctl(2)."""
 
 
 class DeferredSignals:
@@ -51,3 +54,12 @@ def deferring_signals() -> Iterator[DeferredSignals]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def die_with_parent() -> None:
+    """Has the kernel kill this process when its parent dies, whatever it is doing then.
+
+    Ray's workers end by themselves, but not while a regular expression or a model computes.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone has it
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)

@@ -13,6 +13,7 @@ import logging
 
 from common.command import run_job
 from common.data.testset import TestRows, load_test_rows
+from common.errors import StorageError
 from common.evaluation.confidence import SIGNALS, read_signals
 from common.evaluation.decision import Savings, count_savings
 from common.evaluation.gate import check_retention, list_weaknesses
@@ -22,6 +23,7 @@ from common.evaluation.predictions import read_predictions, write_predictions
 from common.evaluation.runner import SystemRunner, describe_system
 from common.evaluation.scores import METRICS_FILE, Metrics, score_systems
 from common.evaluation.systems import System, list_systems
+from common.metrics.metrics import METRICS
 from common.records import hash_content
 from common.run.lock import wait_for_release
 from common.run.manifest import (
@@ -78,11 +80,12 @@ def main(settings: Settings) -> None:
         test.leaked,
     )
     runner = SystemRunner(run, adapter, merged)
+    has_edits = any(METRICS[name].of_edits for name in run.task.metrics)
     for system in systems:
         own = {**fingerprint, **system.fingerprint}
         if read_predictions(storage, system.key, own, ["id"]) is None:
             responses = runner.ask(system, test.rows)
-            write_predictions(storage, system.key, own, test.rows, responses)
+            write_predictions(storage, system.key, own, test.rows, responses, has_edits)
     metrics = score(run, systems, test, fingerprint, labels, adapter)
     described, counts = settings.describe(SECTIONS), metrics["rows"]
     write_manifest(
@@ -162,6 +165,10 @@ def score(
         for s in systems
     }
     tables = {key: table for key, table in found.items() if table is not None}
+    if gone := found.keys() - tables.keys():
+        place = f"{run.storage.url}/{PREDICTIONS.folder}"
+        names = ", ".join(sorted(gone))
+        raise StorageError(f"{place} was deleted while this job ran: {names} is lost; run again")
     predictions = {key: table["prediction"].to_pylist() for key, table in tables.items()}
     log.info("evaluate: scoring %d systems", len(tables))
     signals, margin = read_signals(tables["distilled"]), run.settings.evaluate.margin

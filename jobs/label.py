@@ -101,6 +101,7 @@ def label(
     }
     line = ", ".join(f"{name} {value}" for name, value in summary.items() if value is not None)
     log.info("labels: %s", line, extra={"figures": summary})
+    counts.warn_of_slow_patterns(run.task.label_rules)
     counts.check(run.settings)
     if summary["transient"]:
         log.warning(

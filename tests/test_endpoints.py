@@ -120,9 +120,10 @@ def test_an_endpoint_that_is_down_keeps_what_the_others_have_answered(trained, s
         assert not server.paid_again
         assert Path(storage.path("predictions/teacher.parquet")).stat().st_mtime_ns == kept
     gone = settings(
-        **name_endpoints(served=server.url, gone={"base_url": server.url, "model": "x"})
+        **name_endpoints(served=server.url, gone={"base_url": server.url, "model": "x"}),
+        TEACHER__STARTUP_SECONDS=0,
     )
-    with pytest.raises(InputError, match=r"ENDPOINTS, 'gone': base_url='http.*nothing answers"):
+    with pytest.raises(DistillError, match=r"ENDPOINTS, 'gone': base_url='http.*nothing answers"):
         evaluate.main(gone)
 
 

@@ -1,6 +1,9 @@
 """Faults stay where they belong: in a row, in the job, or in a teacher that is down for a while."""
 
 import json
+import re
+import socket
+import threading
 import time
 from collections import Counter
 
@@ -420,9 +423,40 @@ def test_a_redirect_that_loses_the_request_names_the_new_address(label, status):
         label(teacher.url, list_texts(30))
 
 
-def test_nothing_that_answers_is_an_input_error(label):
-    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9/v1.*nothing answers"):
-        label("http://127.0.0.1:9/v1", ["one"])
+def find_free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_a_server_that_starts_later_is_waited_for(label, caplog):
+    caplog.set_level("INFO")
+    port, is_done = find_free_port(), threading.Event()
+
+    def serve():
+        is_done.wait(1.0)
+        with running_teacher(lambda text, call: text.upper(), port):
+            is_done.wait(30)
+
+    server = threading.Thread(target=serve)
+    server.start()
+    try:
+        rows, _ = label(f"http://127.0.0.1:{port}/v1", ["one"])
+    finally:
+        is_done.set()
+        server.join()
+    assert rows["one"].label == "ONE"
+    assert re.search(r"nothing answers at http.*; waiting up to 120 s for it to start", caplog.text)
+
+
+def test_a_server_that_never_listens_ends_the_job(label):
+    with pytest.raises(DistillError, match=r"/v1': nothing answers there in 1 s .*STARTUP") as end:
+        label(f"http://127.0.0.1:{find_free_port()}/v1", ["one"], TEACHER__STARTUP_SECONDS=1)
+    assert end.value.exit_code == 1
+
+
+def test_an_unknown_host_is_an_input_error_soon(label):
+    with pytest.raises(InputError, match=r"http://nosuch\.invalid/v1': nothing answers there"):
+        label("http://nosuch.invalid/v1", ["one"])
 
 
 def tell_cost(dollars):

@@ -125,7 +125,7 @@ BAD_INPUT = [
     ({"TEACHER__MODEL": "", "TEACHER__BASE_URL": "http://a/v1"}, 2, "DISTILL_TEACHER__MODEL"),
     ({"TASK": "gce"}, 2, "nearest is 'gec'"),
     ({"TASK": "./no-such-task.toml"}, 3, "no-such-task.toml"),
-    ({"TEACHER__BASE_URL": "http://127.0.0.1:9/v1"}, 3, "nothing answers there"),
+    ({"TEACHER__BASE_URL": "http://nosuch.invalid/v1"}, 3, "nothing answers there"),
     ({"DATA__TEXT_COLUMN": "body"}, 3, "no column 'body'; it has text"),
     ({"DATA__SOURCE": "empty.jsonl"}, 3, "empty.jsonl"),
     ({"DATA__SOURCE": "broken.parquet"}, 3, "broken.parquet cannot be read as parquet"),

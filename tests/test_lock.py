@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,32 @@ from support.failing_store import running_failing_store
 def make_lock(storage, time=None):
     time = time or FakeTime()
     return RunLock(storage, "label", time.clock, time.sleep)
+
+
+def test_a_run_that_is_deleted_is_told_of_as_lost(settings):
+    storage = RunStorage(settings())
+    lock = make_lock(storage)
+    lock.acquire()
+    shutil.rmtree(Path(storage.path()))
+    lost = r"runs/default was deleted while this job ran: all that it held .* is lost"
+    lock.beat()
+    with pytest.raises(DistillError, match=lost):
+        lock.check()
+    storage.write_bytes("journal/a.jsonl", b"x")  # by a worker
+    lock.beat()
+    with pytest.raises(DistillError, match=lost):
+        lock.check()
+
+
+@pytest.mark.parametrize("error", [DistillError("a part is missing"), FileNotFoundError("a part")])
+def test_what_fails_since_the_run_was_deleted_says_so(settings, error):
+    storage = RunStorage(settings())
+    with (
+        pytest.raises(DistillError, match=r"was deleted while this job ran"),
+        hold_run(storage, "label"),
+    ):
+        shutil.rmtree(Path(storage.path()))
+        raise error
 
 
 @pytest.fixture

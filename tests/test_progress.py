@@ -109,6 +109,7 @@ def test_the_figures_are_there_for_log_collectors(logs):
         "pause_seconds": 0,
         "failed": 0,
         "outage": None,
+        "quota_wait": None,
         "storage_error": None,
     }
     begin(500, clock).show(make_snapshot(), is_last=True)

@@ -1,5 +1,6 @@
 import math
 import pickle
+import random
 from dataclasses import replace
 
 import pytest
@@ -7,8 +8,10 @@ import pytest
 from common.errors import CostCapError, DistillError, TeacherRefusedError
 from common.quota.protocol import Headers, Lease, Tally, Totals
 from common.quota.quota import Quota
+from common.teacher.rate_limits import parse_retry_after, read_headers
 from support.simulation import Bucket, Log, Server, Window, run, work
 
+WORDS = ("limit", "remaining", "reset")
 RATE = 1200
 """Of the simulated servers, in requests a minute."""
 
@@ -262,6 +265,48 @@ def test_a_limit_by_the_day_is_not_used_as_one_by_the_minute():
     quota = make_quota()
     teach(quota, remaining=0.0, limit=200.0, requests_reset_seconds=86_400.0)
     assert count_granted(quota, 900) <= 200 / 96 + 1
+
+
+def test_a_wait_that_headers_ask_for_is_told():
+    quota = make_quota()
+    teach(quota, remaining=0.0, limit=7200.0, requests_reset_seconds=86_400.0)
+    assert 70 <= count_granted(quota, 900) <= 76
+    clock.now += 0.1
+    renew(quota, calls=1)
+    assert quota.snapshot().quota_wait == (
+        "a call every 12 s, as headers say that 0 of 7,200 requests are left, and all in 86,400 s"
+    )
+    teach(quota, remaining=7000.0, limit=7200.0, requests_reset_seconds=2_400.0)
+    assert quota.snapshot().quota_wait == ""
+
+
+def test_headers_that_ask_to_wait_for_hours_end_the_job():
+    quota = make_quota()
+    for _ in range(2):
+        teach(quota, remaining=0.0, limit=5.0, requests_reset_seconds=86_400.0)
+        assert quota.snapshot().failure is None  # nothing waits
+    failure = renew(quota, calls=1).failure
+    assert str(failure).startswith("the teacher's quota is used up for 17,280 s: its headers say")
+    assert "0 of 5 requests are left, and all in 86,400 s; run again then" in str(failure)
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_whatever_headers_say_the_quota_stays_sound(seed):
+    odd = ["0", "1", "7200", "9" * 400, "9" * 400 + "s", "1e308", "1e-320", "-1", "nan", "inf"]
+    odd += ["24h", "9d", "0s", "1ms", "0.9999999", "", "soon", "Fri, 01 Jan 2100 00:00:00 GMT"]
+    rng = random.Random(seed)
+    names = (f"x-ratelimit-{w}-{k}" for k in ("requests", "tokens") for w in WORDS)
+    headers = read_headers([(name.encode(), rng.choice(odd).encode()) for name in names])
+    quota = make_quota(rng.choice([None, 60]))
+    for _ in range(5):
+        wait = parse_retry_after(rng.choice(odd))
+        throttles = [(0.1, wait)] * rng.randint(0, 1)
+        told = {"headers": (headers, (1.0, 100.0), 0.1), "throttles": throttles}
+        lease = renew(quota, calls=3, started=(1.0, 100.0), **told)
+        times = [*(lease.delays or []), lease.renew_seconds, lease.pause_seconds]
+        assert all(math.isfinite(seconds) and seconds >= 0 for seconds in times)
+        assert len(quota.snapshot().quota_wait) < 400
+        clock.now += rng.choice([0.05, 1.0, 3600.0])
 
 
 def test_a_lower_limit_of_the_settings_holds():

@@ -12,6 +12,7 @@ import pytest
 import ray._private.utils
 
 from common.errors import DistillError, SettingsError
+from common.labels.lanes.ray import cluster
 from common.labels.lanes.ray.cluster import _explain_refusal, _is_node, _resolve, start_ray
 
 HERE = Path(__file__).parents[1]
@@ -134,3 +135,24 @@ def test_a_cluster_that_wants_a_token() -> None:
     error = _explain_refusal("head:6379", "gcs_client.cc:210: Unauthenticated: InvalidAuthToken\n")
     assert isinstance(error, SettingsError)
     assert "RAY_AUTH_TOKEN" in str(error)
+
+
+def test_ray_starts_where_the_folder_for_temporary_files_has_a_long_name(tmp_path):
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    result = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        cwd=HERE,
+        env=os.environ | {"TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.stdout == "2\n", result.stderr
+
+
+def test_a_folder_for_temporary_files_that_is_too_long_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", "/tmp/" + "long" * 25)
+    monkeypatch.setattr(cluster, "_SHORT_FOLDERS", (str(tmp_path / "missing"),))
+    with pytest.raises(SettingsError, match=r"has 105 characters, .* at most 36; set RAY_TMPDIR"):
+        start_ray()

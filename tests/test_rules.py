@@ -1,12 +1,17 @@
 import json
 import pickle
+import re
+import time
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from common.errors import InputError
 from common.tasks.languages import LANGUAGES, detect_language
-from common.tasks.rules import LabelRules, apply_rules, measure_edit_ratio
+from common.tasks.patterns import check_pattern, search
+from common.tasks.rules import LabelRules, apply_rules, explain_slow_pattern, measure_edit_ratio
 from common.tasks.task import load_task
 
 TEXT = "She go to school every days."
@@ -170,6 +175,71 @@ def test_the_edit_ratio(text, label, ratio):
 )
 def test_an_over_edited_label_is_filtered(text, label, reason):
     assert apply_rules(text, label, LabelRules(max_edit_ratio=0.5))[1] == reason
+
+
+@pytest.mark.parametrize("unit", ["a word, ", "如果没有空格，"])
+def test_the_edit_ratio_of_long_texts_is_about_that_of_characters(unit):
+    text = unit * 20_000
+    begun = time.process_time()
+    assert measure_edit_ratio(text, text.upper()) == 0
+    assert measure_edit_ratio(text, text[: len(text) // 2]) == pytest.approx(0.5, abs=0.01)
+    assert measure_edit_ratio(text, "x" * len(text)) > 0.9
+    assert time.process_time() - begun < 5
+
+
+ENDLESS = "(a|aa)+$"
+"""Takes exponential time at many a, and then another letter."""
+SLOW = "a" * 60 + "b"
+
+
+@pytest.mark.parametrize("rules", [{"reject_patterns": [ENDLESS]}, {"extract": ENDLESS}])
+def test_a_pattern_that_backtracks_costs_its_row_alone(rules, monkeypatch):
+    monkeypatch.setattr("common.tasks.patterns._SECONDS", 0.02)
+    rules = LabelRules(**rules)
+    assert apply_rules("text", SLOW, rules) == (SLOW, "slow_pattern")
+    assert apply_rules("text", "fine", rules)[1] == ("extract" if rules.extract else None)
+    explained = explain_slow_pattern("text", SLOW, rules)
+    assert explained.startswith("the pattern '(a|aa)+$' takes longer than 0.02 s")
+
+
+def test_a_pattern_that_backtracks_on_the_text_costs_its_row_alone(monkeypatch):
+    monkeypatch.setattr("common.tasks.patterns._SECONDS", 0.02)
+    rules = LabelRules(reject_patterns=[ENDLESS])
+    assert apply_rules(SLOW, "a", rules) == ("a", "slow_pattern")
+
+
+def test_a_pattern_that_backtracks_on_many_texts_ends_the_job(monkeypatch):
+    monkeypatch.setattr("common.tasks.patterns._SECONDS", 0.001)
+    monkeypatch.setattr("common.tasks.patterns._exceeded", Counter())
+    rules = LabelRules(reject_patterns=[ENDLESS])
+    errors = [apply_rules("text", f"{i} {SLOW}", rules)[1] for i in range(49)]
+    assert errors == ["slow_pattern"] * 49
+    with pytest.raises(
+        InputError, match=r"'\(a\|aa\)\+\$' takes longer .* mend it in the task file"
+    ):
+        apply_rules("text", SLOW, rules)
+    with pytest.raises(InputError):  # at once, as other replies wait to be written
+        apply_rules("text", "fine", rules)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        ("x{e}", "x{e}"),
+        ("x{e<=1}|y", "ab"),
+        (r"x\{e}", "x{e}"),
+        ("[[:alpha:]]", "b"),
+        (r"\N{LATIN SMALL LETTER A}", "a"),
+        ("a{,2}b{1}", "aab"),
+        ("(?is)A.b", "a\nB"),
+        ("(?P<x>a)(?P=x)", "aa"),
+        (r"^\s*(?!no)\w+\b", " yes"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
+def test_patterns_are_read_as_those_of_re(pattern, text):
+    found, expected = search(check_pattern(pattern), text), re.search(pattern, text)
+    assert (found and found.span()) == (expected and expected.span())
 
 
 def test_rules_survive_the_way_to_an_actor():

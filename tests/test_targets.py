@@ -1,6 +1,7 @@
 """What is learned of a text: one label or several, with weights."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -106,6 +107,16 @@ def test_edits_weigh_more_and_so_does_what_closes_a_gap(settings):
     same = make_row(text="The old man.", label="The old man.")
     (encoded,) = objective.encode_targets(same)
     assert set(encoded["weights"]) == {1.0}
+
+
+def test_edits_of_long_texts_are_weighed_in_a_moment(settings):
+    tokenizer = load_tokenizer(settings(STUDENT__MODEL="builtin"))
+    objective = Supervised(load_task("gec"), tokenizer, edit_weight=3.0)
+    text = "the old man sleeps in a big house, " * 2000
+    begun = time.process_time()
+    (encoded,) = objective.encode_targets(make_row(text=text, label=text.replace("big", "small")))
+    assert time.process_time() - begun < 8
+    assert set(encoded["weights"]) == {1.0, 3.0}
 
 
 def test_the_reasoning_is_a_second_target_that_weighs_as_much(settings, caplog):

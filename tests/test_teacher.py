@@ -220,6 +220,8 @@ def test_a_reset_is_a_duration_or_a_moment_and_no_absurd_one():
     assert near((datetime.now(UTC) + timedelta(seconds=30)).isoformat(), 30)
     assert parse_reset(str(time.time() + 1e8)) is None
     assert parse_reset("soon") is None
+    assert parse_reset("9" * 400) is parse_reset("9" * 400 + "s") is None
+    assert parse_seconds("9" * 400 + "s") is None
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ A table's metadata has the fingerprint of its inputs: a rerun keeps those that m
 import json
 from collections.abc import Sequence
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 
@@ -26,9 +27,10 @@ def write_predictions(
     fingerprint: Fingerprint,
     rows: Sequence[TestRow],
     responses: Sequence[Response],
+    has_edits: bool,
 ) -> None:
-    """Writes a system's answers to the rows."""
-    table = make_prediction_table(rows, responses)
+    """Writes a system's answers to the rows, with their edits if those are asked for."""
+    table = make_prediction_table(rows, responses, has_edits)
     table = table.replace_schema_metadata({_KEY: json.dumps(fingerprint)})
     storage.write_table(_name(system), table)
 
@@ -49,7 +51,9 @@ def read_predictions(
     return table if is_same else None
 
 
-def make_prediction_table(rows: Sequence[TestRow], responses: Sequence[Response]) -> pa.Table:
+def make_prediction_table(
+    rows: Sequence[TestRow], responses: Sequence[Response], has_edits: bool = True
+) -> pa.Table:
     """A table of `PREDICTION_SCHEMA` with a column for each group."""
     records = (
         {
@@ -57,7 +61,7 @@ def make_prediction_table(rows: Sequence[TestRow], responses: Sequence[Response]
             "text": row.text,
             "references": row.references,
             "prediction": response.text,
-            "edits": [edit._asdict() for edit in find_edits(row.text, response.text)],
+            "edits": _list_edits(row.text, response.text) if has_edits else None,
             "tokens": response.tokens,
             "seconds": response.seconds,
             "error": response.error,
@@ -76,6 +80,10 @@ def make_prediction_table(rows: Sequence[TestRow], responses: Sequence[Response]
         column = pa.array([row.groups.get(name) for row in rows], pa.string())
         table = table.append_column(name, column)
     return table
+
+
+def _list_edits(text: str, changed: str) -> list[dict[str, Any]]:
+    return [edit._asdict() for edit in find_edits(text, changed)]
 
 
 def _name(system: str) -> str:

@@ -5,6 +5,7 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -26,6 +27,8 @@ from common.student.memory import explaining_memory
 from common.student.student import Student, open_student
 from common.student.weights import describe_weights
 from common.tasks.cleaning import clean
+from common.tasks.patterns import SlowPatternError
+from common.tasks.rules import LabelRules
 
 _ADVICE = "a batch of one row is too large; lower DISTILL_EVALUATE__MAX_NEW_TOKENS"
 _MERGED_ADVICE = "the merged student is not quantised; to leave it out, delete the run's merged/"
@@ -59,10 +62,8 @@ class SystemRunner:
         responses = system.ask(self, rows)
         if system.key != "teacher":  # whose labels are clean
             rules = self._run.task.label_rules
-            responses = [
-                replace(response, text=clean(row.text, response.text, rules)[0])
-                for row, response in zip(rows, responses, strict=True)
-            ]
+            pairs = zip(rows, responses, strict=True)
+            responses = [_clean(row.text, response, rules) for row, response in pairs]
         if system.is_student:
             seconds = sum(response.seconds for response in responses)
             log.info("evaluate: %s, %d rows in %.0f s", system.key, len(rows), seconds)
@@ -104,6 +105,13 @@ class SystemRunner:
             own = run.settings.model_copy(update={"student": _move(run.settings.student, folder)})
             student = open_student(own, run.task, is_quantized=False)
             return student.answer([row.text for row in rows])
+
+
+def _clean(text: str, response: Response, rules: LabelRules) -> Response:
+    """A cleaned response; one of which a pattern takes too long stays as it is."""
+    with suppress(SlowPatternError):
+        return replace(response, text=clean(text, response.text, rules)[0])
+    return response
 
 
 def _move(student: StudentSettings, folder: str) -> StudentSettings:

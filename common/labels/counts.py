@@ -3,11 +3,12 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from common.errors import DistillError, InputError
 from common.run.storage import RunStorage
 from common.settings import Settings
+from common.tasks.rules import SLOW_PATTERN, LabelRules, explain_slow_pattern
 from common.teacher.statuses import TRANSIENT_ERRORS
 
 _MAX_FILTERED_SHARE = 0.5
@@ -56,13 +57,29 @@ class LabelCounts:
     def find_commonest(self, status: str, column: str) -> tuple[str, str]:
         """The most frequent error of a status, and a value of a column of such a row."""
         errors = {error: n for (found, error), n in self._kinds.items() if found == status}
-        commonest = max(errors, key=lambda error: errors[error])
+        commonest = max(errors, key=lambda error: errors[error]) or ""
+        return commonest, self._find_row(status, commonest, column)[column] or ""
+
+    def _find_row(self, status: str, error: str, *columns: str) -> dict[str, Any]:
+        """Some columns of the first row of a kind; empty if there is none."""
         for name in self._files:
-            table = self._storage.read_columns(name, ["status", "error", column])
+            table = self._storage.read_columns(name, ["status", "error", *columns])
             for row in table.to_pylist():
-                if (row["status"], row["error"]) == (status, commonest):
-                    return commonest or "", row[column] or ""
-        return commonest or "", ""
+                if (row["status"], row["error"] or "") == (status, error):
+                    return dict(row)
+        return dict.fromkeys(columns, "")
+
+    def warn_of_slow_patterns(self, rules: LabelRules) -> None:
+        """Warns of rows on which a regular expression of the task has taken too long."""
+        if count := self._kinds["filtered", SLOW_PATTERN]:
+            row = self._find_row("filtered", SLOW_PATTERN, "id", "text", "response")
+            reason = explain_slow_pattern(row["text"], row["response"] or "", rules)
+            log.warning(
+                "%d of %d rows filtered as %r, such as %s: %s; mend it in the task's "
+                "[label_rules], delete the folder labels, and run again: the replies are kept, and "
+                "not paid for again",
+                *(count, self.rows, SLOW_PATTERN, row["id"], reason or "a pattern is slow"),
+            )
 
     def check(self, settings: Settings) -> None:
         """Warns if most rows were filtered.

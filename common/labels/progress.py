@@ -67,6 +67,7 @@ class Progress:
             "in_flight": snapshot.in_flight,
             "pause_seconds": round(snapshot.pause_seconds, 1),
             "outage": snapshot.outage or None,
+            "quota_wait": snapshot.quota_wait or None,
             "storage_error": snapshot.storage_error,
         }
         log.info(line, extra={"figures": figures})
@@ -84,6 +85,7 @@ class Progress:
             f"paused for {snapshot.pause_seconds:.0f} s" if snapshot.pause_seconds >= 1 else "",
             f"{waiting} calls wait up to {seconds:.0f} s ({reason})" if seconds >= 5 else "",
             snapshot.outage,
+            snapshot.quota_wait,
             snapshot.note,
             snapshot.storage_error or "",
         ]

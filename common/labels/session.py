@@ -201,7 +201,7 @@ def make_quota(run: Run, spent_usd: float, has_succeeded: bool = False) -> Quota
 
 
 def check_teacher(run: Run, url: str) -> None:
-    """Warns of a model that ends soon. Raises an InputError if nothing answers at the URL."""
+    """Waits for the server, and warns of a model that ends soon. Raises as `Connection.check`."""
 
     async def check() -> str:
         connection = Connection(run.settings.teacher, url)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from common.errors import DistillError
 from common.labels.label_row import Outcome, make_label
 from common.labels.resume import make_keys
 from common.quota.leases import Leases, Renew
@@ -70,7 +71,12 @@ class Worker:
             self._owners.pop(key, None)
         replies = {reply.key: reply for reply in asked}
         found = [replies.get(key) or self._known[key] for key in keys]
-        return Outcome(make_label(example, found, self._task), self._kept.get(example.id, []))
+        try:
+            row = make_label(example, found, self._task)
+        except DistillError as error:  # a rule of the task
+            self._leases.fail(error)
+            raise
+        return Outcome(row, self._kept.get(example.id, []))
 
     async def _keep(self, reply: Reply) -> None:
         reply = replace(reply, example_id=self._owners.get(reply.key, ""))

@@ -41,6 +41,7 @@ class Metric:
         combine: from sums over rows, (…, statistics), to values, (…).
         is_share: the value is the mean of a 0 or 1 per row.
         is_better_low: lower is better.
+        of_edits: it compares edits, see `common.metrics.edits`.
         thin: drops statistics that the bootstrap does not need.
     """
 
@@ -49,6 +50,7 @@ class Metric:
     combine: Combine
     is_share: bool = False
     is_better_low: bool = False
+    of_edits: bool = False
     thin: Callable[[Array], Array] = lambda rows: rows
 
 
@@ -65,7 +67,9 @@ def measure_each(function: MeasureRow) -> Measure:
     return measure
 
 
-def share(title: str, function: MeasureRow, is_better_low: bool = False) -> Metric:
+def share(
+    title: str, function: MeasureRow, is_better_low: bool = False, of_edits: bool = False
+) -> Metric:
     """The share of rows for which a function gives 1, not 0."""
 
     def measure(
@@ -74,7 +78,14 @@ def share(title: str, function: MeasureRow, is_better_low: bool = False) -> Metr
         hits = measure_each(function)(texts, predictions, references)
         return np.hstack([hits, np.ones_like(hits)])
 
-    return Metric(title, measure, _divide_first_two, is_share=True, is_better_low=is_better_low)
+    return Metric(
+        title,
+        measure,
+        _divide_first_two,
+        is_share=True,
+        is_better_low=is_better_low,
+        of_edits=of_edits,
+    )
 
 
 def exact_match(text: str, prediction: str, references: Sequence[str]) -> float:
@@ -141,17 +152,24 @@ def _name_class(text: str) -> str:
     return normalize(text).casefold()
 
 
-_edits = measure_each(count_edits)
+def _of_edits(title: str, combine: Combine) -> Metric:
+    return Metric(f"{title} (own token diff)", measure_each(count_edits), combine, of_edits=True)
+
+
 METRICS: dict[str, Metric] = {
     "exact_match": share("Exact match", exact_match),
     "exact_match_normalized": share("Exact match, normalised", exact_match_normalized),
     "gleu": Metric("GLEU", measure_gleu, combine_gleu, thin=thin_gleu),
     "chrf": Metric("chrF", measure_each(count_chrf), combine_chrf),
-    "edit_precision": Metric("Edit precision (own token diff)", _edits, combine_precision),
-    "edit_recall": Metric("Edit recall (own token diff)", _edits, combine_recall),
-    "edit_f05": Metric("Edit F0.5 (own token diff)", _edits, combine_f05),
-    "over_edit_rate": share("Rows edited too much", edits_too_much, is_better_low=True),
-    "under_edit_rate": share("Rows edited too little", edits_too_little, is_better_low=True),
+    "edit_precision": _of_edits("Edit precision", combine_precision),
+    "edit_recall": _of_edits("Edit recall", combine_recall),
+    "edit_f05": _of_edits("Edit F0.5", combine_f05),
+    "over_edit_rate": share(
+        "Rows edited too much", edits_too_much, is_better_low=True, of_edits=True
+    ),
+    "under_edit_rate": share(
+        "Rows edited too little", edits_too_little, is_better_low=True, of_edits=True
+    ),
     "json_match": share("JSON match", json_match),
     "json_field_f1": Metric("F1 of JSON fields", measure_each(count_fields), combine_f1),
     "accuracy": share("Accuracy", accuracy),

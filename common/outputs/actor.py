@@ -24,6 +24,7 @@ from common.run.lock import is_locked
 from common.run.manifest import require_manifest
 from common.run.run import PackedRun
 from common.run.steps import ADAPTER
+from common.signals import die_with_parent
 from common.torch_environment import prepare_torch
 
 _ADVICE = "a batch of one row is too large; lower DISTILL_EVALUATE__MAX_NEW_TOKENS"
@@ -56,6 +57,7 @@ class StudentActor:
         self, packed: PackedRun, folder: str, fingerprint: str, calibration: Calibration | None
     ) -> None:
         """The parts are in the `folder` and have the `fingerprint`."""
+        die_with_parent()
         self._packed, self._calibration = packed, calibration
         self._folder, self._fingerprint = folder, fingerprint
         self._student: Any = None

@@ -14,6 +14,7 @@ from common.environment import read_data_secret
 from common.errors import InputError
 from common.outputs.inputs import Block, Inputs, read_inputs
 from common.run.run import PackedRun
+from common.signals import die_with_parent
 
 BLOCK_SCHEMA = pa.schema({"part": pa.string(), "rows": pa.large_binary(), "is_new": pa.binary()})
 """`rows`: an Arrow stream of the block's rows; `is_new`: a bit for each of them, see `Inputs`. Ray
@@ -72,6 +73,7 @@ class _Reader:
         self._schema = schema
 
     def __call__(self) -> Iterator[pa.Table]:
+        die_with_parent()
         settings, task = self._packed.settings, self._packed.task
         data = settings.data.model_copy(update={"s3_secret": read_data_secret()})
         settings = settings.model_copy(update={"data": data})

@@ -184,6 +184,7 @@ def _converting_errors() -> Iterator[None]:
 def _explain(error: Exception) -> DistillError:
     import ray
 
+    from common.labels.lanes.ray.memory import MemoryWatch
     from common.outputs.actor import MEMORY_ADVICE
 
     causes: list[BaseException] = [error]
@@ -192,6 +193,9 @@ def _explain(error: Exception) -> DistillError:
     for cause in causes:
         if isinstance(cause, DistillError):
             return cause
+    texts = " ".join(str(cause) for cause in causes)
+    if used_up := MemoryWatch("DISTILL_PREDICT__ACTORS").explain(texts):
+        return used_up
     for cause in causes:
         if isinstance(cause, Exception) and is_memory_error(cause):
             return explain_memory(cause, MEMORY_ADVICE)

@@ -119,3 +119,12 @@ class Health:
                 f"the teacher has only answered with 429 for {seconds:.0f} s; run again later, or "
                 f"raise DISTILL_TEACHER__OUTAGE_SECONDS={self._outage_seconds:g}"
             )
+
+    def keep_waiting(self, seconds: float, said: str) -> None:
+        """No call may start for so long, by what is `said` in the teacher's headers."""
+        if seconds > self._outage_seconds:
+            self.failure = self.failure or DistillError(
+                f"the teacher's quota is used up for {seconds:,.0f} s: its headers say that {said};"
+                " run again then, or raise DISTILL_TEACHER__OUTAGE_SECONDS="
+                f"{self._outage_seconds:g}"
+            )

@@ -69,6 +69,7 @@ class Limit:
         self.granted = self._typical = self._variance = 0.0
         self.left = 0.0
         """What the last headers say is left, less what was taken since; no refill is assumed."""
+        self._headers: tuple[float, float, float] = (0.0, 0.0, 60.0)
         if configured:
             rate = configured / 60 * _SAFETY
             burst = rate * _FIRST_BURST_SECONDS
@@ -152,6 +153,7 @@ class Limit:
             return
         if is_new or remaining - amount_since < self.left:
             self.left = remaining - amount_since
+        self._headers = limit, remaining, reset_seconds or 60.0
         rate = limit / 60
         if reset_seconds and remaining < limit:  # a limit per day refills more slowly
             rate = min(rate, (limit - remaining) / reset_seconds)
@@ -169,6 +171,16 @@ class Limit:
         level = min(level, self._server.burst) - amount_since
         if is_new or level < self._server.level(now):
             self._server.set_level(level, now)
+
+    def explain_wait(self, now: float) -> tuple[float, str]:
+        """The seconds between two calls, or to the next, by the headers, and what these say."""
+        if self._server is None:
+            return 0.0, ""
+        limit, remaining, reset_seconds = self._headers
+        said = f"{remaining:,.0f} of {limit:,.0f} {{}} are left, and all in {reset_seconds:,.0f} s"
+        amount = self._typical or 1.0
+        wait = self._server.delay(amount, now)
+        return max(wait, amount / self._server.rate) if wait else 0.0, said
 
     def explains(self, sent_at: float, now: float) -> bool:
         """Whether the headers explain the 429 of a call sent at this time: little was left."""

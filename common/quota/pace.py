@@ -66,6 +66,12 @@ class Pace:
                 waits.append(window.delay(amount, given, now))
         return max(waits)
 
+    def explain_wait(self, now: float) -> tuple[float, str]:
+        """How many seconds the server's headers keep a call waiting, and what they say."""
+        waits = [limit.explain_wait(now) for limit in self._limits]
+        found = zip(waits, ("requests", "tokens"), strict=True)
+        return max((seconds, said.format(kind)) for (seconds, said), kind in found)
+
     def take(self, tokens: float, now: float) -> None:
         """Grants a call."""
         self._requests.take(1, now)

@@ -187,6 +187,8 @@ class Snapshot:
     """Why no call is answered, and for how long; empty without an outage."""
     refusal: DistillError | None
     """What the job ends with if no row is answered."""
+    quota_wait: str = ""
+    """For how long the server's headers keep calls waiting, and what they say; mostly empty."""
     note: str = ""
     """More to show of a lane's progress."""
 

@@ -58,6 +58,8 @@ _HELPED_CALLS, _STRIKES = 10, 3
 _RECENT_ANSWERS = 100
 """The number of answers that dominate the estimate of a call's tokens."""
 _NO_USD = 1e-9
+_LONG_SECONDS = 5.0
+"""If headers keep calls waiting longer, the snapshot says so."""
 
 
 @dataclass
@@ -212,7 +214,13 @@ class Quota:
             self._sum_resting(),
             self._health.describe_outage(now),
             self._health.suspicion,
+            self._explain_wait(now),
         )
+
+    def _explain_wait(self, now: float) -> str:
+        seconds, said = self._pace.explain_wait(now)
+        is_long = seconds > _LONG_SECONDS
+        return f"a call every {seconds:,.0f} s, as headers say that {said}" if is_long else ""
 
     @property
     def _granted(self) -> Amount:
@@ -259,6 +267,8 @@ class Quota:
         for fault in tally.faults:
             pause = self._health.fault(fault, now)
             self._paused_until = max(self._paused_until, now + pause)
+        if tally.demand and not self._in_flight:
+            self._health.keep_waiting(*self._pace.explain_wait(now))
         if failure := tally.failure or self._health.failure:
             self.stop(failure)
         if self._sends_scout and tally.totals.calls and self._waits_for_scout(now):

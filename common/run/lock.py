@@ -24,6 +24,7 @@ from typing import Any
 
 from common.errors import DistillError
 from common.run.storage import RunStorage
+from common.run.stores import WatchedFolder
 
 FOLDER = "lock"
 _HEARTBEAT_SECONDS = 2.0
@@ -60,7 +61,8 @@ class RunLock:
         }
         self._number = 0
         self._refreshed = clock()
-        self._lost_because: str | None = None
+        self._lost_because: DistillError | None = None
+        self._folder: WatchedFolder | None = None
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._keep_beating, name="run lock", daemon=True)
 
@@ -76,7 +78,7 @@ class RunLock:
             found = number, content = self._find_highest()
             if number == 0:
                 if self._take(1):
-                    return
+                    break
             elif watched is None:
                 watched, since = found, self._clock()
                 log.info("%s; checking whether it is still at work", self._describe(content))
@@ -93,8 +95,9 @@ class RunLock:
                 log.info("it has crashed; taking over the run")
                 self._keep_counts(below=number + 1)
                 self._remove(below=number + 1)
-                return
+                break
             self._sleep(_POLL_SECONDS)
+        self._folder = self._storage.watch()
 
     def start(self) -> None:
         """Starts the heartbeat in a thread."""
@@ -106,11 +109,7 @@ class RunLock:
         try:
             number, content = self._find_highest()
             if number != self._number or not self._is_own(content):
-                self._lost_because = (
-                    f"{self._describe(content)}; this job lost it: its heartbeat was late"
-                    if number
-                    else f"{self._storage.url}/{FOLDER}: this job's lock was removed"
-                )
+                self._lost_because = self._explain_loss(content)
                 return
             self._owner["beat"] += 1
             self._storage.write_bytes(_name_file(number), self._make_content(), attempts=1)
@@ -118,10 +117,34 @@ class RunLock:
         except Exception as error:  # the heartbeat must not end
             self.storage_error = str(error)
 
+    def _explain_loss(self, content: bytes) -> DistillError:
+        """Why the lock is lost; `content` is that of another job's, if there is one."""
+        if content:
+            reason = "this job lost it: its heartbeat was late; paid replies are kept"
+            return DistillError(f"{self._describe(content)}; {reason}, run again later")
+        if self._is_deleted:
+            return DistillError(
+                f"{self._storage.url} was deleted while this job ran: all that it held (replies "
+                "that were paid for, labels, checkpoints, outputs) is lost unless you restore it; "
+                "then run again, from the label job on"
+            )
+        return DistillError(
+            f"{self._storage.url}/{FOLDER}: this job's lock was removed; what else was removed is "
+            "lost, and all the rest is kept: run again"
+        )
+
+    def explain(self, error: Exception) -> Exception:
+        """The error that a job ends with: that its folder was deleted, if it was, else `error`."""
+        return self._explain_loss(b"") if self._is_deleted else error
+
+    @property
+    def _is_deleted(self) -> bool:
+        return self._folder is not None and not self._folder.is_there
+
     def check(self) -> None:
         """Raises a DistillError if the lock is lost or cannot be refreshed."""
         if self._lost_because:
-            raise DistillError(f"{self._lost_because}; paid replies are kept, run again later")
+            raise self._lost_because
         silent = self._clock() - self._refreshed
         if silent > _REFRESH_TIMEOUT_SECONDS:
             raise DistillError(
@@ -140,6 +163,9 @@ class RunLock:
         self._released.set()
         if self._thread.is_alive():
             self._thread.join(_STALE_SECONDS)
+        if self._folder and not self._thread.is_alive():
+            self._folder.close()
+            self._folder = None
         try:
             number, content = self._find_highest() if self._number else (0, b"")
             if number and number == self._number and self._is_own(content):
@@ -215,6 +241,10 @@ def hold_run(storage: RunStorage, job: str, wait_seconds: float = 0) -> Iterator
             lock.acquire(wait_seconds)
             lock.start()
             yield lock
+        except (DistillError, OSError) as error:
+            if (reason := lock.explain(error)) is not error:
+                raise reason from error
+            raise
         finally:
             lock.release()
 

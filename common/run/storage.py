@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from fsspec.core import url_to_fs
 
 from common.errors import InputError, StorageError
-from common.run.stores import Disk, ObjectStore, explain_failure
+from common.run.stores import Disk, ObjectStore, WatchedFolder, explain_failure
 from common.settings import Settings
 
 _ATTEMPTS = 4
@@ -88,6 +88,10 @@ class RunStorage:
     def path(self, name: str = "") -> str:
         """A file's path on the file system, without protocol."""
         return f"{self._path}/{name}" if name else self._path
+
+    def watch(self) -> WatchedFolder | None:
+        """The folder as it is now; None in an object store, which has no folders."""
+        return WatchedFolder(self._path) if self.is_local else None
 
     def exists(self, name: str) -> bool:
         """Whether a file exists."""

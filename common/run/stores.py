@@ -127,6 +127,24 @@ class Disk:
             Path(path).unlink(missing_ok=True)
 
 
+class WatchedFolder:
+    """A folder on a local disk. While it is open, no later one of its name is taken for it."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._descriptor = path, os.open(path, os.O_RDONLY)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it has not been deleted."""
+        with suppress(OSError):
+            return os.path.samestat(Path(self._path).stat(), os.fstat(self._descriptor))
+        return False
+
+    def close(self) -> None:
+        """Stops watching."""
+        os.close(self._descriptor)
+
+
 class ObjectStore:
     """Objects in an fsspec file system without a listings cache."""
 

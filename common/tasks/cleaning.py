@@ -8,6 +8,8 @@ import re
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
+from common.tasks.patterns import check_pattern, search
+
 if TYPE_CHECKING:
     from common.tasks.rules import LabelRules
 
@@ -39,7 +41,7 @@ def guard(text: str) -> str:
 def clean(text: str, response: str, rules: "LabelRules") -> tuple[str, bool]:
     """What a response says, and whether `extract` finds it; a response of its own stays as it is.
 
-    `text` is the example's.
+    `text` is the example's. Raises a SlowPatternError if `extract` takes too long.
     """
     if GUARD not in text:
         response = response.replace(GUARD, "")
@@ -90,10 +92,7 @@ def check_extract(rule: str) -> str:
         if not _PATH.fullmatch(rule):
             raise ValueError("is not a JSON path such as $ or $.items[0].name")
     elif rule:
-        try:
-            groups = re.compile(rule).groups
-        except re.error as error:
-            raise ValueError(f"is not a regular expression: {error}") from None
+        groups = check_pattern(rule).groups
         if groups != 1:
             raise ValueError(f"has {groups} groups, and needs one, around the label")
     return rule
@@ -106,7 +105,7 @@ def extract(response: str, rule: str) -> str | None:
     with sorted keys, so that equal values are equal labels.
     """
     if not rule.startswith("$"):
-        found = re.search(rule, response)
+        found = search(re.compile(rule), response)
         return found[1] if found else None
     try:
         value = _load_json(response)

@@ -9,17 +9,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from common.tasks.cleaning import check_extract, clean
 from common.tasks.languages import LANGUAGES, detect_language
+from common.tasks.patterns import SlowPatternError, check_pattern, search
 
-_SHORT_TEXT_CHARACTERS = 20
+SLOW_PATTERN = "slow_pattern"
+"""The error of a response on which a regular expression takes too long."""
+_SHORT_TEXT_CHARACTERS, _LONG_TEXT_CHARACTERS = 20, 50_000
+_PIECE = re.compile(r"\w{1,8}|[^\w\s]")
+"""A word, or 8 characters of one: some scripts have no spaces."""
 _SAME_LANGUAGE_EDIT_RATIO = 0.3
 """A label with a lower edit ratio is in its text's language."""
-
-
-def _compile(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
 
 
 class LabelRules(BaseModel):
@@ -38,7 +36,7 @@ class LabelRules(BaseModel):
     allowed: list[str] = []
     """The classes, for classification; empty: any label. Responses may differ in case, Markdown,
     quotes, punctuation, and a name before the label."""
-    reject_patterns: list[Annotated[re.Pattern[str], BeforeValidator(_compile)]] = []
+    reject_patterns: list[Annotated[re.Pattern[str], BeforeValidator(check_pattern)]] = []
     """Regular expressions for chatter and refusals."""
     min_length_ratio: float = Field(0.0, ge=0)
     """Length of the label by that of the text, in characters; texts under 20 are exempt."""
@@ -62,7 +60,26 @@ class LabelRules(BaseModel):
 
 
 def apply_rules(text: str, response: str, rules: LabelRules) -> tuple[str, str | None]:
-    """The label in a response, and the name of the first rule that it breaks, or None."""
+    """The label in a response, and the name of the first rule that it breaks, or None.
+
+    Raises an InputError if a regular expression takes too long on many texts.
+    """
+    try:
+        return _apply_rules(text, response, rules)
+    except SlowPatternError:
+        return response.strip(), SLOW_PATTERN
+
+
+def explain_slow_pattern(text: str, response: str, rules: LabelRules) -> str:
+    """Which regular expression takes too long on a response, or its text; empty if none does."""
+    try:
+        _apply_rules(text, response, rules)
+    except SlowPatternError as error:
+        return str(error)
+    return ""
+
+
+def _apply_rules(text: str, response: str, rules: LabelRules) -> tuple[str, str | None]:
     label, is_found = clean(text, response, rules)
     if not is_found and response.strip():
         return label, "extract"
@@ -70,10 +87,16 @@ def apply_rules(text: str, response: str, rules: LabelRules) -> tuple[str, str |
 
 
 def measure_edit_ratio(text: str, label: str) -> float:
-    """The Levenshtein distance by the longer one's length, from 0 to 1; ignores case and NFC."""
+    """The Levenshtein distance by the longer one's length, from 0 to 1; ignores case and NFC.
+
+    In characters; of long texts, whose square of characters takes minutes, in pieces of words.
+    """
     from rapidfuzz.distance import Levenshtein  # the train job lacks it
 
-    return Levenshtein.normalized_distance(_fold(text), _fold(label))
+    pair = _fold(text), _fold(label)
+    if max(map(len, pair)) <= _LONG_TEXT_CHARACTERS:
+        return Levenshtein.normalized_distance(*pair)
+    return Levenshtein.normalized_distance(*map(_PIECE.findall, pair))
 
 
 def _find_broken_rules(text: str, label: str, rules: LabelRules) -> Iterator[str]:
@@ -84,7 +107,7 @@ def _find_broken_rules(text: str, label: str, rules: LabelRules) -> Iterator[str
         yield "not_allowed"
     if rules.single_line and "\n" in label and "\n" not in text:
         yield "several_lines"
-    if any(p.search(label) and not p.search(text) for p in rules.reject_patterns):
+    if any(search(p, label) and not search(p, text) for p in rules.reject_patterns):
         yield "pattern"
     if len(text) < _SHORT_TEXT_CHARACTERS:
         return

@@ -1,7 +1,9 @@
 """The HTTP connection to a teacher."""
 
 import asyncio
+import logging
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit, urlunsplit
@@ -11,7 +13,7 @@ import aiohttp
 import httpx2
 import openai
 
-from common.errors import InputError
+from common.errors import DistillError, InputError
 from common.quota.protocol import Headers
 from common.sections import TeacherSettings
 from common.teacher.address import (
@@ -23,10 +25,20 @@ from common.teacher.address import (
 )
 from common.teacher.rate_limits import parse_number, parse_retry_after, parse_seconds, read_headers
 
-_CHECK_ATTEMPTS, _CHECK_SECONDS = 3, 10.0
+_CHECK_ATTEMPTS, _CHECK_SECONDS, _LONGEST_SLEEP_SECONDS = 3, 10.0, 3.0
+_WRONG_ADDRESS = (
+    aiohttp.ClientConnectorDNSError,
+    aiohttp.ClientConnectorCertificateError,
+    aiohttp.ClientSSLError,
+    aiohttp.ClientProxyConnectionError,
+    aiohttp.InvalidURL,
+)
+"""What no time mends."""
 _METHOD_KEEPING = (307, 308)
 """Redirects after which a POST stays one."""
 _COST_HEADER = "x-litellm-response-cost"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -78,25 +90,43 @@ class Connection:
     async def check(self) -> str:
         """The listing of models, or what else answers: it is not judged here.
 
-        Raises an InputError if nothing answers at the URL.
+        A server that refuses connections may be starting, and is waited for.
+
+        Raises:
+            InputError: the host is unknown, or its certificate is not trusted.
+            DistillError: nothing answers in `teacher.startup_seconds`.
         """
-        for attempt in range(_CHECK_ATTEMPTS):
+        url, longest = self._make_url("/models"), self._settings.startup_seconds
+        begun, attempts = time.monotonic(), 0
+        while True:
             try:
                 async with asyncio.timeout(_CHECK_SECONDS):
-                    url = self._make_url("/models")
                     response = await self._http.get(url, headers=self._headers)
                     return self._secrets.redact(response.text)
             except TimeoutError:
                 return ""
             except httpx2.HTTPError as error:
+                may_start = not isinstance(error.__cause__, _WRONG_ADDRESS)
                 reason = self._describe(error)
-            if attempt < _CHECK_ATTEMPTS - 1:
-                await asyncio.sleep(attempt + 0.5)
+            attempts += 1
+            if attempts >= _CHECK_ATTEMPTS:
+                if not may_start or time.monotonic() - begun >= longest:
+                    raise self._explain_silence(reason, may_start)
+                if attempts == _CHECK_ATTEMPTS:
+                    where = f"nothing answers at {self._settings.base_url} ({reason})"
+                    log.info("%s; waiting up to %g s for it to start", where, longest)
+            await asyncio.sleep(min(attempts - 0.5, _LONGEST_SLEEP_SECONDS))
+
+    def _explain_silence(self, reason: str, may_start: bool) -> DistillError:
         is_container = self._is_local and Path("/.dockerenv").exists()
         hint = "; localhost is this container itself" if is_container else ""
-        raise InputError(
-            f"DISTILL_TEACHER__BASE_URL={self._settings.base_url!r}: nothing answers there "
-            f"({reason}); correct the URL, or start the server{hint}"
+        name = f"DISTILL_TEACHER__BASE_URL={self._settings.base_url!r}"
+        if not may_start:
+            return InputError(f"{name}: nothing answers there ({reason}); correct the URL{hint}")
+        seconds = self._settings.startup_seconds
+        return DistillError(
+            f"{name}: nothing answers there in {seconds:g} s ({reason}); correct the URL, start "
+            f"the server, or raise DISTILL_TEACHER__STARTUP_SECONDS{hint}"
         )
 
     async def _post(self, url: str, content: bytes) -> httpx2.Response:

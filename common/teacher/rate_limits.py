@@ -83,7 +83,8 @@ def parse_seconds(value: str | None) -> float | None:
     if not _DURATION.fullmatch(value):
         return None
     units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-    return sum(float(n) * units[unit] for n, unit in _DURATION_PART.findall(value))
+    seconds = sum(float(n) * units[unit] for n, unit in _DURATION_PART.findall(value))
+    return seconds if math.isfinite(seconds) else None
 
 
 def parse_retry_after(value: str | None) -> float | None:

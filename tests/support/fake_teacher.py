@@ -102,7 +102,7 @@ def refuse(
 
 
 @contextmanager
-def running_teacher(answer: Answer) -> Iterator[FakeTeacher]:
+def running_teacher(answer: Answer, port: int = 0) -> Iterator[FakeTeacher]:
     teacher = FakeTeacher(answer)
     loop = asyncio.new_event_loop()
 
@@ -123,7 +123,7 @@ def running_teacher(answer: Answer) -> Iterator[FakeTeacher]:
         app.router.add_post("/unlisted/v1/chat/completions", teacher.complete)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
         return runner
 
     runner = loop.run_until_complete(start())

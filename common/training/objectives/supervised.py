@@ -16,6 +16,9 @@ from common.training.objectives.objective import Batch, Encoded
 from common.training.objectives.packing import can_pack, pack
 from common.training.objectives.targets import TargetKind, list_targets
 
+_LONG = 2048
+"""Tokens from which edits are found in a coarser way, as the time grows with their square."""
+
 
 class Supervised:
     """See `Objective`."""
@@ -82,7 +85,8 @@ class Supervised:
         """
         before = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         after = [token for token in encoded["labels"] if token != IGNORED]
-        differ = SequenceMatcher(None, before.input_ids, after[:-1], autojunk=False)
+        is_long = len(after) > _LONG
+        differ = SequenceMatcher(None, before.input_ids, after[:-1], autojunk=is_long)
         for tag, _, _, first, end in differ.get_opcodes():
             if tag != "equal":  # after a deletion, the token that closes the gap
                 for place in range(first, max(end, first + 1)):

@@ -22,6 +22,7 @@ from common.quota.protocol import Lease, Tally
 from common.records import Example, make_label_table
 from common.run.lock import is_locked
 from common.run.run import PackedRun
+from common.signals import die_with_parent
 from common.tasks.languages import load_detector
 
 _FROZEN_SECONDS, _BEAT_SECONDS = 60.0, 5.0
@@ -80,6 +81,7 @@ class LabelActor:
 
         `labels` are the fingerprint and the session of the label parts.
         """
+        die_with_parent()
         self._packed, self._url, self._needed = packed, url, needed
         self._keeper, self._known, self._labels = keeper, known, labels
         self._opening: asyncio.Task[Desk] | None = None

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -22,6 +23,14 @@ from common.errors import DistillError, SettingsError
 from common.signals import STOP_SIGNALS
 
 _ANSWER_SECONDS = 10.0
+_LONGEST_FOLDER, _SHORT_FOLDERS = 36, ("/tmp", "/var/tmp", "/dev/shm")
+"""The longest folder for Ray's, in bytes: the path of a socket in it may have 107."""
+_AGENT = (
+    "import ctypes, os, runpy, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGKILL); "
+    "sys.argv.pop(0); sys.path[0] = os.path.dirname(sys.argv[0]); "
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+"""Runs the program that is its argument, see `die_with_parent`."""
 _SUBMIT = "`ray job submit --address http://head:8265 -- python -m jobs.label`"
 
 
@@ -47,6 +56,7 @@ def start_ray(dashboard_host: str | None = None) -> None:
             f"node of it; from elsewhere, use {_SUBMIT}"
         )
     if address in ("", "local"):
+        _choose_folder()
         options: dict[str, Any] = {"address": "local", "include_dashboard": bool(dashboard_host)}
         if dashboard_host:
             options["dashboard_host"] = dashboard_host
@@ -60,11 +70,30 @@ def start_ray(dashboard_host: str | None = None) -> None:
     context.print_on_execution_start = False
 
 
+def _choose_folder() -> None:
+    """Lets Ray use another folder than the usual one if that makes its sockets' paths too long.
+
+    Raises a SettingsError if there is no other.
+    """
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR", "")
+    length = len(os.fsencode(folder))
+    if length <= _LONGEST_FOLDER:
+        return
+    short = [place for place in _SHORT_FOLDERS if os.access(place, os.W_OK)]
+    if not short:
+        raise SettingsError(
+            f"TMPDIR={folder!r} has {length} characters, and Ray's sockets need a folder of at "
+            f"most {_LONGEST_FOLDER}; set RAY_TMPDIR to a shorter one that can be written to"
+        )
+    os.environ["RAY_TMPDIR"] = short[0]
+
+
 def _connect(explain: Callable[[str], DistillError], options: dict[str, Any]) -> None:
     """Connects; `explain` converts Ray's error message."""
     try:
         is_small = options.get("include_dashboard") is False
-        with _restoring_handlers(), _starting_little() if is_small else contextlib.nullcontext():
+        little = _starting_little() if is_small else contextlib.nullcontext()
+        with _restoring_handlers(), _tying_agents(), little:
             loading = Thread(target=importlib.import_module, args=("ray.data",), daemon=True)
             loading.start()  # a second of imports, while Ray's processes start
             ray.init(log_to_driver=False, logging_level="ERROR", **options)
@@ -162,6 +191,22 @@ def end_ray(can_shut_down: bool) -> None:
 
 
 @contextlib.contextmanager
+def _tying_agents() -> Iterator[None]:
+    """Starts Ray's two agents so that the kernel ends them with the raylet, and it with the driver.
+
+    By themselves, they first try for a minute to report that to what is dead, too.
+    """
+    services = ray._private.services
+    name = "_build_python_executable_command_memory_profileable"
+    make_command = getattr(services, name)
+    setattr(services, name, lambda *about, **options: [sys.executable, "-u", "-c", _AGENT])
+    try:
+        yield
+    finally:
+        setattr(services, name, make_command)
+
+
+@contextlib.contextmanager
 def _starting_little() -> Iterator[None]:
     """Starts Ray without processes that one machine without a dashboard does not need.
 
@@ -211,6 +256,8 @@ def _restoring_handlers() -> Iterator[None]:
     """Undoes Ray's own signal handlers, which it sets when it starts."""
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     utils = ray._private.utils
+    # The one in C++ prints a stack trace.
+    ray._private.ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
     set_handler, utils.set_sigterm_handler = utils.set_sigterm_handler, lambda handler: None
     try:
         yield

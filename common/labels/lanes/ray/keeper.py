@@ -7,6 +7,7 @@ from ray.util.metrics import Counter, Gauge
 from common.errors import DistillError
 from common.quota.protocol import Lease, Snapshot, Tally, Totals
 from common.quota.quota import Quota
+from common.signals import die_with_parent
 
 _READING_SECONDS = 300.0
 """How long a worker may read the journal between its first block and its first call."""
@@ -19,6 +20,7 @@ class QuotaKeeper:
 
     def __init__(self, quota: Quota, rows: int) -> None:
         """`rows` is the number of examples in all blocks."""
+        die_with_parent()
         quota.require_heartbeat(_DRIVER_TIMEOUT_SECONDS)
         self._quota = quota
         self._started_blocks: set[str] = set()

@@ -17,6 +17,7 @@ from common.labels.lane import Lane, Work
 from common.labels.lanes.ray.actors import LabelActor
 from common.labels.lanes.ray.cluster import check_ray, end_ray, start_ray
 from common.labels.lanes.ray.keeper import QuotaKeeper
+from common.labels.lanes.ray.memory import MemoryWatch
 from common.quota.protocol import Snapshot
 from common.quota.quota import Quota
 from common.sections import SECRETS
@@ -49,6 +50,7 @@ class RayLane(Lane):
         self._asked_at = self._worker_at = self._polled_at = time.monotonic()
         self._answered = self._crashes = 0
         self._actor_cpus = 0.0
+        self._memory = MemoryWatch("DISTILL_LABEL__ACTORS")
 
     def open(self) -> None:
         start_ray(self._dashboard_host)
@@ -90,6 +92,7 @@ class RayLane(Lane):
 
     def _check_workers(self, snapshot: Snapshot) -> None:
         """Raises a DistillError if actors crash repeatedly: Ray restarts them without a limit."""
+        self._memory.look()
         now, answered = time.monotonic(), snapshot.totals.answered
         if answered > self._answered:
             self._answered, self._crashes = answered, snapshot.lost_workers
@@ -102,6 +105,8 @@ class RayLane(Lane):
         has_none = now > self._worker_at + _WORKER_SECONDS
         crashes = snapshot.lost_workers - self._crashes
         if has_none or crashes > self._max_crashes:
+            if used_up := self._memory.explain():
+                raise used_up
             state = f"none has run for {_WORKER_SECONDS:.0f} s" if has_none else "in a row"
             raise DistillError(
                 f"Ray: label actors crash repeatedly ({crashes} crashes, {state}); "
@@ -124,6 +129,8 @@ def _converting_errors() -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayError as error:
+        if used_up := MemoryWatch("DISTILL_LABEL__ACTORS").explain(error):
+            raise used_up from None
         *_, cause = f"{type(error).__name__}: {error}".strip().splitlines()
         raise DistillError(f"Ray: {cause[:350]}; run again") from None
 

@@ -17,6 +17,7 @@ from common.data.sources import Shard
 from common.environment import read_data_secret
 from common.records import EXAMPLE_SCHEMA
 from common.run.run import PackedRun
+from common.signals import die_with_parent
 
 _SMALL_BLOCK, _BLOCK = 256, 1024
 """Rows of a block. Small ones spread few rows over all actors; Ray's driver keeps some bytes of
@@ -85,6 +86,7 @@ class _Reader:
         self._packed, self._shard, self._bits, self._rows = packed, shard, bits, rows
 
     def __call__(self) -> Iterator[pa.Table]:
+        die_with_parent()
         settings, task = self._packed.settings, self._packed.task
         data = settings.data.model_copy(update={"s3_secret": read_data_secret()})
         settings = settings.model_copy(update={"data": data})
