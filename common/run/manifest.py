@@ -63,6 +63,11 @@ class Manifest(Generic[S]):
         """A hash of this result; the same settings may give another one, later."""
         return hash_content([self.fingerprint, self.finished_at])
 
+    def get_settings(self, section: str) -> dict[str, Any]:
+        """The settings of a section; empty if it has none."""
+        found = self.settings.get(section)
+        return found if isinstance(found, dict) else {}
+
     def to_json(self) -> dict[str, Any]:
         """The content of manifest.json."""
         return {n: value for n, value in asdict(self).items() if value or n == "fingerprint"}
