@@ -129,7 +129,10 @@ def test_the_teacher_answers_where_the_student_is_not_sure(run):
     write_inputs([*texts, *texts[:10]])
     assert "CASCADE='0.5' needs the confidence" in do(3, PREDICT__CASCADE="0.5")
     calibration = Calibration([0.0] * 5, [1.0] * 5, [1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-    point = {"threshold": 0.4}
+    bounds = {"interval": [0.8, 1.0], "difference_interval": [-0.1, 0.1]}
+    point = {"threshold": 0.4, "share": 0.5, "value": 0.9, "difference": 0.0, **bounds}
+    cascade = {"margin": 0.02, "points": [], "rows": 20}
+    confidence_facts = {"calibration": vars(calibration), "error": 0.0, "auroc": None}
     adapter = read_manifest(storage, ADAPTER)
     scored = {
         "adapter": adapter.identity,
@@ -138,8 +141,8 @@ def test_the_teacher_answers_where_the_student_is_not_sure(run):
     }
     write_manifest(storage, PREDICTIONS, scored)
     metrics = {
-        "confidence": {"calibration": vars(calibration), "bins": [(0.9, 0.9, 20)], "rows": 20},
-        "cascade": {"chosen": None, "holds": None},
+        "confidence": confidence_facts | {"bins": [(0.9, 0.9, 20)], "rows": 20},
+        "cascade": cascade | {"chosen": None, "holds": None},
     }
     storage.write_json("metrics.json", metrics)
     assert "names no confidence" in do(3, PREDICT__CASCADE="auto")
@@ -147,9 +150,10 @@ def test_the_teacher_answers_where_the_student_is_not_sure(run):
     alone, _ = read_outputs(storage)
     confidence = np.array(alone["confidence"].to_pylist())
     point["threshold"] = threshold = float(np.median(confidence))
-    storage.write_json("metrics.json", metrics | {"cascade": {"chosen": point, "holds": False}})
+    chosen = cascade | {"chosen": point, "holds": False}
+    storage.write_json("metrics.json", metrics | {"cascade": chosen})
     assert "cannot confirm the confidence" in do(3, PREDICT__CASCADE="auto")
-    storage.write_json("metrics.json", metrics | {"cascade": {"chosen": point, "holds": True}})
+    storage.write_json("metrics.json", metrics | {"cascade": chosen | {"holds": True}})
     assert "needs the confidence" in do(3, PREDICT__CASCADE="auto", EVALUATE__SAMPLES=2)
     assert "student at work" not in do(PREDICT__CASCADE="auto")  # its answers are there
     mixed, _ = read_outputs(storage)

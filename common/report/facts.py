@@ -22,7 +22,7 @@ def list_label_facts(manifest: Manifest[LabelSummary] | None) -> Facts:
     """Cost and efficiency of the labels; calls, tokens and times are the last job's."""
     if manifest is None or not manifest.summary:
         return []
-    summary, teacher = manifest.summary, manifest.read_settings("teacher")
+    summary, teacher = manifest.summary, manifest.get_settings("teacher")
     always = {k: summary.get(k) for k in ("ok", "failed", "filtered")}
     sometimes = {k: summary.get(k) or None for k in ("duplicates", "reused")}
     counts = [f"{n:,} {k}" for k, n in (always | sometimes).items() if n is not None]
@@ -48,7 +48,7 @@ def _list_call_facts(summary: LabelSummary) -> Facts:
     if seconds:
         rate = f"{calls / seconds:,.0f}" if calls >= 10 * seconds else f"{calls / seconds:.1f}"
         facts.append(("Time of the calls", f"{format_seconds(seconds)}, {rate} calls a second"))
-    if "efficiency" in summary:
+    if "efficiency" in summary and "optimum_seconds" in summary:
         best = f"the limits allow no less than {summary['optimum_seconds']:,.1f} s"
         facts.append(("Efficiency", f"{summary['efficiency']:.0%}: {best}"))
     return facts
@@ -57,7 +57,8 @@ def _list_call_facts(summary: LabelSummary) -> Facts:
 def _format_tokens(summary: LabelSummary) -> str:
     reasoning = summary.get("reasoning_tokens")
     of_these = f" ({reasoning:,} of them reasoning)" if reasoning else ""
-    return f"{summary['prompt_tokens']:,} in, {summary['completion_tokens']:,} out{of_these}"
+    told, given = (summary.get("prompt_tokens", 0), summary.get("completion_tokens", 0))
+    return f"{told:,} in, {given:,} out{of_these}"
 
 
 def _format_cost(summary: LabelSummary) -> str:
@@ -65,7 +66,8 @@ def _format_cost(summary: LabelSummary) -> str:
     cost = summary.get("run_cost_usd")
     if cost is None:
         return "the model's price is not known"
-    each = f", ${1000 * cost / summary['inputs']:,.2f} for 1,000 examples" if cost else ""
+    inputs = summary["inputs"]
+    each = f", ${1000 * cost / inputs:,.2f} for 1,000 examples" if cost and inputs else ""
     return f"${cost:,.2f}{each}"
 
 
@@ -90,7 +92,7 @@ def list_train_facts(manifest: Manifest[TrainSummary] | None) -> Facts:
     if manifest is None:
         return []
     summary, counts = manifest.summary, manifest.counts
-    student = manifest.read_settings("student")
+    student = manifest.get_settings("student")
     gpu = summary.get("peak_gpu_bytes")
     facts = [
         ("Base student", str(student.get("model", ""))),
@@ -118,8 +120,9 @@ def list_curve_facts(manifests: Manifests) -> Facts:
     facts = [("Agreement by labels", seen)]
     if gain := predict_gain(points, summary["held_out"], MORE):
         low, value, high = (f"{100 * share:.1f}" for share in (gain.low, gain.value, gain.high))
-        cost = labels.summary.get("run_cost_usd") if labels else None
-        price = f", for ${MORE * cost / labels.summary['inputs']:,.2f}" if labels and cost else ""
+        label: LabelSummary = labels.summary if labels else {}
+        cost, inputs = label.get("run_cost_usd"), label.get("inputs")
+        price = f", for ${MORE * cost / inputs:,.2f}" if cost and inputs else ""
         facts.append((f"{MORE:,} more labels", f"{value} points likely ({low} – {high}){price}"))
     return facts
 

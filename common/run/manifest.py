@@ -63,8 +63,8 @@ class Manifest(Generic[S]):
         """A hash of this result; the same settings may give another one, later."""
         return hash_content([self.fingerprint, self.finished_at])
 
-    def read_settings(self, section: str) -> dict[str, Any]:
-        """The settings of a section; empty if another version wrote none."""
+    def get_settings(self, section: str) -> dict[str, Any]:
+        """The settings of a section; empty if it has none."""
         found = self.settings.get(section)
         return found if isinstance(found, dict) else {}
 

@@ -54,7 +54,7 @@ class TrainSummary(TypedDict, total=False):
     seconds: float
 
 
-class CurveSummary(TypedDict, total=False):
+class CurveSummary(TypedDict):
     """Numbers of labels, each with the agreement of a training on them, and on how many rows."""
 
     points: list[tuple[int, float]]
