@@ -185,7 +185,6 @@ def _converting_errors() -> Iterator[None]:
 def _explain(error: Exception) -> DistillError:
     import ray
 
-    from common.labels.lanes.ray.memory import MemoryWatch
     from common.outputs.actor import MEMORY_ADVICE
 
     causes: list[BaseException] = [error]
