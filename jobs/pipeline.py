@@ -32,6 +32,7 @@ from common.tasks.task import load_task
 from common.training.choice import choose_texts, finish_round
 from common.training.curve import predict_gain
 from common.training.export import check_exports
+from common.training.trainer import check_training
 from jobs import evaluate, label, report, train
 
 SECTIONS = ()
@@ -64,6 +65,7 @@ def sweep(settings: Settings) -> None:
     for own in runs:  # before anything is paid for
         task = load_task(own.task)
         check_student(own, task)
+        check_training(own)
         check_exports(own, task)
     for own in runs:
         log.info("==== student %s, run %s", own.student.model, own.run)
@@ -125,12 +127,13 @@ def run_jobs(settings: Settings, *jobs: Any) -> None:
 def check_inputs(run: Run) -> None:
     """Raises an InputError if the test split, the reference column or the student is missing.
 
-    A SettingsError if an endpoint cannot be asked.
+    A SettingsError if an endpoint cannot be asked, or the trainer would refuse the settings.
     """
     check_endpoints(run.settings)
     examples = load_examples(run.settings, run.task)
     test = load_test_rows(run.settings, run.task)
     check_student(run.settings, run.task)
+    check_training(run.settings)
     check_exports(run.settings, run.task)
     log.info("inputs: %d examples to label, %d test rows", len(examples), len(test.rows))
 

@@ -181,7 +181,7 @@ def test_what_evaluation_would_miss_is_found_before_the_teacher_is_asked(tmp_pat
                 TEACHER__MODEL="big",
                 **variables,
             )
-            with pytest.raises(InputError) as caught:
+            with pytest.raises((InputError, SettingsError)) as caught:
                 pipeline.main(own)
             assert teacher.bodies == []
             assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
@@ -196,6 +196,9 @@ def test_what_evaluation_would_miss_is_found_before_the_teacher_is_asked(tmp_pat
     pq.write_table(full.slice(1), tmp_path / "data/test.parquet")
     pq.write_table(full.slice(0, 1), tmp_path / "data/train.parquet")
     assert "DISTILL_STUDENT__MODEL='./nowhere'" in refused(STUDENT__MODEL="./nowhere")
+    assert "DISTILL_TRAIN__REPORT_TO='nosuch'" in refused(
+        STUDENT__MODEL="builtin", TRAIN__REPORT_TO="nosuch"
+    )
 
 
 def test_a_run_lives_on_an_object_store(tmp_path, bucket):

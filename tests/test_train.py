@@ -33,7 +33,7 @@ from common.training.lora import add_adapter, make_lora
 from common.training.objectives.supervised import Supervised
 from common.training.schedule import Schedule
 from common.training.train_set import iterate_labels, load_train_set
-from common.training.trainer import LabelTrainer, make_trainer
+from common.training.trainer import LabelTrainer, check_training, make_trainer
 from jobs.train import main
 from support.commands import run_job, start_job
 
@@ -518,6 +518,17 @@ def test_settings_that_the_trainer_refuses_are_named(tiny, settings, name, value
     write_labels(tiny, PAIRS)
     with pytest.raises(SettingsError, match=f"DISTILL_{name}='{value}'"):
         main(settings(**{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("TRAIN__REPORT_TO", "nosuch"), ("TRAIN__TARGET_MODULES", "q_proj,qproj")]
+)
+def test_settings_that_the_trainer_would_refuse_are_known_without_weights(
+    tiny, settings, name, value
+):
+    check_training(tiny)
+    with pytest.raises(SettingsError, match=f"DISTILL_{name}='{value}'"):
+        check_training(settings(**{name: value}))
 
 
 def test_a_preset_that_learns_the_same_goes_on_with_the_checkpoint(tiny, settings, monkeypatch):

@@ -50,10 +50,17 @@ def make_lora(train: TrainSettings) -> LoraConfig:
 
 def add_adapter(settings: Settings, student: Any) -> PeftModel:
     """The student with a new adapter. Raises a SettingsError if it lacks the target modules."""
+    names = settings.train.target_modules
+    variable = f"DISTILL_TRAIN__TARGET_MODULES={','.join(names)!r}"
     try:
         model = get_peft_model(student, make_lora(settings.train))
     except ValueError as error:
-        names = ",".join(settings.train.target_modules)
-        raise SettingsError(f"DISTILL_TRAIN__TARGET_MODULES={names!r}: {error}") from None
+        raise SettingsError(f"{variable}: {error}") from None
+    found = {name.rpartition(".")[2] for name in model.targeted_module_names}
+    if missing := {name.rpartition(".")[2] for name in names} - found - {"all-linear"}:
+        raise SettingsError(  # PEFT passes over those
+            f"{variable}: the student has no module {', '.join(sorted(missing))}; it has "
+            f"{', '.join(sorted(found))} of these"
+        )
     quicken(model)
     return model

@@ -19,7 +19,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+)
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from trl import SFTConfig, SFTTrainer
 
 from common.errors import SettingsError
@@ -27,7 +33,7 @@ from common.sections import TrainSettings
 from common.settings import Settings
 from common.student.adapter import TENSORBOARD
 from common.student.prompt import IGNORED
-from common.student.source import find_student
+from common.student.source import find_student, make_options, read_config
 from common.student.weights import choose_dtype, load_weights
 from common.training.batches import plan_batches
 from common.training.lora import add_adapter, settle_rate
@@ -194,6 +200,23 @@ def make_trainer(
         parameter.data = parameter.data.float()
     trainer.model.peft_config["default"].base_model_name_or_path = _portable_name(settings)
     return trainer
+
+
+def check_training(settings: Settings) -> None:
+    """Raises a SettingsError if the student lacks the target modules, or a tracker is unknown.
+
+    Without the weights: `jobs.pipeline` asks before anything is paid for.
+    """
+    config, trust = read_config(settings), make_options(settings)["trust_remote_code"]
+    with torch.device("meta"):
+        add_adapter(settings, AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
+    trackers = settings.train.report_to
+    try:
+        for make_callback in get_reporting_integration_callbacks(trackers):
+            make_callback()
+    except (ValueError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SettingsError(f"DISTILL_TRAIN__REPORT_TO={','.join(trackers)!r}: {reason}") from None
 
 
 def _is_users_folder() -> bool:
