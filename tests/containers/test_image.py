@@ -68,6 +68,10 @@ def test_nothing_is_writable_that_need_not_be(image):
     assert found <= {"/tmp", "/var/tmp", "/run/lock", "/cache", "/cache/tmp", "/app/runs"}
 
 
+def test_no_program_runs_as_another_user(image):
+    assert run_shell(image, "find / -xdev -perm /6000 -type f 2>/dev/null; true") == ""
+
+
 def test_the_whole_workflow_runs_offline(image):
     output = run(image, BUILTIN | {"HF_HUB_OFFLINE": "1"})
     assert "report: /app/runs/default/report.html" in output
