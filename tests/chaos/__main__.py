@@ -13,11 +13,16 @@ each end is told in one line. The exit code is 1 if anything of that does not ho
 import argparse
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 from tests.chaos.cell import Cell, Result
 from tests.chaos.faults import Fault, make_faults
 from tests.chaos.works import WORKS, Work
 from tests.chaos.world import World, open_world
+
+_AT_ONCE = 2
+"""Jobs that are attacked at a time: each waits for most of it."""
 
 
 def attack(world: World, work: Work, fault: Fault, seed: int) -> Result:
@@ -25,6 +30,20 @@ def attack(world: World, work: Work, fault: Fault, seed: int) -> Result:
     if excuse := fault.excuse(work):
         return Result(work.name, fault.name, excuse=excuse)
     return Cell(world, work, fault, seed).run()
+
+
+def attack_job(job: str, words: list[str], root: str, seed: int) -> list[Result]:
+    """A column of the matrix, in a world of its own; prints each cell."""
+    results = []
+    with open_world(root) as world:
+        for fault in choose_faults(words):
+            result = attack(world, WORKS[job], fault, seed)
+            results.append(result)
+            note = f": {result.note}" if result.note else ""
+            lines = [f"{job}, {fault.name}: {format_cell(result)}{note}"]
+            lines += [f"  PROBLEM: {problem}" for problem in result.problems]
+            print("\n".join(lines), flush=True)
+    return results
 
 
 def format_cell(result: Result) -> str:
@@ -69,16 +88,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments and the faults")
     options = parser.parse_args()
     began = time.monotonic()
-    results = []
-    with open_world(options.root) as world:
-        for name in options.jobs:
-            for fault in choose_faults(options.faults):
-                result = attack(world, WORKS[name], fault, options.seed)
-                results.append(result)
-                note = f": {result.note}" if result.note else ""
-                print(f"{result.job}, {result.fault}: {format_cell(result)}{note}", flush=True)
-                for problem in result.problems:
-                    print(f"  PROBLEM: {problem}", flush=True)
+    with ProcessPoolExecutor(_AT_ONCE, get_context("spawn")) as pool:
+        chosen = [(options.faults, options.root, options.seed)] * len(options.jobs)
+        columns = pool.map(attack_job, options.jobs, *zip(*chosen, strict=True))
+        results = [result for column in columns for result in column]
     print(f"\n{format_matrix(results)}\n\n{time.monotonic() - began:.0f} s, seed {options.seed}")
     return int(any(result.problems for result in results))
 

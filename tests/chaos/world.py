@@ -47,11 +47,14 @@ class World:
         return folder
 
     def find_s3(self) -> tuple[str, dict[str, str]]:
-        """A URL in S3 and the variables of its server, a mock unless the runs are in a real one."""
+        """A URL in S3 that no other world has, and the variables of its server.
+
+        It is a mock unless the runs are in a real one.
+        """
         if not self._bucket:
             self._s3 = self._servers.enter_context(running_s3())
             self._bucket = make_bucket(self._s3)
-        return self._bucket, self._s3
+        return f"{self._bucket}/{self.folder.name}", self._s3
 
     def close(self) -> None:
         self._servers.close()
