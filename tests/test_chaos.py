@@ -10,7 +10,7 @@ import pytest
 
 from common.records import LabelRow, hash_text, make_label_table
 from common.run.storage import RunStorage
-from tests.chaos.__main__ import attack, choose_faults, format_matrix
+from tests.chaos.matrix import attack, choose_faults, format_matrix
 from tests.chaos.cell import Cell, Result
 from tests.chaos.faults import make_faults
 from tests.chaos.ledger import Ledger
