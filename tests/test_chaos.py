@@ -10,10 +10,10 @@ import pytest
 
 from common.records import LabelRow, hash_text, make_label_table
 from common.run.storage import RunStorage
-from tests.chaos.matrix import attack, choose_faults, format_matrix
 from tests.chaos.cell import Cell, Result
 from tests.chaos.faults import make_faults
 from tests.chaos.ledger import Ledger
+from tests.chaos.matrix import attack, choose_faults, format_matrix
 from tests.chaos.processes import Started, check_log
 from tests.chaos.teachers import KEY, expect_status
 from tests.chaos.works import WORKS
