@@ -133,7 +133,9 @@ def test_the_reasoning_is_a_second_target_that_weighs_as_much(settings, caplog):
     assert sum(reason["weights"]) == pytest.approx(sum(label["weights"]))
     (alone,) = objective.encode_targets(ROW)
     assert alone == label
-    storage.write_table("labels/part-0.parquet", make_label_table([row, make_row(id=hash_text("b"))]))
+    storage.write_table(
+        "labels/part-0.parquet", make_label_table([row, make_row(id=hash_text("b"))])
+    )
     found = load_train_set(own, storage, ["labels/part-0.parquet"], objective)
     assert found.counts["targets"] == 3
     assert "1 of 2 labels have no reasoning" in caplog.text
