@@ -75,14 +75,15 @@ def _choose_folder() -> None:
 
     Raises a SettingsError if there is no other.
     """
-    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR", "")
+    variable = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    folder = os.environ.get(variable, "")
     length = len(os.fsencode(folder))
     if length <= _LONGEST_FOLDER:
         return
     short = [place for place in _SHORT_FOLDERS if os.access(place, os.W_OK)]
     if not short:
         raise SettingsError(
-            f"TMPDIR={folder!r} has {length} characters, and Ray's sockets need a folder of at "
+            f"{variable}={folder!r} has {length} characters, and Ray's sockets need a folder of at "
             f"most {_LONGEST_FOLDER}; set RAY_TMPDIR to a shorter one that can be written to"
         )
     os.environ["RAY_TMPDIR"] = short[0]
@@ -198,7 +199,10 @@ def _tying_agents() -> Iterator[None]:
     """
     services = ray._private.services
     name = "_build_python_executable_command_memory_profileable"
-    make_command = getattr(services, name)
+    make_command = getattr(services, name, None)
+    if make_command is None:  # another version of Ray, as a cluster may have it
+        yield
+        return
     setattr(services, name, lambda *about, **options: [sys.executable, "-u", "-c", _AGENT])
     try:
         yield
