@@ -3,6 +3,7 @@
     python -m tests.benchmarks.ladder                          all, for a day on two cores
     python -m tests.benchmarks.ladder --task reviews --labels 500 --only 'learning rate*' --seeds 1
     python -m tests.benchmarks.ladder --task grammar --source ../shared/data/multilingual_gec
+    python -m tests.benchmarks.ladder --at-once 12             as many trainings on a large GPU
 
 SmolLM2-135M learns from a fixed budget of labels, by default settings and with one lever alone, and
 is scored on the test rows: the task's metric, its 95 % interval over the rows, and that over the
@@ -14,40 +15,31 @@ import argparse
 import fnmatch
 import json
 import math
-import os
+import multiprocessing
 import random
 import statistics
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import product
 from typing import Any
-from unittest import mock
 
-from datasets import Dataset
-from transformers import set_seed
-
-from common.environment import load_settings
-from common.labels.label_row import make_label
 from common.metrics.metrics import METRICS
 from common.metrics.statistics import wilson_interval
-from common.records import Example, LabelRow, hash_text
+from common.records import LabelRow
 from common.settings import Settings
-from common.student.generation import TransformersRuntime
-from common.student.prompt import load_tokenizer
-from common.student.student import Student
 from common.student.weights import load_weights
 from common.tasks.cleaning import clean
-from common.teacher.replies import Reply
 from common.training.choice import CANDIDATES, pick_unsure
-from common.training.trainer import make_trainer
-from jobs.train import make_objective
-from tests.benchmarks.ladder_tasks import Asked, LadderTask, load_ladder_task
+from tests.benchmarks.ladder_family import load_family
+from tests.benchmarks.ladder_student import configure, make_row, make_student, train_student
+from tests.benchmarks.ladder_tasks import Asked, LadderTask, load_grammar, load_sentiment
 from tests.benchmarks.measure import BUILD, describe_seeds, print_table
-from tests.real.reviews import find_student
 
+TASKS = ("reviews", "grammar", "family")
 BOTH = ("reviews", "grammar")
 _SURE = 0.8
 """The probability of an answer's least likely token from which on it counts as sure."""
@@ -82,6 +74,8 @@ class Lever:
     rounds: int = 1
     is_filtered: bool = False
     """Whether labels go that a student trained on the other half contradicts."""
+    rationale: str | None = None
+    """The prompt for which the student learns the teacher's reasoning as well."""
 
 
 def vary(name: str, variable: str, *values: str, tasks: Sequence[str] = BOTH) -> list[Lever]:
@@ -89,17 +83,25 @@ def vary(name: str, variable: str, *values: str, tasks: Sequence[str] = BOTH) ->
 
 
 REAL = ("reviews",)
+FAMILY = ("family",)
 
 
 LEVERS = [
-    Lever("default"),
+    Lever("default", tasks=TASKS),
     *vary("learning rate", "TRAIN__LEARNING_RATE", "2e-4", "4e-4", "8e-4", "3e-3"),
-    *vary("rank", "TRAIN__LORA_RANK", "32"),
+    *vary("rank", "TRAIN__LORA_RANK", "4", "8", "32", "64"),
     *vary("epochs", "TRAIN__EPOCHS", "2", "5"),
     *vary("batch", "TRAIN__BATCH_SIZE", "4", "16"),
     *vary("dropout", "TRAIN__LORA_DROPOUT", "0.1"),
     *vary("quantization", "STUDENT__QUANTIZATION", "none"),
     *vary("edit weight", "TRAIN__EDIT_WEIGHT", "2", "3", tasks=["grammar"]),
+    Lever(
+        "the edits as reasoning",
+        tasks=["grammar"],
+        rationale="Name the mistakes of the sentence:\n{text}",
+    ),
+    Lever("the teacher's likeliest tokens", {"TRAIN__TARGETS": "tokens"}, tasks=FAMILY),
+    Lever("by its confidence", {"TRAIN__TARGETS": "weighted"}, tasks=FAMILY),
     Lever("3 rounds, the student chooses", rounds=3),
     Lever("cross-filtering", is_filtered=True),
     *(
@@ -115,6 +117,10 @@ LEVERS = [
 
 def measure(lever: Lever, budget: int, seed: int, ladder: LadderTask) -> dict[str, Any]:
     """Trains and scores once; with rounds, once for each."""
+    if lever.rationale:
+        student = ladder.task.student.model_copy(update={"rationale": lever.rationale})
+        task = ladder.task.model_copy(update={"student": student})
+        ladder = replace(ladder, task=task)
     settings = configure(ladder, {"TRAIN__SEED": str(seed), **lever.variables})
     asked = random.Random(f"ladder {seed}").sample(list(ladder.pool), len(ladder.pool))
     started = time.monotonic()
@@ -134,19 +140,6 @@ def measure(lever: Lever, budget: int, seed: int, ladder: LadderTask) -> dict[st
         model = train_student(settings, ladder, rows)
     seconds = time.monotonic() - started
     return score(settings, model, ladder) | {"seconds": seconds, "labels": len(rows)}
-
-
-def train_student(settings: Settings, ladder: LadderTask, rows: Sequence[LabelRow]) -> Any:
-    """The student after the last update."""
-    tokenizer = load_tokenizer(settings)
-    objective = make_objective(settings, ladder.task, tokenizer)
-    usable = (row for row in rows if row.status == "ok")
-    dataset = Dataset.from_list([t for row in usable for t in objective.encode_targets(row)])
-    set_seed(settings.train.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(settings, tokenizer, objective, dataset, Path(folder))
-        trainer.train()
-    return trainer.model
 
 
 def cross_filter(
@@ -173,20 +166,6 @@ def pick(
     return pick_unsure(candidates, sure, count, settings.train.seed)
 
 
-def make_student(settings: Settings, model: Any, ladder: LadderTask) -> Student:
-    tokenizer = load_tokenizer(settings)
-    runtime = TransformersRuntime(model, tokenizer)
-    return Student(runtime, tokenizer, ladder.task, settings.evaluate)
-
-
-def make_row(ladder: LadderTask, asked: Asked, answers: Sequence[str]) -> LabelRow:
-    """As the label job makes it of replies."""
-    example = Example(hash_text(asked.text), asked.text)
-    bodies = [{"choices": [{"message": {"content": answer}}]} for answer in answers]
-    replies = [Reply("", 200, json.dumps(body), attempts=1, seconds=0.0) for body in bodies]
-    return make_label(example, replies, ladder.task)
-
-
 def score(
     settings: Settings, model: Any, ladder: LadderTask, with_few_shot: bool = False
 ) -> dict[str, Any]:
@@ -209,29 +188,43 @@ def score_answers(ladder: LadderTask, answers: Sequence[str]) -> dict[str, Any]:
     return scores | {"n": len(texts)}
 
 
-def measure_others(ladder: LadderTask) -> dict[str, dict[str, Any]]:
+def measure_others(task: str, source: str) -> dict[str, Any]:
     """What learns nothing: the text or the commonest answer, the teacher, the base student."""
+    ladder = load_ladder_task(task, source)
     settings = configure(ladder, {})
     commonest = Counter(row.answers[0] for row in ladder.pool).most_common(1)[0][0]
     is_class = bool(ladder.task.label_rules.allowed)
     copied = [commonest if is_class else row.text for row in ladder.test]
     model = load_weights(settings)
-    return {
+    found = {
         "the commonest answer" if is_class else "copying the text": score_answers(ladder, copied),
         "base student": score(settings, model, ladder),
         "base student, few-shot": score(settings, model, ladder, with_few_shot=True),
         "teacher": score_answers(ladder, ladder.teacher),
     }
+    return {f"{task}; {name}": scores for name, scores in found.items()}
 
 
-def configure(ladder: LadderTask, variables: dict[str, str]) -> Settings:
-    variables = {
-        "STUDENT__MODEL": str(find_student()),
-        "EVALUATE__MAX_NEW_TOKENS": str(ladder.max_new_tokens),
-        **variables,
-    }
-    with mock.patch.dict(os.environ, {f"DISTILL_{n}": v for n, v in variables.items()}):
-        return load_settings()
+@cache
+def load_ladder_task(name: str, source: str) -> LadderTask:
+    """A task of `TASKS`; `source` is a data set like multilingual-gec, whose English rows count."""
+    if name == "reviews":
+        return load_sentiment()
+    return load_grammar(source) if name == "grammar" else load_family(source)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A cell of the table: a training of a lever."""
+
+    task: str
+    budget: int
+    lever: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}; {self.budget}; {self.lever}; {self.seed}"
 
 
 def show(task: str, budget: int, results: dict[str, Any], seeds: int) -> None:
@@ -243,7 +236,7 @@ def show(task: str, budget: int, results: dict[str, Any], seeds: int) -> None:
         if "; " not in name
     ]
     for lever in LEVERS:
-        names = [name_result(task, budget, lever, seed) for seed in range(seeds)]
+        names = [Place(task, budget, lever.name, seed).name for seed in range(seeds)]
         if found := [results[name] for name in names if name in results]:
             rows.append({"lever": lever.name} | describe(found))
     if rows:
@@ -264,20 +257,42 @@ def describe(found: Sequence[dict[str, Any]]) -> dict[str, str]:
     return cells | {"seconds": f"{statistics.mean(seconds):.0f}" if seconds else ""}
 
 
-def name_result(task: str, budget: int, lever: Lever, seed: int) -> str:
-    return f"{task}; {budget}; {lever.name}; {seed}"
+def measure_place(place: Place, source: str) -> dict[str, Any]:
+    (lever,) = (lever for lever in LEVERS if lever.name == place.lever)
+    ladder = load_ladder_task(place.task, source)
+    return {place.name: measure(lever, place.budget, place.seed, ladder)}
+
+
+Call = tuple[Callable[..., dict[str, Any]], tuple[Any, ...]]
+
+
+def call_all(calls: Sequence[Call], at_once: int) -> Iterator[dict[str, Any]]:
+    """The results as they come, of so many processes."""
+    if at_once == 1:
+        yield from (function(*arguments) for function, arguments in calls)
+        return
+    spawning = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(at_once, spawning) as pool:
+        futures = [pool.submit(function, *arguments) for function, arguments in calls]
+        done = as_completed(futures)
+        yield from (future.result() for future in done if not future.exception())
+        for future in futures:
+            future.result()  # raises what one has raised, when all have ended
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--task", choices=("reviews", "grammar"), action="append")
-    parser.add_argument("--source", default="juancavallotti/multilingual-gec", help="of grammar")
+    parser.add_argument("--task", choices=TASKS, action="append")
+    parser.add_argument(
+        "--source", default="juancavallotti/multilingual-gec", help="of grammar and family"
+    )
     parser.add_argument("--labels", type=int, action="append", help="250, 500, 1000 and 2000")
     parser.add_argument("--only", default="*", help="pattern of the levers' names")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--at-once", type=int, default=1, help="trainings side by side (1)")
     options = parser.parse_args()
     BUILD.mkdir(exist_ok=True)
     path = BUILD / "ladder.json"
@@ -288,18 +303,24 @@ def main() -> None:
         path.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
         print(found, flush=True)
 
-    for task in options.task or BOTH:
-        ladder = load_ladder_task(task, options.source)
-        if f"{task}; teacher" not in results:
-            keep({f"{task}; {name}": r for name, r in measure_others(ladder).items()})
-        for budget in options.labels or (250, 500, 1_000, 2_000):
-            for seed in range(options.first_seed, options.seeds):
-                for lever in LEVERS:
-                    name = name_result(task, budget, lever, seed)
-                    is_chosen = task in lever.tasks and fnmatch.fnmatch(lever.name, options.only)
-                    if is_chosen and name not in results:
-                        keep({name: measure(lever, budget, seed, ladder)})
-            show(task, budget, results, options.seeds)
+    tasks, budgets = options.task or TASKS, options.labels or (250, 500, 1_000, 2_000)
+    if "family" in tasks:
+        load_ladder_task("family", options.source)  # makes the teacher's answers, once
+    calls: list[Call] = [
+        (measure_others, (task, options.source))
+        for task in tasks
+        if f"{task}; teacher" not in results
+    ]
+    for budget, seed in product(budgets, range(options.first_seed, options.seeds)):
+        for task, lever in product(tasks, LEVERS):
+            place = Place(task, budget, lever.name, seed)
+            is_chosen = task in lever.tasks and fnmatch.fnmatch(lever.name, options.only)
+            if is_chosen and place.name not in results:
+                calls.append((measure_place, (place, options.source)))
+    for found in call_all(calls, options.at_once):
+        keep(found)
+    for task, budget in product(tasks, budgets):
+        show(task, budget, results, options.seeds)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from typing import Any
 
 from datasets import load_dataset
 
@@ -16,10 +18,15 @@ from tests.real.reviews import load_reviews
 
 @dataclass(frozen=True)
 class Asked:
-    """A text, and the teacher's answers to it, the first one first."""
+    """A text, and the teacher's answers to it, the first one first.
+
+    `reasoning` and `logprobs`, the chat API's object, are told with each answer.
+    """
 
     text: str
     answers: Sequence[str]
+    reasoning: str | None = None
+    logprobs: Any = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,6 @@ class LadderTask:
     teacher: Sequence[str]
     """The teacher's first answers to the test rows."""
     max_new_tokens: int
-
-
-def load_ladder_task(name: str, source: str) -> LadderTask:
-    """`reviews`, or `grammar` with the English rows of a data set like multilingual-gec."""
-    return load_sentiment() if name == "reviews" else load_grammar(source)
 
 
 def load_sentiment() -> LadderTask:
@@ -91,22 +93,40 @@ def load_grammar(source: str) -> LadderTask:
     The rates are set so that a teacher scores as a 70 B model did in the field: some ten points
     above copying the text.
     """
-    task = load_task("gec")
-    pool = [Asked(text, (_answer(text, right),)) for text, right in _read(source, "train", task)]
-    rows = _read(source, "test", task)
+    pool = [_correct(text, _answer(text, right)) for text, right in read_pairs(source, "train")]
+    rows = read_pairs(source, "test")
+    return make_grammar(pool, rows, [_answer(text, right) for text, right in rows])
+
+
+def make_grammar(
+    pool: Sequence[Asked], rows: Sequence[tuple[str, str]], teacher: Sequence[str]
+) -> LadderTask:
+    """The task of a teacher's answers; `rows` are the test texts with their references."""
     return LadderTask(
-        task,
+        load_task("gec"),
         pool,
         [TestRow(hash_text(text), text, [right], {}) for text, right in rows],
         ["exact_match", "edit_f05"],
-        [_answer(text, right) for text, right in rows],
+        teacher,
         max_new_tokens=96,
     )
 
 
-def _read(source: str, split: str, task: Task) -> list[tuple[str, str]]:
-    """Texts with their references, once each."""
-    found = {}
+def _correct(text: str, answer: str) -> Asked:
+    """With the edits as the reasoning."""
+    before, after = text.split(), answer.split()
+    edits = SequenceMatcher(None, before, after, autojunk=False).get_opcodes()
+    changed = [
+        f"'{' '.join(before[i:j])}' becomes '{' '.join(after[k:n])}'."
+        for kind, i, j, k, n in edits
+        if kind != "equal"
+    ]
+    return Asked(text, (answer,), " ".join(changed) or "There is no mistake.")
+
+
+def read_pairs(source: str, split: str) -> list[tuple[str, str]]:
+    """English texts with their references, once each."""
+    task, found = load_task("gec"), {}
     for row in load_dataset(source, split=split):
         if row["lang"] != "en":
             continue
