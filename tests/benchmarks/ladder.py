@@ -289,7 +289,7 @@ def main() -> None:
         "--source", default="juancavallotti/multilingual-gec", help="of grammar and family"
     )
     parser.add_argument("--labels", type=int, action="append", help="250, 500, 1000 and 2000")
-    parser.add_argument("--only", default="*", help="pattern of the levers' names")
+    parser.add_argument("--only", action="append", help="pattern of the levers' names")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--at-once", type=int, default=1, help="trainings side by side (1)")
@@ -314,8 +314,9 @@ def main() -> None:
     for budget, seed in product(budgets, range(options.first_seed, options.seeds)):
         for task, lever in product(tasks, LEVERS):
             place = Place(task, budget, lever.name, seed)
-            is_chosen = task in lever.tasks and fnmatch.fnmatch(lever.name, options.only)
-            if is_chosen and place.name not in results:
+            patterns = options.only or ["*"]
+            is_chosen = any(fnmatch.fnmatch(lever.name, pattern) for pattern in patterns)
+            if task in lever.tasks and is_chosen and place.name not in results:
                 calls.append((measure_place, (place, options.source)))
     for found in call_all(calls, options.at_once):
         keep(found)

@@ -12,6 +12,7 @@ time and memory are measured. Raw figures go to build/bench-train.json.
 """
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -145,8 +146,9 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
         "lean": ("lean", train_as_project),
     }
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    warm_ups = 1 if torch.cuda.is_available() else 0  # a process' first kernels take long
     with preparing_student() as student:
-        for turn in range(options.rounds):
+        for turn in range(-warm_ups, options.rounds):
             for name, (preset, run) in ways.items():
                 settings = configure(student, preset, options.batch_size)
                 tokenizer = load_tokenizer(settings)
@@ -160,7 +162,8 @@ def measure_speed(options: argparse.Namespace) -> dict[str, Any]:
                 figure = {"examples_per_second": rate}
                 if torch.cuda.is_available():
                     figure["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-                figures[name].append(figure)
+                if turn >= 0:
+                    figures[name].append(figure)
                 print(f"round {turn + 1}, {name}: {figure}", flush=True)
     show_speed(figures)
     return figures
@@ -266,6 +269,7 @@ def configure(student: str, preset: str, batch_size: int, **more: str) -> Settin
 
 
 def reset_memory() -> None:
+    gc.collect()  # trainers and models refer to each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
