@@ -312,7 +312,11 @@ class TrainSettings(Section):
     evaluations: int = Field(
         6, ge=1, le=10_000, description="Evaluations on the held-out labels, evenly spaced."
     )
-    patience: Count = Field(3, description="Early stopping: evaluations without gain; 0: off.")
+    patience: Count = Field(
+        3,
+        description="Early stopping: evaluations in a row that are worse than the best by more "
+        "than a standard error; 0: off.",
+    )
     curve: bool = Field(
         False, description="Also train on an eighth, a quarter and a half, for a learning curve."
     )

@@ -1,5 +1,6 @@
 """Measures a student in training on the held-out labels."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,10 +22,11 @@ def make_measure(
     held_out: Labels,
     check: Callable[[], None] = lambda: None,
 ) -> Measure | None:
-    """A function that measures `agreement` and `loss`; None without held-out labels.
+    """A function that measures the held-out labels; None without any.
 
-    Agreement is the share of the labels that greedy decoding gives exactly; loss is the objective's
-    per learned token. `check` is called before each batch, and may raise.
+    `agreement` is the share of the labels that greedy decoding gives exactly, `agreement_error` its
+    standard error, `loss` the objective's per learned token. `check` is called before each batch,
+    and may raise.
     """
     if not held_out:
         return None
@@ -40,7 +42,9 @@ def make_measure(
         check()
         hits = sum(r.text == answer for r, answer in zip(responses, answers, strict=True))
         loss = measure_loss(model, objective, rows, run.settings.evaluate.batch_tokens)
-        return {"agreement": hits / len(answers), "loss": loss}
+        agreement = hits / len(answers)
+        error = math.sqrt(agreement * (1 - agreement) / len(answers))
+        return {"agreement": agreement, "agreement_error": error, "loss": loss}
 
     return measure
 

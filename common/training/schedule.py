@@ -67,7 +67,7 @@ class Schedule(TrainerCallback):
         if self._is_evaluation_due():
             self._trainer.evaluate()
         if stops_early(self._train, state.log_history):
-            log.info("train: early stopping, no gain in %d evaluations", self._train.patience)
+            log.info("train: early stopping, %d evaluations below the best", self._train.patience)
             control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -115,7 +115,7 @@ def list_evaluations(train: TrainSettings, updates: int) -> list[int]:
 
 
 def stops_early(train: TrainSettings, history: Sequence[dict[str, Any]]) -> bool:
-    """Whether the last `patience` evaluations have brought no gain."""
+    """Whether the last `patience` evaluations are worse than the best by more than chance."""
     measured = _list_measured(history)
     if not train.patience or not measured:
         return False
@@ -123,10 +123,20 @@ def stops_early(train: TrainSettings, history: Sequence[dict[str, Any]]) -> bool
 
 
 def find_best(history: Sequence[dict[str, Any]]) -> int:
-    """The update with the highest agreement, then the lowest loss; 0 without evaluations."""
+    """The latest update whose agreement is within a standard error of the highest; 0 without any.
+
+    The highest of several is so by chance, too: an earlier checkpoint, whose learning rate has not
+    fallen yet, is kept only for a clear gain. The figures: tests/benchmarks/RESULTS.md.
+
+    Source: the one-standard-error rule of L. Breiman et al., Classification and Regression Trees
+    (1984), for the later checkpoint instead of the smaller tree.
+    """
     measured = [entry for entry in history if "eval_agreement" in entry]
-    best = max(measured, key=lambda e: (e["eval_agreement"], -e["eval_loss"]), default={"step": 0})
-    return int(best["step"])
+    if not measured:
+        return 0
+    highest = max(measured, key=lambda entry: entry["eval_agreement"])
+    least = highest["eval_agreement"] - highest.get("eval_agreement_error", 0.0)
+    return max(int(entry["step"]) for entry in measured if entry["eval_agreement"] >= least)
 
 
 def _list_measured(history: Sequence[dict[str, Any]]) -> list[int]:

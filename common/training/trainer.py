@@ -47,7 +47,7 @@ _own_folders = [""]
 """What the last training of this process has set it to."""
 
 Measure = Callable[[Any], dict[str, float]]
-"""From a model to its `agreement` with the teacher and its `loss`."""
+"""From a model to its `agreement` with the teacher, `agreement_error` and `loss`."""
 
 
 class LabelTrainer(SFTTrainer):  # type: ignore[misc]
