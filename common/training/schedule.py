@@ -134,8 +134,10 @@ def find_best(history: Sequence[dict[str, Any]]) -> int:
     measured = [entry for entry in history if "eval_agreement" in entry]
     if not measured:
         return 0
-    highest = max(measured, key=lambda entry: entry["eval_agreement"])
-    least = highest["eval_agreement"] - highest.get("eval_agreement_error", 0.0)
+    highest = max(measured, key=lambda e: (e["eval_agreement"], -e["eval_loss"]))
+    if not all("eval_agreement_error" in entry for entry in measured):
+        return int(highest["step"])  # as earlier versions, which have kept only that one
+    least = highest["eval_agreement"] - highest["eval_agreement_error"]
     return max(int(entry["step"]) for entry in measured if entry["eval_agreement"] >= least)
 
 
