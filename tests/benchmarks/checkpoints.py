@@ -39,6 +39,7 @@ _DRAWS = 400
 _SIZES = (30, 60, 150, 300)
 Rule = Callable[[Settings, Sequence[dict[str, Any]]], int]
 """From the evaluations to the number of the one whose checkpoint is kept."""
+Row = dict[int, float]
 
 
 def take_last(settings: Settings, history: Sequence[dict[str, Any]]) -> int:
@@ -57,19 +58,6 @@ def take_highest(settings: Settings, history: Sequence[dict[str, Any]]) -> int:
     return best
 
 
-def take_latest_good(settings: Settings, history: Sequence[dict[str, Any]]) -> int:
-    """The latest within a standard error of the highest; stops after three that are not."""
-    best = 0
-    for number in range(len(history)):
-        seen = [entry["eval_agreement"] for entry in history[: number + 1]]
-        highest, labels = max(seen), history[0]["eval_labels"]
-        error = math.sqrt(highest * (1 - highest) / labels)
-        best = max(at for at, agreement in enumerate(seen) if agreement >= highest - error)
-        if number - best >= settings.train.patience:
-            break
-    return best
-
-
 def take_as_job(settings: Settings, history: Sequence[dict[str, Any]]) -> int:
     """As the train job."""
     seen = list(history)
@@ -83,7 +71,6 @@ def take_as_job(settings: Settings, history: Sequence[dict[str, Any]]) -> int:
 RULES: dict[str, Rule] = {
     "the last": take_last,
     "the highest agreement": take_highest,
-    "the latest within a standard error": take_latest_good,
     "as the train job": take_as_job,
 }
 
@@ -151,29 +138,29 @@ def measure(settings: Settings, ladder: LadderTask, labels: int) -> list[dict[st
     return scores.found
 
 
-def judge(settings: Settings, found: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """The mean test score of what each rule keeps, by the size of the held-out set."""
+def judge(settings: Settings, found: Sequence[dict[str, Any]], rule: Rule, metric: str) -> Row:
+    """The mean test score of what a rule keeps, in points, by the size of the held-out set."""
     rng = random.Random(0)
-    rows = []
-    for name, rule in RULES.items():
-        cells = {"rule": name}
-        for size in _SIZES:
-            kept = []
-            for _ in range(_DRAWS):
-                places = rng.sample(range(_HELD_OUT), size)
-                history = [
-                    {
-                        "step": entry["update"],
-                        "eval_agreement": statistics.mean(entry["agrees"][at] for at in places),
-                        "eval_loss": -float(entry["update"]),
-                        "eval_labels": size,
-                    }
-                    for entry in found
-                ]
-                kept.append(found[rule(settings, history)][metric])
-            cells[f"of {size}"] = f"{100 * statistics.mean(kept):.1f}"
-        rows.append(cells)
-    return {"best": 100 * max(entry[metric] for entry in found), "rows": rows}
+    row = {}
+    for size in _SIZES:
+        kept = []
+        for _ in range(_DRAWS):
+            places = rng.sample(range(_HELD_OUT), size)
+            history = [_make_entry(entry, places) for entry in found]
+            kept.append(found[rule(settings, history)][metric])
+        row[size] = 100 * statistics.mean(kept)
+    return row
+
+
+def _make_entry(found: dict[str, Any], places: Sequence[int]) -> dict[str, Any]:
+    """As the training logs it; of equal agreements the later one has the lower loss."""
+    share = statistics.mean(found["agrees"][at] for at in places)
+    return {
+        "step": found["update"],
+        "eval_agreement": share,
+        "eval_agreement_error": math.sqrt(share * (1 - share) / len(places)),
+        "eval_loss": -float(found["update"]),
+    }
 
 
 def main() -> None:
@@ -190,6 +177,7 @@ def main() -> None:
     known = json.loads(path.read_text("utf-8")) if path.exists() else {}
     is_builtin = options.task == "builtin"
     ladder = load_builtin() if is_builtin else load_ladder_task(options.task, options.source)
+    trainings: list[tuple[Settings, list[dict[str, Any]]]] = []
     for seed in range(options.seeds):
         name = f"{options.task}; {options.labels}; {seed}"
         variables = {"TRAIN__SEED": str(seed)}
@@ -197,8 +185,15 @@ def main() -> None:
         if name not in known:
             known[name] = measure(settings, ladder, options.labels)
             path.write_text(json.dumps(known) + "\n", "utf-8")
-        judged = judge(settings, known[name], ladder.metrics[0])
-        print_table(f"{name}: at best {judged['best']:.1f}", judged["rows"])
+        trainings.append((settings, known[name]))
+    metric = ladder.metrics[0]
+    rows = []
+    for rule_name, rule in RULES.items():
+        found = [judge(settings, scores, rule, metric) for settings, scores in trainings]
+        cells = {f"of {n}": f"{statistics.mean(row[n] for row in found):.1f}" for n in _SIZES}
+        rows.append({"rule": rule_name} | cells)
+    title = f"{options.task}: {metric} with {options.labels} labels, {options.seeds} seeds"
+    print_table(f"{title}, by the size of the held-out set", rows)
 
 
 if __name__ == "__main__":
