@@ -54,7 +54,7 @@ LEVERS = [
     Lever("default", tasks=TASKS),
     *vary("learning rate", "TRAIN__LEARNING_RATE", "2e-4", "4e-4", "8e-4", "3e-3"),
     *vary("rank", "TRAIN__LORA_RANK", "4", "8", "32", "64"),
-    *vary("epochs", "TRAIN__EPOCHS", "2", "5"),
+    *vary("epochs", "TRAIN__EPOCHS", "1", "2", "5"),
     *vary("batch", "TRAIN__BATCH_SIZE", "4", "16"),
     *vary("dropout", "TRAIN__LORA_DROPOUT", "0.1"),
     *vary("quantization", "STUDENT__QUANTIZATION", "none"),
