@@ -6,19 +6,19 @@ from hypothesis import strategies as st
 from common.training.schedule import find_best
 
 
-def make_entry(update, share, error):
+def make_entry(update, share, error, loss=1.0):
     entry = {"step": update, "eval_agreement": share, "eval_agreement_error": error}
-    return entry | {"eval_loss": 1.0}
+    return entry | {"eval_loss": loss}
 
 
-@given(hits=st.lists(st.integers(0, 30), min_size=1, max_size=12))
-def test_the_best_checkpoint_is_the_new_one_or_the_one_that_is_kept(hits):
+@given(found=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), min_size=1, max_size=12))
+def test_the_best_checkpoint_is_the_new_one_or_the_one_that_is_kept(found):
     """Of the older ones, only the best so far is still there."""
     history, kept = [], 0
-    for update, count in enumerate(hits, 1):
-        share = count / 30
+    for update, (hits, loss) in enumerate(found, 1):
+        share = hits / 30
         error = math.sqrt(share * (1 - share) / 30)
-        history.append(make_entry(update, share, error))
+        history.append(make_entry(update, share, error, loss))
         assert find_best(history) in (update, kept)
         kept = find_best(history)
 
@@ -36,3 +36,13 @@ def test_an_earlier_checkpoint_is_kept_only_for_a_clear_gain():
     measured = enumerate([0.5, 0.8, 0.78, 0.7], 1)
     history = [make_entry(update, share, 0.03) for update, share in measured]
     assert [find_best(history[:count]) for count in range(5)] == [0, 1, 2, 3, 3]
+
+
+def test_a_student_that_hardly_ever_agrees_keeps_the_lowest_loss():
+    """Long answers are never the same."""
+    measured = [(0.0, 1.2), (0.005, 0.9), (0.0, 1.0), (0.0, 1.1)]
+    history = [
+        make_entry(update, share, 0.005 if share else 0.0, loss)
+        for update, (share, loss) in enumerate(measured, 1)
+    ]
+    assert [find_best(history[:count]) for count in range(1, 5)] == [1, 2, 2, 2]

@@ -126,7 +126,8 @@ def find_best(history: Sequence[dict[str, Any]]) -> int:
     """The latest update whose agreement is within a standard error of the highest; 0 without any.
 
     The highest of several is so by chance, too: an earlier checkpoint, whose learning rate has not
-    fallen yet, is kept only for a clear gain. The figures: tests/benchmarks/RESULTS.md.
+    fallen yet, is kept only for a clear gain. The figures: tests/benchmarks/RESULTS.md. Where the
+    student agrees with hardly any label, as with long answers, it is that with the lowest loss.
 
     Source: the one-standard-error rule of L. Breiman et al., Classification and Regression Trees
     (1984), for the later checkpoint instead of the smaller tree.
@@ -137,8 +138,11 @@ def find_best(history: Sequence[dict[str, Any]]) -> int:
     highest = max(measured, key=lambda e: (e["eval_agreement"], -e["eval_loss"]))
     if not all("eval_agreement_error" in entry for entry in measured):
         return int(highest["step"])  # as earlier versions, which have kept only that one
-    least = highest["eval_agreement"] - highest["eval_agreement_error"]
-    return max(int(entry["step"]) for entry in measured if entry["eval_agreement"] >= least)
+    agreement, error = highest["eval_agreement"], highest["eval_agreement_error"]
+    if agreement <= 2 * error:  # none but for chance
+        return int(min(measured, key=lambda entry: entry["eval_loss"])["step"])
+    good = [entry for entry in measured if entry["eval_agreement"] >= agreement - error]
+    return int(good[-1]["step"])
 
 
 def _list_measured(history: Sequence[dict[str, Any]]) -> list[int]:
