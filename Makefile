@@ -1,10 +1,12 @@
 # make run      the whole workflow on the built-in parts: no key, no GPU, no hub (3 to 5 minutes)
 # make run-real   the same with a real student and real people's answers (up to 30 minutes)
-# make test     all tests but       make test-containers   the image, compose, pods, a Ray cluster
-# make check    style and types
-# make chaos    each job under kills, full disks, failing stores and teachers (20 minutes); what held
+# make test     all tests but those of the next lines
+# make test-whole   whole runs that take long, under kills
+# make test-containers   the image, compose, pods, a Ray cluster
 # make test-peers   real gateways and clients of others, in an environment of their own
 # make test-real    a short make run-real
+# make check    style and types
+# make chaos    each job under kills, full disks, failing stores and teachers (20 minutes); what held
 # make bench-label   the label job against curator, its quotas, its memory (tests/benchmarks)
 # make bench-train   the train job against the reference's way; make ablation, make ladder: what its settings are worth
 # make bench-evaluate  how quickly a student answers, against one prompt at a time
@@ -20,7 +22,7 @@ python := $(VENV)/bin/python
 torch := $(shell sed -n 's/^torch==//p' constraints.txt)
 transformers := $(shell sed -n 's/^transformers==//p' constraints.txt)
 
-.PHONY: help install run run-real test chaos test-containers test-peers test-real bench-label bench-train \
+.PHONY: help install run run-real test test-whole chaos test-containers test-peers test-real bench-label bench-train \
   bench-evaluate ablation ladder check audit format \
   settings-table constraints k8s-run check-k8s clean
 
@@ -42,7 +44,11 @@ run-real: $(VENV)/.installed
 	$(python) -m tests.real
 
 test: $(VENV)/.installed
-	$(python) -m pytest -m "not containers and not k8s and not peers and not real" --numprocesses=2 --dist=worksteal
+	$(python) -m pytest -m "not whole and not containers and not k8s and not peers and not real" \
+	  --numprocesses=2 --dist=worksteal
+
+test-whole: $(VENV)/.installed
+	$(python) -m pytest -m whole --numprocesses=2 --dist=worksteal
 
 chaos: $(VENV)/.installed
 	$(python) -m tests.chaos $(ARGS)

@@ -27,6 +27,7 @@ def world() -> Iterator[World]:
         yield found
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize(("job", "fault"), [("label", "full disk"), ("train", "kill -9 tree")])
 def test_nothing_is_lost(world: World, job: str, fault: str) -> None:
     result = attack(world, WORKS[job], make_faults()[fault], seed=1)

@@ -77,6 +77,7 @@ def test_actors_that_die_again_and_again_end_the_job(tmp_path, source):
         assert "Traceback" not in errors
 
 
+@pytest.mark.whole
 def test_kills_on_an_object_store_cost_no_more_than_what_was_in_flight(tmp_path, bucket):
     with running_teacher(Faults(seed=5, per_minute=6000)) as teacher:
         teacher.seconds = 0.05
@@ -153,6 +154,7 @@ def test_a_refusal_in_the_middle_stops_the_job_at_once(tmp_path, source):
         assert ended - refused[0] < 5
 
 
+@pytest.mark.whole
 def test_the_cap_holds_by_the_server_s_own_count_and_can_be_raised(tmp_path, source):
     (tmp_path / "prices.toml").write_text('[[price]]\nmodel = "big"\ninput = 50\noutput = 100\n')
     spent_usd = 0.0

@@ -159,6 +159,7 @@ def test_help_lists_the_settings_of_the_job(tmp_path):
     assert run_job("label", tmp_path, "--nonsense").returncode == 2
 
 
+@pytest.mark.whole
 def test_more_rows_than_fit_into_memory_are_read_by_ray(tmp_path):
     """And are resumed without a second look at the replies: parts hold them."""
     texts = [f"number {n}" for n in range(11_000)]

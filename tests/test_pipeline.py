@@ -65,6 +65,7 @@ def test_the_built_in_parts_distil(tmp_path, settings):
             evaluate.main(settings(**(variables | unchanged | {name: value})))
 
 
+@pytest.mark.whole
 def test_a_sweep_trains_several_students_on_labels_that_are_paid_for_once(tmp_path, settings):
     other = tmp_path / "students/other"
     shutil.copytree(find_student(settings(STUDENT__MODEL="builtin")), other)
@@ -201,6 +202,7 @@ def test_what_evaluation_would_miss_is_found_before_the_teacher_is_asked(tmp_pat
     )
 
 
+@pytest.mark.whole
 def test_a_run_lives_on_an_object_store(tmp_path, bucket):
     """Of real sentences, where they are at hand: by settings alone."""
     done = run_job(

@@ -80,6 +80,7 @@ def read_outputs(storage, name="inputs"):
     return pa.concat_tables([pq.read_table(storage.path(name)) for name in names]), names
 
 
+@pytest.mark.whole
 def test_each_input_has_its_answer_in_its_order(run):
     own, storage, do = run
     evaluate.main(own)
@@ -123,6 +124,7 @@ def test_each_input_has_its_answer_in_its_order(run):
     assert "choose another DISTILL_PREDICT__NAME" in log
 
 
+@pytest.mark.whole
 def test_the_teacher_answers_where_the_student_is_not_sure(run):
     own, storage, do = run
     texts = [f"the {i} cat sleep" for i in range(60)]
@@ -175,6 +177,7 @@ def test_the_teacher_answers_where_the_student_is_not_sure(run):
     assert "student.quantization was 'nf4'" in do(3, STUDENT__QUANTIZATION="none")
 
 
+@pytest.mark.whole
 def test_another_cascade_takes_nothing_from_one_that_was_killed(run):
     """As if a kill had left parts that a teacher has filled in, and no manifest."""
     _, storage, do = run
@@ -206,6 +209,7 @@ def test_unfinished_outputs_of_other_inputs_stay(run):
     assert read_outputs(storage)[0].equals(before)
 
 
+@pytest.mark.whole
 def test_kills_lose_and_change_nothing(run, tmp_path):
     own, storage, do = run
     write_inputs([f"the {i % 700} cat sleep" for i in range(1500)])

@@ -42,6 +42,7 @@ def read_ids(run):
     return {id for table in tables for id in table["id"].to_pylist()}
 
 
+@pytest.mark.whole
 def test_each_round_labels_what_the_student_before_chose(tmp_path, settings):
     own = settings(STORAGE__ROOT=tmp_path / "runs", **ROUNDS)
     done = run_job("pipeline", tmp_path, **ROUNDS)
@@ -171,6 +172,7 @@ def test_the_gain_follows_the_curve():
     assert predict_gain([(100, 1.0), (200, 1.0)], 200, 1_000).value == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.whole
 def test_the_report_tells_what_more_labels_would_bring(tmp_path, settings):
     own = ROUNDS | {"LABEL__ROUNDS": 1, "DATA__TRAIN_LIMIT": 200, "TRAIN__CURVE": "true"}
     done = run_job("pipeline", tmp_path, **own)
