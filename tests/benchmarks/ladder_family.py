@@ -1,6 +1,6 @@
 """A teacher of the student's own family, which tells its likeliest tokens.
 
-It is the student after people's corrections of 2,000 sentences, so that it splits a label as the
+It is the student after people's corrections of 1,000 sentences, so that it splits a label as the
 student does. Its answers are kept in build/ladder-family.json.
 """
 
@@ -16,7 +16,7 @@ from tests.benchmarks.ladder_student import configure, make_row, make_student, t
 from tests.benchmarks.ladder_tasks import Asked, LadderTask, make_grammar, read_pairs
 from tests.benchmarks.measure import BUILD
 
-_TAUGHT, _MOST_ASKED = 2_000, 1_000
+_TAUGHT, _MOST_ASKED = 1_000, 2_000
 _TOP_TOKENS = 5
 
 
