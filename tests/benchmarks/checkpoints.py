@@ -11,26 +11,20 @@ import json
 import math
 import random
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 
 from common.builtin.correction import correct
 from common.data.examples import load_examples
 from common.data.testset import load_test_rows
 from common.settings import Settings
-from common.student.prompt import load_tokenizer
 from common.tasks.cleaning import clean
 from common.tasks.task import load_task
 from common.training.schedule import find_best, list_evaluations, stops_early
-from common.training.trainer import make_trainer
-from jobs.train import make_objective
 from tests.benchmarks.ladder import load_ladder_task, score_answers
-from tests.benchmarks.ladder_student import configure, make_row, make_student
+from tests.benchmarks.ladder_student import configure, make_row, make_student, train_student
 from tests.benchmarks.ladder_tasks import Asked, LadderTask
 from tests.benchmarks.measure import BUILD, print_table
 
@@ -124,17 +118,9 @@ def measure(settings: Settings, ladder: LadderTask, labels: int) -> list[dict[st
     seed = settings.train.seed
     asked = random.Random(f"ladder {seed}").sample(list(ladder.pool), len(ladder.pool))
     learned, held_out = asked[:labels], asked[labels : labels + _HELD_OUT]
-    tokenizer = load_tokenizer(settings)
-    objective = make_objective(settings, ladder.task, tokenizer)
-    rows = [make_row(ladder, one, one.answers[:1]) for one in learned]
-    ok = [row for row in rows if row.status == "ok"]
-    dataset = Dataset.from_list([t for row in ok for t in objective.encode_targets(row)])
     scores = Scores(settings, ladder, held_out)
-    set_seed(seed)
-    with tempfile.TemporaryDirectory() as folder:
-        make_trainer(
-            settings, tokenizer, objective, dataset, Path(folder), callbacks=[scores]
-        ).train()
+    rows = [make_row(ladder, one, one.answers[:1]) for one in learned]
+    train_student(settings, ladder, rows, [scores])
     return scores.found
 
 

@@ -6,7 +6,7 @@ student does. Its answers are kept in build/ladder-family.json.
 
 import json
 import random
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -27,8 +27,8 @@ def load_family(source: str) -> LadderTask:
     if not path.exists():
         asked = ask_family(source, [text for text, _ in rows])
         path.write_text(json.dumps([asdict(one) for one in asked]) + "\n", "utf-8")
-    asked = [Asked(**one) for one in json.loads(path.read_text("utf-8"))]
-    asked = [replace(one, answers=tuple(one.answers)) for one in asked]
+    kept = json.loads(path.read_text("utf-8"))
+    asked = [Asked(**one | {"answers": tuple(one["answers"])}) for one in kept]
     pool, test = asked[: -len(rows)], asked[-len(rows) :]
     return make_grammar(pool, rows, [one.answers[0] for one in test])
 

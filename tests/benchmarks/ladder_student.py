@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 from datasets import Dataset
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from common.environment import load_settings
 from common.labels.label_row import make_label
@@ -35,7 +35,12 @@ def configure(ladder: LadderTask, variables: dict[str, str]) -> Settings:
         return load_settings()
 
 
-def train_student(settings: Settings, ladder: LadderTask, rows: Sequence[LabelRow]) -> Any:
+def train_student(
+    settings: Settings,
+    ladder: LadderTask,
+    rows: Sequence[LabelRow],
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Any:
     """The student after the last update."""
     tokenizer = load_tokenizer(settings)
     objective = make_objective(settings, ladder.task, tokenizer)
@@ -43,7 +48,9 @@ def train_student(settings: Settings, ladder: LadderTask, rows: Sequence[LabelRo
     dataset = Dataset.from_list([t for row in usable for t in objective.encode_targets(row)])
     set_seed(settings.train.seed)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(settings, tokenizer, objective, dataset, Path(folder))
+        trainer = make_trainer(
+            settings, tokenizer, objective, dataset, Path(folder), callbacks=callbacks
+        )
         trainer.train()
     return trainer.model
 
